@@ -1,0 +1,99 @@
+"""The duality gap in closed form: three non-negative terms, no cancellation (docs/theory.md, section 3)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import kl_div
+
+from rpo.bandit.reward_class import Unconstrained
+from rpo.bandit.saddle import Saddle
+from rpo.core.checks import Array
+from rpo.core.numerics import sigmoid
+
+NEGATIVE_MASS = 1e-9
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """An upper bound on how far reward r and policy pi are from the saddle point.
+
+    gap = kl_term + likelihood_term + support_term, in units of the loss; zero iff optimal.
+    reward_value: phi's upper value, at r. policy_value = reward_value - gap: its lower value.
+    infeasibility: the largest entry of g that an unconstrained class had to be forgiven (rounding).
+    tv_bound: bound on the prompt-weighted total variation between pi_r and the optimal policy; inf
+    at eta = 0, where the gap certifies the likelihood only.
+    """
+
+    reward_value: float
+    kl_term: float
+    likelihood_term: float
+    support_term: float
+    eta_beta: float
+    infeasibility: float = 0.0
+
+    @property
+    def gap(self) -> float:
+        """Upper bound on the saddle gap."""
+        return self.kl_term + self.likelihood_term + self.support_term
+
+    @property
+    def policy_value(self) -> float:
+        """Value certified from below."""
+        return self.reward_value - self.gap
+
+    @property
+    def relative_gap(self) -> float:
+        """gap / max(1, |reward_value|)."""
+        return self.gap / max(1.0, abs(self.reward_value))
+
+    @property
+    def tv_bound(self) -> float:
+        """sqrt(gap / (2 eta beta)), at most 1 where eta > 0 (Pinsker and Jensen)."""
+        if self.eta_beta == 0:
+            return float("inf")
+        return min(1.0, float(np.sqrt(self.gap / (2.0 * self.eta_beta))))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every number a record stores."""
+        derived = ("gap", "policy_value", "relative_gap", "tv_bound")
+        return {**asdict(self), **{name: getattr(self, name) for name in derived}}
+
+
+def certify(saddle: Saddle, reward: Array, *, policy: Array | None = None, p: Array | None = None) -> Certificate:
+    """Certify r (X, A) against a dual point (pi, p): gap = reward side at r - policy side at (pi, p).
+
+    p: (K,) in [0, 1], default sigmoid(-z). policy: (X, A), default the Gibbs policy of r; for
+    the unconstrained class it is always the policy that balances p (`Saddle.balanced_policy`).
+    """
+    objective = saddle.objective
+    z = saddle.margins(reward)
+    dual = sigmoid(-z) if p is None else np.clip(p, 0.0, 1.0)
+    gibbs = saddle.gibbs(reward)
+    infeasibility = 0.0
+    if isinstance(saddle.reward_class, Unconstrained):
+        candidate = gibbs if objective.eta == 0 else saddle.balanced_policy(dual)
+        if candidate.min() < -NEGATIVE_MASS:
+            return Certificate(saddle.reward_side(reward), float("inf"), 0.0, 0.0, objective.sft_weight)
+        candidate = np.maximum(candidate, 0.0)
+        candidate = candidate / candidate.sum(axis=1, keepdims=True)
+        infeasibility = float(np.abs(saddle.multiplier(candidate, dual)).max())
+        # At eta = 0 nothing can absorb a residual of the likelihood equations: it must vanish.
+        support_term = 0.0 if objective.eta > 0 or infeasibility <= NEGATIVE_MASS else float("inf")
+    else:
+        candidate = gibbs if policy is None else policy
+        support_term = saddle.reward_class.support_gap(saddle.multiplier(candidate, dual), reward)
+    # kl_div is non-negative term by term; rounding may still leave -1e-17.
+    kl_per_prompt = np.maximum(kl_div(candidate, gibbs), 0.0).sum(axis=1)
+    likelihood = np.maximum(kl_div(dual, sigmoid(-z)), 0.0) + np.maximum(kl_div(1.0 - dual, sigmoid(z)), 0.0)
+    active = saddle.d > 0
+    return Certificate(
+        reward_value=saddle.reward_side(reward),
+        kl_term=float(objective.sft_weight * (saddle.d[active] @ kl_per_prompt[active])) if objective.eta else 0.0,
+        likelihood_term=float(saddle.weights @ likelihood),
+        support_term=support_term,
+        eta_beta=objective.sft_weight,
+        infeasibility=infeasibility,
+    )

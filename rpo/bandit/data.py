@@ -1,0 +1,180 @@
+"""Preferences as win counts, the sufficient statistic of the likelihood."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rpo.core import checks
+from rpo.core.checks import Array
+from rpo.core.errors import InvalidArgument
+
+MAX_COUNT = 10**12
+MAX_EXPLICIT_PAIRS = 10**7
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PreferenceCounts:
+    """Win counts n[x, w, l], stored sparsely over the K distinct (prompt, chosen, rejected) triples.
+
+    prompt, chosen, rejected: (K,) indices. count: (K,), > 0; whole numbers, or halves where ties
+    were split. num_prompts X, num_responses A. Build it with `from_pairs`, `from_wins` or
+    `rpo.bandit.read_preferences`. Raises InvalidArgument.
+    """
+
+    prompt: Index
+    chosen: Index
+    rejected: Index
+    count: Array
+    num_prompts: int
+    num_responses: int
+    prompt_labels: tuple[str, ...] | None = None
+    response_labels: tuple[str, ...] | None = None
+
+    @classmethod
+    def from_pairs(
+        cls,
+        prompt: Any,
+        chosen: Any,
+        rejected: Any,
+        *,
+        num_prompts: int,
+        num_responses: int,
+        count: Any = None,
+        prompt_labels: tuple[str, ...] | None = None,
+        response_labels: tuple[str, ...] | None = None,
+    ) -> PreferenceCounts:
+        """Count explicit pairs. prompt, chosen, rejected: (N,) indices; count: (N,), > 0, or None for ones."""
+        size = checks.integer("num_prompts", num_prompts, minimum=1)
+        arms = checks.integer("num_responses", num_responses, minimum=2)
+        x = _indices("prompt", prompt, size)
+        w = _indices("chosen", chosen, arms)
+        lost = _indices("rejected", rejected, arms)
+        for name, index in (("chosen", w), ("rejected", lost)):
+            checks.has_shape(name, index, x.shape)
+        if not x.size:
+            raise InvalidArgument("pairs", expected="at least one preference", got="none", remedy="Pass some data.")
+        same = np.flatnonzero(w == lost)
+        if same.size:
+            raise InvalidArgument(
+                "rejected",
+                expected="a response other than chosen",
+                got=f"response {int(w[same[0]])} against itself at pair {int(same[0])} ({same.size} such pairs)",
+                remedy="Remove the pairs whose two responses are the same.",
+            )
+        n = np.ones(x.size) if count is None else checks.finite("count", count, shape=x.shape)
+        if (n <= 0).any():
+            raise InvalidArgument(
+                "count", expected="counts > 0", got=n.min(), remedy="Leave out the pairs that never happened."
+            )
+        if n.sum() > MAX_COUNT:
+            raise InvalidArgument("count", expected=f"a total <= {MAX_COUNT:g}", got=n.sum(), remedy="Thin the data.")
+        key = (x * arms + w) * arms + lost
+        distinct, position = np.unique(key, return_inverse=True)
+        return cls(
+            prompt=distinct // arms**2,
+            chosen=distinct // arms % arms,
+            rejected=distinct % arms,
+            count=np.bincount(position, weights=n, minlength=distinct.size),
+            num_prompts=size,
+            num_responses=arms,
+            prompt_labels=prompt_labels,
+            response_labels=response_labels,
+        )
+
+    @classmethod
+    def from_wins(
+        cls,
+        wins: Any,
+        *,
+        prompt_labels: tuple[str, ...] | None = None,
+        response_labels: tuple[str, ...] | None = None,
+    ) -> PreferenceCounts:
+        """Read the dense table wins[x, w, l], (X, A, A), >= 0 with a zero diagonal."""
+        table = checks.finite("wins", wins, shape=(None, None, None))
+        if table.shape[1] != table.shape[2]:
+            raise InvalidArgument("wins", expected="shape (X, A, A)", got=f"shape {table.shape}", remedy="Reshape it.")
+        if (table < 0).any():
+            raise InvalidArgument("wins", expected="counts >= 0", got=table.min(), remedy="Counts are not negative.")
+        x, w, lost = np.nonzero(table)
+        return cls.from_pairs(
+            x,
+            w,
+            lost,
+            count=table[x, w, lost],
+            num_prompts=table.shape[0],
+            num_responses=table.shape[1],
+            prompt_labels=prompt_labels,
+            response_labels=response_labels,
+        )
+
+    @property
+    def n(self) -> float:
+        """N, the number of preferences."""
+        return float(self.count.sum())
+
+    @property
+    def weights(self) -> Array:
+        """(K,), count / N."""
+        return np.asarray(self.count / self.n)
+
+    @property
+    def prompt_frequencies(self) -> Array:
+        """(X,), N_x / N: the prompt weights "data"."""
+        return np.bincount(self.prompt, weights=self.weights, minlength=self.num_prompts)
+
+    def response_frequencies(self, which: str) -> Array:
+        """Return (X, A): how often each response is "chosen", "rejected" or either ("responses").
+
+        Each row sums to one, or is zero for a prompt without data.
+        """
+        checks.one_of("which", which, ("chosen", "rejected", "responses"))
+        shape = (self.num_prompts, self.num_responses)
+        table = np.zeros(shape)
+        if which != "rejected":
+            np.add.at(table, (self.prompt, self.chosen), self.count)
+        if which != "chosen":
+            np.add.at(table, (self.prompt, self.rejected), self.count)
+        total = table.sum(axis=1, keepdims=True)
+        return np.divide(table, total, out=np.zeros(shape), where=total > 0)
+
+    def wins(self) -> Array:
+        """Return the dense table n[x, w, l], (X, A, A)."""
+        table = np.zeros((self.num_prompts, self.num_responses, self.num_responses))
+        table[self.prompt, self.chosen, self.rejected] = self.count
+        return table
+
+    def to_pairs(self) -> tuple[Index, Index, Index]:
+        """Return (prompt, chosen, rejected), each (N,), sorted; refuse above 1e7 pairs or for split ties."""
+        if self.n > MAX_EXPLICIT_PAIRS or (self.count % 1 != 0).any():
+            raise InvalidArgument(
+                "counts",
+                expected=f"whole counts and at most {MAX_EXPLICIT_PAIRS:g} pairs",
+                got=f"N = {self.n:g}",
+                remedy="Use the counts themselves: they hold the same information.",
+            )
+        times = self.count.astype(np.int64)
+        return np.repeat(self.prompt, times), np.repeat(self.chosen, times), np.repeat(self.rejected, times)
+
+
+def _indices(name: str, values: Any, size: int) -> Index:
+    array = np.asarray(values)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise InvalidArgument(
+            name,
+            expected="a one-dimensional array of integers",
+            got=f"{array.dtype} of shape {array.shape}",
+            remedy="Pass indices; read_preferences turns string labels into them.",
+        )
+    if array.size and (array.min() < 0 or array.max() >= size):
+        raise InvalidArgument(
+            name,
+            expected=f"indices in [0, {size - 1}]",
+            got=f"[{array.min()}, {array.max()}]",
+            remedy="Check the index, or raise num_prompts / num_responses.",
+        )
+    return array.astype(np.int64)

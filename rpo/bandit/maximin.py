@@ -1,0 +1,179 @@
+"""`solve`: the paper's maximin, by both convex programs, polished by Newton and certified."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from rpo.bandit.certificate import Certificate, certify
+from rpo.bandit.data import PreferenceCounts
+from rpo.bandit.existence import minimizer_exists
+from rpo.bandit.problem import ContextualBandit
+from rpo.bandit.reward_class import Box, RewardClass, Unconstrained
+from rpo.bandit.reward_side import minimize_reward_side
+from rpo.bandit.saddle import Saddle, build_saddle
+from rpo.core import checks
+from rpo.core.checks import Array
+from rpo.core.errors import InaccurateSolution, InvalidArgument, NoMinimizer
+from rpo.core.objectives import Objective
+
+RELATIVE_GAP = 1e-7
+TV_BOUND = 1e-3
+ACTIVE = 1e-8
+METHODS = ("programs", "newton")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Solution:
+    """A solved maximin with its evidence.
+
+    policy: (X, A), the Gibbs policy of `reward`, pi_ref at prompts without weight. reward: (X, A).
+    certificate: of (reward, its own dual point). program_certificate: of the reward program's point
+    (polished) against the policy program's; None where a program was not run. status: "certified" or
+    "inaccurate"; message: one sentence. active: whether the class binds; multiplier: its L1 norm.
+    """
+
+    policy: Array
+    reward: Array
+    objective: Objective
+    reward_class: RewardClass
+    saddle: Saddle
+    certificate: Certificate
+    program_certificate: Certificate | None
+    programs: dict[str, Any] = field(default_factory=dict)
+    status: str
+    message: str
+    active: bool
+    multiplier: float
+    prompts_without_data: int
+
+    @property
+    def label(self) -> str:
+        """A short name for legends."""
+        return "theory"
+
+    @property
+    def logps(self) -> Array:
+        """log pi, (X, A), in nats; -inf outside the support."""
+        with np.errstate(divide="ignore"):
+            return np.where(self.saddle.d[:, None] > 0, self.saddle.gibbs_logps(self.reward), self.saddle.log_reference)
+
+    @property
+    def loss(self) -> float:
+        """The RPO loss at the optimum, comparable with a trained policy's: reward side minus constant."""
+        return self.certificate.reward_value - self.saddle.constant
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a record stores, arrays left out."""
+        return {
+            "objective": self.objective.to_dict(),
+            "reward_class": self.reward_class.describe(),
+            "status": self.status,
+            "message": self.message,
+            "certificate": self.certificate.to_dict(),
+            "program_certificate": None if self.program_certificate is None else self.program_certificate.to_dict(),
+            "programs": self.programs,
+            "active": self.active,
+            "multiplier": self.multiplier,
+            "prompts_without_data": self.prompts_without_data,
+        }
+
+
+def solve(
+    problem: ContextualBandit,
+    data: PreferenceCounts,
+    objective: Objective,
+    *,
+    reward_class: RewardClass | None = None,
+    prompt_weights: str = "data",
+    base_policy: Any = None,
+    method: str = "programs",
+    solver: str = "CLARABEL",
+    start: Array | None = None,
+) -> Solution:
+    """Solve argmax_pi min_{r in R} phi(pi, r) and certify the answer. Source: paper, Algorithm 1.
+
+    reward_class: default Box(problem.reward_bound). prompt_weights: "data" or "population".
+    base_policy: (X, A), with objective.base "custom". method: "programs" (both cvxpy programs, then
+    Newton) or "newton" alone, certified by the same gap. start: (X, A), warm start for Newton.
+    Raises InvalidArgument, NoMinimizer (unconstrained class only); warns InaccurateSolution.
+    """
+    checks.one_of("method", method, METHODS)
+    reward_class = _default_class(problem) if reward_class is None else reward_class
+    saddle = build_saddle(
+        problem, data, objective, reward_class, prompt_weights=prompt_weights, base_policy=base_policy
+    )
+    if isinstance(reward_class, Unconstrained):
+        existence = minimizer_exists(saddle)
+        if not existence.exists:
+            raise NoMinimizer(f"{existence.reason} Use Box(R), or a base of full support such as base='reference'.")
+
+    programs: dict[str, Any] = {}
+    dual = None
+    if method == "programs":
+        from rpo.bandit.programs import solve_policy_program, solve_reward_program
+
+        primal = solve_reward_program(saddle, solver=solver)
+        dual = solve_policy_program(saddle, solver=solver)
+        programs = {
+            side: {"status": result.status, "value": result.value} for side, result in (("reward", primal), ("policy", dual))
+        }
+        start = primal.reward if start is None else start
+    reward = minimize_reward_side(saddle, start)
+    certificate = certify(saddle, reward)
+    program_certificate = None
+    if dual is not None and dual.p is not None:
+        program_certificate = certify(saddle, reward, policy=dual.policy, p=dual.p)
+
+    p = saddle.losing_probabilities(reward)
+    multiplier = float(np.abs(saddle.multiplier(saddle.gibbs(reward), p)).sum())
+    solution = Solution(
+        policy=np.where(saddle.d[:, None] > 0, saddle.gibbs(reward), problem.reference),
+        reward=reward,
+        objective=objective,
+        reward_class=reward_class,
+        saddle=saddle,
+        certificate=certificate,
+        program_certificate=program_certificate,
+        programs=programs,
+        active=not isinstance(reward_class, Unconstrained) and multiplier > ACTIVE,
+        multiplier=multiplier,
+        prompts_without_data=int((data.prompt_frequencies == 0).sum()),
+        **_verdict(certificate, objective, int((data.prompt_frequencies == 0).sum())),
+    )
+    if solution.status != "certified":
+        warnings.warn(solution.message, InaccurateSolution, stacklevel=2)
+    return solution
+
+
+def _default_class(problem: ContextualBandit) -> RewardClass:
+    if problem.reward_bound is None:
+        raise InvalidArgument(
+            "reward_class",
+            expected="a reward class, since problem.reward_bound is unknown",
+            got=None,
+            remedy="Pass Box(R) with R the largest log-odds you believe in, LinearBall, or Unconstrained().",
+        )
+    return Box(problem.reward_bound)
+
+
+def _verdict(certificate: Certificate, objective: Objective, empty: int) -> dict[str, str]:
+    sentence = f"duality gap {certificate.gap:.1e} (relative {certificate.relative_gap:.1e})"
+    good = certificate.relative_gap <= RELATIVE_GAP
+    if objective.eta > 0:
+        good = good and certificate.tv_bound <= TV_BOUND
+        sentence += f", policy within {certificate.tv_bound:.1e} of the optimum in total variation"
+    else:
+        sentence += ", eta = 0: no SFT term, this is DPO; the gap certifies the likelihood, not the policy"
+    if empty:
+        sentence += f"; {empty} prompt(s) without data"
+    if good:
+        return {"status": "certified", "message": f"Certified optimal: {sentence}."}
+    return {
+        "status": "inaccurate",
+        "message": f"Over tolerance (relative gap {RELATIVE_GAP:g}, total variation {TV_BOUND:g}): {sentence}. "
+        "Raise eta * beta, use a smaller reward class, or treat the policy as approximate.",
+    }

@@ -1,0 +1,169 @@
+"""The contextual bandit of the paper's Section 2."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rpo.core import checks
+from rpo.core.checks import Array
+from rpo.core.errors import InvalidArgument
+from rpo.core.preferences import bradley_terry
+
+if TYPE_CHECKING:
+    from rpo.bandit.data import PreferenceCounts
+    from rpo.bandit.policies import LinearSoftmaxPolicy, TabularSoftmaxPolicy
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ContextualBandit:
+    """A finite contextual bandit with X prompts, A responses and Bradley-Terry preferences.
+
+    d0: (X,), prompt distribution. reference: (X, A), pi_ref; a zero forbids the response.
+    reward: (X, A), the true r* in [0, reward_bound], log-odds units; None for real data.
+    reward_bound: R; defaults to the largest reward. features: (X, A, D) or None.
+    behavior: (X, A) response distribution, or (X, A, A) pair distribution mu(a1, a0 | x), from which
+    preferences are drawn; defaults to the reference. Raises InvalidArgument. Source: paper, Section 2.
+    """
+
+    d0: Array
+    reference: Array
+    reward: Array | None = None
+    reward_bound: float | None = None
+    features: Array | None = None
+    behavior: Array | None = None
+    prompt_labels: tuple[str, ...] | None = None
+    response_labels: tuple[str, ...] | None = None
+    name: str = "bandit"
+    _pairs: Array | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        set_ = object.__setattr__
+        set_(self, "d0", checks.probabilities("d0", self.d0, shape=(None,)))
+        set_(self, "reference", checks.probabilities("reference", self.reference, shape=(len(self.d0), None)))
+        x, a = self.reference.shape
+        if self.reward is not None:
+            reward = checks.finite("reward", self.reward, shape=(x, a))
+            bound = float(reward.max()) if self.reward_bound is None else self.reward_bound
+            set_(self, "reward", reward)
+            if bound > 0:
+                set_(self, "reward_bound", checks.positive("reward_bound", bound))
+            if reward.min() < 0 or reward.max() > bound:
+                raise InvalidArgument(
+                    "reward",
+                    expected=f"entries in [0, reward_bound] = [0, {bound:g}]",
+                    got=f"entries in [{reward.min():g}, {reward.max():g}]",
+                    remedy="Shift each prompt's rewards to start at zero, or raise reward_bound.",
+                )
+        elif self.reward_bound is not None:
+            set_(self, "reward_bound", checks.positive("reward_bound", self.reward_bound))
+        if self.features is not None:
+            set_(self, "features", checks.finite("features", self.features, shape=(x, a, None)))
+        if self.behavior is not None:
+            shape = (x, a, a) if np.ndim(self.behavior) == 3 else (x, a)
+            flat = checks.finite("behavior", self.behavior, shape=shape)
+            checks.probabilities("behavior", flat.reshape(x, -1))
+            set_(self, "behavior", flat)
+        for what, labels, size in (
+            ("prompt_labels", self.prompt_labels, x),
+            ("response_labels", self.response_labels, a),
+        ):
+            if labels is not None and len(labels) != size:
+                raise InvalidArgument(what, expected=f"{size} labels", got=len(labels), remedy="Pass one for each.")
+
+    @property
+    def num_prompts(self) -> int:
+        """X."""
+        return int(self.reference.shape[0])
+
+    @property
+    def num_responses(self) -> int:
+        """A."""
+        return int(self.reference.shape[1])
+
+    @property
+    def log_reference(self) -> Array:
+        """(X, A), log pi_ref in nats; -inf where the reference gives no mass."""
+        with np.errstate(divide="ignore"):
+            return np.asarray(np.log(self.reference))
+
+    def true_reward(self) -> Array:
+        """Return r*, (X, A), or refuse when it is unknown (real data)."""
+        if self.reward is None:
+            raise InvalidArgument("problem.reward", expected="a known r*", got=None, remedy="Pass reward=(X, A).")
+        return self.reward
+
+    def pair_distribution(self) -> Array:
+        """Return mu(a1, a0 | x), (X, A, A): symmetric, zero diagonal, each prompt summing to one.
+
+        A response distribution b gives mu proportional to b(a1) b(a0) for a1 != a0: two draws,
+        repeated until they differ.
+        """
+        if self._pairs is None:
+            behavior = self.reference if self.behavior is None else self.behavior
+            mu = behavior[:, :, None] * behavior[:, None, :] if behavior.ndim == 2 else behavior
+            mu = 0.5 * (mu + mu.transpose(0, 2, 1))
+            mu = mu * (1.0 - np.eye(self.num_responses))
+            total = mu.sum(axis=(1, 2), keepdims=True)
+            if (total <= 0).any():
+                raise InvalidArgument(
+                    "behavior",
+                    expected="mass on at least two responses of every prompt",
+                    got=f"one response at prompt {int(np.argmin(total))}",
+                    remedy="Two different responses are needed to draw a preference.",
+                )
+            object.__setattr__(self, "_pairs", mu / total)
+        return self._pairs  # type: ignore[return-value]
+
+    def sample_preferences(self, n: int, *, rng: Any) -> PreferenceCounts:
+        """Draw n preferences x ~ d0, (a1, a0) ~ mu(.|x), winner ~ Bradley-Terry, as win counts.
+
+        The time does not depend on n (1 to 1e12): multinomial over pairs, then binomial wins.
+        rng: Generator, SeedSequence or int.
+        """
+        from rpo.bandit.data import MAX_COUNT, PreferenceCounts
+
+        total = checks.integer("n", n, minimum=1, maximum=MAX_COUNT)
+        generator = checks.generator("rng", rng)
+        reward = self.true_reward()
+        first, second = np.triu_indices(self.num_responses, k=1)
+        mass = 2.0 * self.d0[:, None] * self.pair_distribution()[:, first, second]
+        drawn = generator.multinomial(total, mass.ravel() / mass.sum()).reshape(mass.shape)
+        win = bradley_terry(reward[:, first], reward[:, second])
+        first_wins = generator.binomial(drawn, win)
+        wins = np.zeros((self.num_prompts, self.num_responses, self.num_responses), dtype=np.int64)
+        wins[:, first, second] = first_wins
+        wins[:, second, first] = drawn - first_wins
+        return PreferenceCounts.from_wins(
+            wins, prompt_labels=self.prompt_labels, response_labels=self.response_labels
+        )
+
+    def expected_reward(self, policy: Array) -> float:
+        """Return gold J(pi) = E_{d0, pi}[r*], in reward units. policy: (X, A)."""
+        return float(self.d0 @ (policy * self.true_reward()).sum(axis=1))
+
+    def greedy_policy(self) -> Array:
+        """Return the policy greedy on r*, (X, A), ties shared: the default comparator."""
+        reward = np.where(self.reference > 0, self.true_reward(), -np.inf)
+        best = reward == reward.max(axis=1, keepdims=True)
+        return np.asarray(best / best.sum(axis=1, keepdims=True))
+
+    def suboptimality(self, policy: Array, comparator: Array | None = None) -> float:
+        """Return Gap = J(comparator) - J(policy), comparator greedy by default. Source: paper, Eq. (2.3)."""
+        return self.expected_reward(self.greedy_policy() if comparator is None else comparator) - self.expected_reward(
+            policy
+        )
+
+    def softmax_policy(self) -> TabularSoftmaxPolicy:
+        """Return a trainable table that starts at the reference."""
+        from rpo.bandit.policies import TabularSoftmaxPolicy
+
+        return TabularSoftmaxPolicy(self)
+
+    def linear_softmax_policy(self) -> LinearSoftmaxPolicy:
+        """Return a trainable linear softmax over `features` that starts at the reference."""
+        from rpo.bandit.policies import LinearSoftmaxPolicy
+
+        return LinearSoftmaxPolicy(self)

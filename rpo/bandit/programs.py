@@ -1,0 +1,146 @@
+"""The two convex programs of the maximin, as cvxpy problems (docs/theory.md, section 2)."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import cvxpy as cp
+import numpy as np
+from scipy.sparse import csr_array
+
+from rpo.bandit.reward_class import Box, LinearBall
+from rpo.bandit.saddle import Saddle
+from rpo.core.checks import Array
+
+USABLE = (cp.OPTIMAL, cp.OPTIMAL_INACCURATE)
+
+
+@dataclass(frozen=True, eq=False)
+class ProgramResult:
+    """What a solver returned: its status, its value, and the point (None where it returned none)."""
+
+    status: str
+    value: float
+    reward: Array | None = None
+    policy: Array | None = None
+    p: Array | None = None
+
+
+def solve_reward_program(saddle: Saddle, *, solver: str = "CLARABEL", **options: Any) -> ProgramResult:
+    """Solve min over R of the reward side: `logistic` and `log_sum_exp` atoms.
+
+    Returns the reward table (X, A), clipped into the class, and the value of phi.
+    """
+    entries, column = _entries(saddle)
+    size = len(entries[0])
+    reward_class = saddle.reward_class
+    constraints: list[Any] = []
+    if isinstance(reward_class, LinearBall):
+        theta = cp.Variable(reward_class.features.shape[2])
+        r = reward_class.features[entries] @ theta
+        constraints = [cp.norm(theta, 2) <= reward_class.radius]
+    else:
+        r = cp.Variable(size)
+        if isinstance(reward_class, Box):
+            constraints = [r >= 0, r <= reward_class.bound]
+    beta = saddle.objective.beta
+    scaled = r / beta
+    base_logps = []
+    prompts = np.flatnonzero(saddle.d > 0)
+    for x in prompts:
+        mine = np.flatnonzero(entries[0] == x)
+        log_reference, base = saddle.log_reference[x, entries[1][mine]], saddle.base[x, entries[1][mine]]
+        linear = base @ (scaled[mine] + log_reference)
+        base_logps.append(linear - cp.log_sum_exp(scaled[mine] + log_reference))
+    margins = _differences(saddle, column, size) @ r / beta
+    loss, _ = saddle.objective.terms(margins, cp.hstack(base_logps), saddle.weights, saddle.d[prompts])
+    if not isinstance(reward_class, (Box, LinearBall)):
+        # A reward is free up to a constant a prompt; pin one entry so that the minimiser is unique.
+        constraints = [r[np.flatnonzero(entries[0] == x)[0]] == 0 for x in np.unique(entries[0])]
+    problem = cp.Problem(cp.Minimize(loss), constraints)
+    status = _run(problem, solver, options)
+    if status not in USABLE or r.value is None:
+        return ProgramResult(status, float("nan"))
+    table = np.zeros(saddle.base.shape)
+    if isinstance(reward_class, LinearBall):
+        norm = float(np.linalg.norm(theta.value))
+        table = reward_class.reward(theta.value * min(1.0, reward_class.radius / max(norm, 1e-300)))
+    else:
+        table[entries] = np.clip(r.value, 0.0, reward_class.bound) if isinstance(reward_class, Box) else r.value
+    return ProgramResult(status, float(problem.value) + saddle.constant, reward=table)
+
+
+def solve_policy_program(saddle: Saddle, *, solver: str = "CLARABEL", **options: Any) -> ProgramResult:
+    """Solve max over (pi, p) of the policy side: `rel_entr` and `entr` atoms, S_R as a norm or an equality.
+
+    Returns pi (X, A), pi_ref where a prompt has no weight, p (K,) and the value of phi. At eta = 0
+    the policy does not enter: only p is returned.
+    """
+    objective, reward_class = saddle.objective, saddle.reward_class
+    entries, column = _entries(saddle)
+    size = len(entries[0])
+    p = cp.Variable(saddle.weights.size)
+    g = _differences(saddle, column, size).T @ cp.multiply(saddle.weights, p)
+    value = saddle.weights @ (cp.entr(p) + cp.entr(1 - p))
+    constraints: list[Any] = []
+    pi = None
+    if objective.eta > 0:
+        pi = cp.Variable(size)
+        d = saddle.d[entries[0]]
+        weighted = np.flatnonzero(d > 0)
+        reference = np.exp(saddle.log_reference[entries])
+        value = value - objective.sft_weight * (d[weighted] @ cp.rel_entr(pi[weighted], reference[weighted]))
+        g = g - cp.multiply(objective.eta * d, pi - saddle.base[entries])
+        if isinstance(reward_class, (Box, LinearBall)):  # g = 0 implies it for the unconstrained class
+            member = csr_array((np.ones(size), (entries[0], np.arange(size))), shape=(len(saddle.d), size))
+            constraints.append(member[np.unique(entries[0])] @ pi == 1)
+    if isinstance(reward_class, Box):
+        value = value - reward_class.bound * cp.sum(cp.pos(g))
+    elif isinstance(reward_class, LinearBall):
+        value = value - reward_class.radius * cp.norm(reward_class.features[entries].T @ g, 2)
+    else:
+        constraints.append(g == 0)
+    problem = cp.Problem(cp.Maximize(value), constraints)
+    status = _run(problem, solver, options)
+    if status not in USABLE or p.value is None:
+        return ProgramResult(status, float("nan"))
+    policy = None
+    if pi is not None and pi.value is not None:
+        policy = np.exp(saddle.log_reference)
+        policy[entries] = np.maximum(pi.value, 0.0)
+        policy = policy / policy.sum(axis=1, keepdims=True)
+    return ProgramResult(status, float(problem.value), policy=policy, p=np.clip(p.value, 0.0, 1.0))
+
+
+def _entries(saddle: Saddle) -> tuple[Any, Any]:
+    """Return the (x, a) index arrays of the entries that matter, and the column of each, (X, A)."""
+    used = saddle.d > 0
+    used[np.unique(saddle.prompt)] = True
+    entries = np.nonzero(saddle.support & used[:, None])
+    column = np.full(saddle.base.shape, -1)
+    column[entries] = np.arange(len(entries[0]))
+    return entries, column
+
+
+def _differences(saddle: Saddle, column: Any, size: int) -> Any:
+    """Return the sparse (K, size) matrix whose row k is delta_k = e_{x,w} - e_{x,l}."""
+    k = np.arange(saddle.weights.size)
+    rows, columns = np.concatenate([k, k]), np.concatenate(
+        [column[saddle.prompt, saddle.chosen], column[saddle.prompt, saddle.rejected]]
+    )
+    signs = np.repeat([1.0, -1.0], k.size)
+    return csr_array((signs, (rows, columns)), shape=(k.size, size))
+
+
+def _run(problem: cp.Problem, solver: str, options: dict[str, Any]) -> str:
+    """Solve and return the status; a failing solver is a status, not an exception."""
+    with warnings.catch_warnings():
+        # cvxpy repeats in a warning what `status` already says; it is kept in ProgramResult.
+        warnings.filterwarnings("ignore", message="Solution may be inaccurate")
+        try:
+            problem.solve(solver=solver, **options)
+        except cp.error.SolverError as error:
+            return f"solver_error: {error}"
+    return str(problem.status)

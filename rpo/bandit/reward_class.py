@@ -1,0 +1,112 @@
+"""Reward classes R: what the adversary may choose, and the support function of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from rpo.core import checks
+from rpo.core.checks import Array
+
+ROUNDING = 1e-12
+
+
+class RewardClass(Protocol):
+    """A closed convex set of reward tables (X, A)."""
+
+    def support_gap(self, g: Array, reward: Array) -> float:
+        """Return S_R(g) - <g, reward> >= 0, with S_R(g) = max over R of <g, r>; inf where unbounded."""
+        ...
+
+    def contains(self, reward: Array) -> bool:
+        """Return whether the table (X, A) is a member, up to rounding."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a record stores."""
+        ...
+
+
+@dataclass(frozen=True)
+class Unconstrained:
+    """Every reward table; the class in which the maximin equals DPO + eta * beta * SFT."""
+
+    def support_gap(self, g: Array, reward: Array) -> float:
+        """Return 0 where g vanishes (up to rounding), else inf: the indicator of g = 0."""
+        return 0.0 if np.abs(g).max() <= ROUNDING else float("inf")
+
+    def contains(self, reward: Array) -> bool:
+        """Return whether every entry is finite."""
+        return bool(np.isfinite(reward).all())
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a record stores."""
+        return {"name": "Unconstrained"}
+
+
+@dataclass(frozen=True)
+class Box:
+    """Reward tables with entries in [0, bound]: the paper's class, tabular case.
+
+    bound: R > 0, reward units. Raises InvalidArgument.
+    """
+
+    bound: float
+
+    def __post_init__(self) -> None:
+        remedy = "Pass the largest reward R, for example Box(problem.reward_bound)."
+        object.__setattr__(self, "bound", checks.positive("bound", self.bound, remedy=remedy))
+
+    def support_gap(self, g: Array, reward: Array) -> float:
+        """Return the sum of g (R - r) where g > 0 and of -g r where g < 0."""
+        return float(np.where(g > 0, g * (self.bound - reward), -g * reward).sum())
+
+    def contains(self, reward: Array) -> bool:
+        """Return whether every entry lies in [0, R], up to rounding."""
+        slack = ROUNDING * self.bound
+        return bool((reward >= -slack).all() and (reward <= self.bound + slack).all())
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a record stores."""
+        return {"name": "Box", "bound": self.bound}
+
+
+@dataclass(frozen=True, eq=False)
+class LinearBall:
+    """Rewards r(x, a) = <features(x, a), theta> with ||theta||_2 <= radius.
+
+    features: (X, A, D). radius: B > 0. Raises InvalidArgument.
+    """
+
+    features: Array
+    radius: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "features", checks.finite("features", self.features, shape=(None, None, None)))
+        object.__setattr__(self, "radius", checks.positive("radius", self.radius))
+
+    def reward(self, theta: Array) -> Array:
+        """Return (X, A) from theta (D,)."""
+        return np.asarray(self.features @ theta)
+
+    def parameters(self, reward: Array) -> Array:
+        """Return the least-norm theta (D,) whose reward table is nearest to `reward` (X, A)."""
+        x, a, d = self.features.shape
+        return np.asarray(np.linalg.lstsq(self.features.reshape(x * a, d), reward.ravel(), rcond=None)[0])
+
+    def support_gap(self, g: Array, reward: Array) -> float:
+        """Return B ||Phi' g|| - <g, r>, and 0 where rounding would make it negative."""
+        pulled = np.einsum("xad,xa->d", self.features, g)
+        return max(0.0, self.radius * float(np.linalg.norm(pulled)) - float((g * reward).sum()))
+
+    def contains(self, reward: Array) -> bool:
+        """Return whether some theta in the ball gives this table, up to rounding."""
+        theta = self.parameters(reward)
+        close = np.allclose(self.reward(theta), reward, atol=1e-9 * (1 + np.abs(reward).max()))
+        return bool(close and np.linalg.norm(theta) <= self.radius * (1 + 1e-9))
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a record stores."""
+        return {"name": "LinearBall", "radius": self.radius, "dimension": int(self.features.shape[2])}

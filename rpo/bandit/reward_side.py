@@ -1,0 +1,207 @@
+"""The reward side, minimised by Newton's method: prompt by prompt (tables), or in theta (the ball).
+
+Derivatives in r: the preference term's through `preference_derivatives`; the SFT term's gradient is
+eta d (pi_r - pi_base) and its Hessian (eta d / beta) (diag(pi_r) - pi_r pi_r').
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy.special import logsumexp
+
+from rpo.bandit.data import Index
+from rpo.bandit.existence import comparison_components
+from rpo.bandit.newton import Derivatives, minimize_ball, minimize_box
+from rpo.bandit.reward_class import Box, LinearBall, Unconstrained
+from rpo.bandit.saddle import Saddle
+from rpo.core.checks import Array
+from rpo.core.errors import NoMinimizer
+from rpo.core.numerics import log_softmax
+from rpo.core.objectives import preference_derivatives
+
+
+@dataclass(frozen=True, eq=False)
+class PromptBlock:
+    """One prompt's part of a Saddle, restricted to the support of pi_ref (size S)."""
+
+    prompt: int
+    support: Index
+    log_reference: Array
+    base: Array
+    d: float
+    chosen: Index
+    rejected: Index
+    weights: Array
+
+
+def blocks(saddle: Saddle) -> Iterator[PromptBlock]:
+    """Yield the prompts that have weight or data; the others do not enter the objective."""
+    order = np.argsort(saddle.prompt, kind="stable")
+    bounds = np.searchsorted(saddle.prompt[order], np.arange(len(saddle.d) + 1))
+    for x in range(len(saddle.d)):
+        mine = order[bounds[x] : bounds[x + 1]]
+        if saddle.d[x] == 0 and not mine.size:
+            continue
+        support = np.flatnonzero(saddle.support[x])
+        position = np.full(saddle.base.shape[1], -1)
+        position[support] = np.arange(support.size)
+        yield PromptBlock(
+            prompt=x,
+            support=support,
+            log_reference=saddle.log_reference[x, support],
+            base=saddle.base[x, support],
+            d=float(saddle.d[x]),
+            chosen=position[saddle.chosen[mine]],
+            rejected=position[saddle.rejected[mine]],
+            weights=saddle.weights[mine],
+        )
+
+
+def derivatives(objective: Any, block: PromptBlock, r: Array) -> Derivatives:
+    """Return value, gradient (S,) and Hessian (S, S) of one prompt's part of the loss in r (S,)."""
+    beta, size = objective.beta, block.support.size
+    margins = (r[block.chosen] - r[block.rejected]) / beta
+    logps = log_softmax(block.log_reference + r / beta)
+    base_logps = np.array([block.base @ logps])
+    value, _ = objective.terms(margins, base_logps, block.weights, np.array([block.d]))
+
+    slope, curvature = preference_derivatives(margins, beta)
+    slope, curvature = block.weights * slope / beta, block.weights * curvature / beta**2
+    gradient = np.bincount(block.chosen, slope, size) - np.bincount(block.rejected, slope, size)
+    hessian = np.zeros((size, size))
+    for first, second, sign in (
+        (block.chosen, block.chosen, 1.0),
+        (block.rejected, block.rejected, 1.0),
+        (block.chosen, block.rejected, -1.0),
+        (block.rejected, block.chosen, -1.0),
+    ):
+        np.add.at(hessian, (first, second), sign * curvature)
+    if objective.eta > 0:
+        policy = np.exp(logps)
+        weight = objective.sft_weight * block.d / beta
+        gradient = gradient + weight * (policy - block.base)
+        hessian += weight / beta * (np.diag(policy) - np.outer(policy, policy))
+    return float(value), gradient, hessian
+
+
+def minimize_reward_side(saddle: Saddle, start: Array | None = None) -> Array:
+    """Return the minimising reward table, (X, A); at eta = 0 the most pessimistic of the minimisers.
+
+    start: (X, A) in the class; zeros by default. Unconstrained rewards are normalised to
+    r = beta log(pi / pi_ref); entries outside the support and prompts without weight are 0.
+    """
+    reward_class = saddle.reward_class
+    table = np.zeros(saddle.base.shape) if start is None else start
+    if isinstance(reward_class, LinearBall):
+        theta = _ball(saddle, reward_class, reward_class.parameters(table))
+        if saddle.objective.eta == 0:
+            theta = _pessimistic_theta(saddle, reward_class, theta)
+        return reward_class.reward(theta)
+    reward = np.zeros(saddle.base.shape)
+    bound = reward_class.bound if isinstance(reward_class, Box) else np.inf
+    for block in blocks(saddle):
+        lower = np.zeros(block.support.size) if np.isfinite(bound) else np.full(block.support.size, -np.inf)
+        upper = np.full(block.support.size, bound)
+        r = minimize_box(
+            lambda r, b=block: derivatives(saddle.objective, b, r),  # type: ignore[misc]
+            table[block.prompt, block.support],
+            lower,
+            upper,
+        ).x
+        if saddle.objective.eta == 0:
+            r = _pessimistic_shift(saddle, block, r, lower, upper)
+        if isinstance(reward_class, Unconstrained):
+            r = r - saddle.objective.beta * logsumexp(block.log_reference + r / saddle.objective.beta)
+        reward[block.prompt, block.support] = r
+    return reward
+
+
+def _ball(saddle: Saddle, reward_class: LinearBall, start: Array) -> Array:
+    parts = [(block, reward_class.features[block.prompt, block.support]) for block in blocks(saddle)]
+
+    def total(theta: Array) -> Derivatives:
+        value, gradient, hessian = 0.0, np.zeros(theta.size), np.zeros((theta.size, theta.size))
+        for block, phi in parts:
+            v, g, h = derivatives(saddle.objective, block, phi @ theta)
+            value, gradient, hessian = value + v, gradient + phi.T @ g, hessian + phi.T @ h @ phi
+        return value, gradient, hessian
+
+    return minimize_ball(total, start, reward_class.radius).x
+
+
+@dataclass(frozen=True)
+class _PenaltyAlone:
+    """-E_base[log pi_r], times one: what breaks the tie among maximum-likelihood rewards at eta = 0."""
+
+    beta: float
+    eta: float = 1.0
+    sft_weight: float = 1.0
+
+    def terms(self, margins: Array, base_logps: Array, weights: Array, base_weights: Array) -> tuple[float, None]:
+        return float(-base_weights @ base_logps), None
+
+
+def _pessimistic_shift(saddle: Saddle, block: PromptBlock, r: Array, lower: Array, upper: Array) -> Array:
+    """Shift each component of the comparison graph to minimise -E_base[r] + beta log sum pi_ref exp(r / beta)."""
+    size, beta = block.support.size, saddle.objective.beta
+    wins = np.zeros((size, size), dtype=bool)
+    wins[block.chosen, block.rejected] = True
+    component = comparison_components(wins)
+    indicator = (component[:, None] == np.arange(component.max() + 1)[None, :]).astype(float)
+    if indicator.shape[1] == 1 or block.d == 0:
+        return r
+    if not np.isfinite(upper).all():
+        # Stationarity gives every component the mass it has under pi_base.
+        mass = block.base @ indicator
+        if (mass == 0).any():
+            lost = int(block.support[np.argmin(mass[component])])
+            raise NoMinimizer(
+                f"prompt {block.prompt}: at eta = 0 the data leave the reward of response {lost}'s component free, and "
+                "pi_base gives that component no mass, so the most pessimistic reward is minus infinity. "
+                "Use Box(R), or a base of full support such as base='reference'."
+            )
+        log_mass = np.array([logsumexp((block.log_reference + r / beta)[component == c]) for c in range(mass.size)])
+        return np.asarray(r + beta * (np.log(mass) - log_mass)[component])
+    penalty = replace(block, weights=np.zeros(0), chosen=block.chosen[:0], rejected=block.rejected[:0], d=1.0)
+    low = np.array([(lower - r)[component == c].max() for c in range(indicator.shape[1])])
+    high = np.array([(upper - r)[component == c].min() for c in range(indicator.shape[1])])
+
+    def in_shift(c: Array) -> Derivatives:
+        value, g, h = derivatives(_PenaltyAlone(beta), penalty, r + indicator @ c)
+        return value, indicator.T @ g, indicator.T @ h @ indicator
+
+    shift = minimize_box(in_shift, np.zeros(low.size), np.minimum(low, 0.0), np.maximum(high, 0.0)).x
+    return np.asarray(np.clip(r + indicator @ shift, lower, upper))
+
+
+def _pessimistic_theta(saddle: Saddle, reward_class: LinearBall, theta: Array) -> Array:
+    """Move theta within the ball, along directions no comparison sees, to the most pessimistic reward."""
+    phi = reward_class.features
+    seen = phi[saddle.prompt, saddle.chosen] - phi[saddle.prompt, saddle.rejected]
+    _, singular, rows = np.linalg.svd(seen, full_matrices=True)
+    rank = int((singular > 1e-10 * max(float(singular.max()), 1e-300)).sum())
+    theta = rows[:rank].T @ (rows[:rank] @ theta)
+    free = rows[rank:].T
+    room = float(np.sqrt(max(0.0, reward_class.radius**2 - float(theta @ theta))))
+    if free.shape[1] == 0 or room <= 1e-9 * reward_class.radius:
+        return np.asarray(theta)
+    parts = []
+    for block in blocks(saddle):
+        if block.d > 0:
+            bare = replace(block, weights=np.zeros(0), chosen=block.chosen[:0], rejected=block.rejected[:0])
+            parts.append((bare, phi[block.prompt, block.support]))
+    penalty = _PenaltyAlone(saddle.objective.beta)
+
+    def in_free(c: Array) -> Derivatives:
+        value, gradient, hessian = 0.0, np.zeros(c.size), np.zeros((c.size, c.size))
+        for block, features in parts:
+            v, g, h = derivatives(penalty, block, features @ (theta + free @ c))
+            pulled = features @ free
+            value, gradient, hessian = value + v, gradient + pulled.T @ g, hessian + pulled.T @ h @ pulled
+        return value, gradient, hessian
+
+    return np.asarray(theta + free @ minimize_ball(in_free, np.zeros(free.shape[1]), room).x)

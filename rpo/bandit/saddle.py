@@ -1,0 +1,186 @@
+"""The saddle function phi(pi, r) of the paper, with everything it depends on resolved to arrays.
+
+Shapes: X prompts, A responses, K distinct (prompt, chosen, rejected) triples. Rewards in log-odds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import entr, rel_entr
+
+from rpo.bandit.data import Index, PreferenceCounts
+from rpo.bandit.problem import ContextualBandit
+from rpo.bandit.reward_class import LinearBall, RewardClass
+from rpo.core import checks
+from rpo.core.checks import Array
+from rpo.core.errors import InvalidArgument
+from rpo.core.numerics import log_softmax, sigmoid
+from rpo.core.objectives import LossTerms, Objective
+
+PROMPT_WEIGHTS = ("data", "population")
+
+
+@dataclass(frozen=True, eq=False)
+class Saddle:
+    """phi(pi, r) = eta (E[<pi - pi_base, r>] - beta E[KL(pi || pi_ref)]) + L_D(r).
+
+    log_reference, base: (X, A). d: (X,), prompt weights of the penalty. prompt, chosen, rejected,
+    weights: (K,), weights = n / N. Source: paper, Eq. (3.1)-(3.2).
+    """
+
+    objective: Objective
+    reward_class: RewardClass
+    log_reference: Array
+    base: Array
+    d: Array
+    prompt: Index
+    chosen: Index
+    rejected: Index
+    weights: Array
+
+    @property
+    def support(self) -> Any:
+        """(X, A) bool: responses to which the reference gives mass."""
+        return np.isfinite(self.log_reference)
+
+    def margins(self, reward: Array) -> Array:
+        """Return z = r(x, w) - r(x, l), (K,)."""
+        return np.asarray(reward[self.prompt, self.chosen] - reward[self.prompt, self.rejected])
+
+    def gibbs_logps(self, reward: Array) -> Array:
+        """Return log pi_r, (X, A): pi_r proportional to pi_ref exp(r / beta), the inner maximiser."""
+        return np.asarray(log_softmax(self.log_reference + reward / self.objective.beta))
+
+    def gibbs(self, reward: Array) -> Array:
+        """Return pi_r, (X, A)."""
+        return np.asarray(np.exp(self.gibbs_logps(reward)))
+
+    def base_cross_entropy(self, logps: Array) -> Array:
+        """Return E_{a ~ base}[logps(x, a)], (X,); zero base mass counts zero even where logps is -inf."""
+        return np.where(self.base > 0, self.base * np.where(self.base > 0, logps, 0.0), 0.0).sum(axis=1)
+
+    def loss(self, logps: Array) -> tuple[Any, LossTerms]:
+        """Return the objective (loss, terms) of a policy given as log pi, (X, A): theory section 3."""
+        h = np.where(self.support, logps - np.where(self.support, self.log_reference, 0.0), 0.0)
+        return self.objective.terms(self.margins(h), self.base_cross_entropy(logps), self.weights, self.d)
+
+    @property
+    def constant(self) -> float:
+        """eta * beta * E_base[log pi_ref]: reward side minus loss at the Gibbs policy."""
+        if self.objective.eta == 0:
+            return 0.0
+        return float(self.objective.sft_weight * (self.d @ self.base_cross_entropy(self.log_reference)))
+
+    def reward_side(self, reward: Array) -> float:
+        """Return max over pi of phi(pi, r), as the loss at the Gibbs policy plus `constant`."""
+        loss, _ = self.objective.terms(
+            self.margins(reward) / self.objective.beta,
+            self.base_cross_entropy(self.gibbs_logps(reward)),
+            self.weights,
+            self.d,
+        )
+        return float(loss) + self.constant
+
+    def multiplier(self, policy: Array, p: Array) -> Array:
+        """Return g = (1/N) sum_k n_k p_k delta_k - eta d (pi - pi_base), (X, A); zero iff r is free."""
+        return self._data_term(p) - self.objective.eta * self.d[:, None] * (policy - self.base)
+
+    def policy_side(self, policy: Array, p: Array, support_value: float) -> float:
+        """Return min over R of phi(pi, r) bounded below through p (K,), given S_R(g)."""
+        kl = self.d @ rel_entr(policy, np.exp(self.log_reference)).sum(axis=1)
+        entropy = self.weights @ (entr(p) + entr(1.0 - p))
+        return float(-self.objective.sft_weight * kl + entropy - support_value)
+
+    def balanced_policy(self, p: Array) -> Array:
+        """Return the policy that makes g = 0: pi_base + (1 / (N eta d)) sum_k n_k p_k delta_k, (X, A).
+
+        Entries may be negative: then no policy balances p and the unconstrained dual value is -inf.
+        """
+        scale = (self.objective.eta * self.d)[:, None]
+        step = np.divide(self._data_term(p), scale, out=np.zeros(self.base.shape), where=scale > 0)
+        return np.asarray(self.base + step)
+
+    def losing_probabilities(self, reward: Array) -> Array:
+        """Return p = sigmoid(-z), (K,): the maximiser of the conjugate form of softplus."""
+        return np.asarray(sigmoid(-self.margins(reward)))
+
+    def _data_term(self, p: Array) -> Array:
+        table = np.zeros(self.base.shape)
+        np.add.at(table, (self.prompt, self.chosen), self.weights * p)
+        np.add.at(table, (self.prompt, self.rejected), -self.weights * p)
+        return table
+
+
+def build_saddle(
+    problem: ContextualBandit,
+    data: PreferenceCounts,
+    objective: Objective,
+    reward_class: RewardClass,
+    *,
+    prompt_weights: str = "data",
+    base_policy: Any = None,
+) -> Saddle:
+    """Resolve pi_base and the prompt weights, and check that data, base and class fit the problem.
+
+    Prompts without data take pi_base = pi_ref; with prompt weights "data" their weight is zero.
+    """
+    checks.one_of("prompt_weights", prompt_weights, PROMPT_WEIGHTS)
+    shape = problem.reference.shape
+    if (data.num_prompts, data.num_responses) != shape:
+        raise InvalidArgument(
+            "data",
+            expected=f"counts over {shape[0]} prompts and {shape[1]} responses, as in problem",
+            got=f"{data.num_prompts} prompts and {data.num_responses} responses",
+            remedy="Pass num_prompts and num_responses of the problem when counting.",
+        )
+    if isinstance(reward_class, LinearBall):
+        checks.has_shape("reward_class.features", reward_class.features, (*shape, None))
+    support = problem.reference > 0
+    for name, index in (("chosen", data.chosen), ("rejected", data.rejected)):
+        outside = np.flatnonzero(~support[data.prompt, index])
+        if outside.size:
+            k = int(outside[0])
+            raise InvalidArgument(
+                f"data.{name}",
+                expected="responses to which problem.reference gives mass",
+                got=f"response {int(index[k])} at prompt {int(data.prompt[k])}",
+                remedy="Give it reference mass, or drop its comparisons.",
+            )
+    base = _base_table(problem, data, objective, base_policy)
+    if (base[~support] > 0).any():
+        raise InvalidArgument(
+            "base_policy",
+            expected="no mass where problem.reference has none",
+            got=f"mass {base[~support].max():g}",
+            remedy="Give those responses reference mass.",
+        )
+    return Saddle(
+        objective=objective,
+        reward_class=reward_class,
+        log_reference=problem.log_reference,
+        base=base,
+        d=data.prompt_frequencies if prompt_weights == "data" else problem.d0,
+        prompt=data.prompt,
+        chosen=data.chosen,
+        rejected=data.rejected,
+        weights=data.weights,
+    )
+
+
+def _base_table(problem: ContextualBandit, data: PreferenceCounts, objective: Objective, base_policy: Any) -> Array:
+    if (objective.base == "custom") != (base_policy is not None):
+        raise InvalidArgument(
+            "base_policy",
+            expected="an (X, A) array exactly when objective.base is 'custom'",
+            got=f"base={objective.base!r} with base_policy {'given' if base_policy is not None else None}",
+            remedy="Set objective.base='custom' and pass base_policy, or neither.",
+        )
+    if base_policy is not None:
+        return checks.probabilities("base_policy", base_policy, shape=problem.reference.shape)
+    if objective.base == "reference":
+        return problem.reference
+    frequencies = data.response_frequencies(objective.base)
+    return np.where(frequencies.sum(axis=1, keepdims=True) > 0, frequencies, problem.reference)

@@ -1,0 +1,35 @@
+"""Typed exceptions whose message says what was expected, what came and what to do."""
+
+from __future__ import annotations
+
+
+class RPOError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class InvalidArgument(RPOError, ValueError):
+    """An argument that cannot be used; `name`, `expected`, `got`, `remedy` are kept as fields."""
+
+    def __init__(self, name: str, *, expected: str, got: object, remedy: str) -> None:
+        self.name, self.expected, self.got, self.remedy = name, expected, str(got), remedy
+        super().__init__(f"{name}: expected {expected}, got {self.got}. {remedy}")
+
+
+class NoMinimizer(RPOError):
+    """The objective has no minimiser on this data (docs/theory.md, section 1)."""
+
+
+class SolverFailed(RPOError):
+    """No convex program returned a usable point."""
+
+
+class OutputError(RPOError, OSError):
+    """A file or folder cannot be read or written."""
+
+
+class MissingDependency(RPOError, ImportError):
+    """An optional package is needed; the message names the extra that brings it."""
+
+
+class InaccurateSolution(UserWarning):
+    """A solution whose certificate is over tolerance; its status says by how much."""

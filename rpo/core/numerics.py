@@ -1,0 +1,75 @@
+"""The few functions of the objective that every backend spells differently.
+
+Each takes NumPy arrays, torch tensors or cvxpy expressions and answers in kind. Neither torch nor
+cvxpy is imported here: an argument of their type proves that the caller already has.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+from scipy.special import expit
+from scipy.special import logsumexp as _scipy_logsumexp
+
+
+def backend(*values: Any) -> str:
+    """Return "cvxpy", "torch" or "numpy": the kind of the first value that is not plain numbers."""
+    torch, cvxpy = sys.modules.get("torch"), sys.modules.get("cvxpy")
+    for value in values:
+        if cvxpy is not None and isinstance(value, cvxpy.Expression):
+            return "cvxpy"
+        if torch is not None and isinstance(value, torch.Tensor):
+            return "torch"
+    return "numpy"
+
+
+def softplus(z: Any) -> Any:
+    """Return log(1 + exp(z)) elementwise, without overflow."""
+    kind = backend(z)
+    if kind == "cvxpy":
+        return sys.modules["cvxpy"].logistic(z)
+    if kind == "torch":
+        # torch's softplus switches to the identity above a threshold; logaddexp is exact everywhere.
+        return sys.modules["torch"].logaddexp(z, z.new_zeros(()))
+    return np.logaddexp(0.0, z)
+
+
+def sigmoid(z: Any) -> Any:
+    """Return 1 / (1 + exp(-z)) elementwise, for NumPy and torch: the derivative of softplus."""
+    return sys.modules["torch"].sigmoid(z) if backend(z) == "torch" else expit(z)
+
+
+def log_softmax(logits: Any) -> Any:
+    """Return logits - logsumexp(logits) over the last axis; -inf entries stay -inf."""
+    if backend(logits) == "torch":
+        return logits.log_softmax(-1)
+    return logits - _scipy_logsumexp(logits, axis=-1, keepdims=True)
+
+
+def weighted_mean(values: Any, weights: Any = None) -> Any:
+    """Return sum(weights * values), weights summing to one; the plain mean when weights is None.
+
+    values, weights: (N,). The caller checks that weights sum to one.
+    """
+    kind = backend(values)
+    if weights is None:
+        return sys.modules["cvxpy"].sum(values) / values.size if kind == "cvxpy" else values.mean()
+    if kind == "cvxpy":
+        return weights @ values
+    return (weights * values).sum()
+
+
+def promote(value: Any) -> Any:
+    """Return log-probabilities in at least float32: half precision is promoted, float64 stays float64."""
+    kind = backend(value)
+    if kind == "cvxpy":
+        return value
+    if kind == "torch":
+        torch = sys.modules["torch"]
+        return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+    array = np.asarray(value)
+    if array.dtype == np.float16:
+        return array.astype(np.float32)
+    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)

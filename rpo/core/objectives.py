@@ -1,0 +1,281 @@
+"""The objective, written once: it runs unchanged on NumPy, torch and cvxpy.
+
+Shapes: N pairs, X prompts. `logps` are summed token log-probabilities in nats, one a response.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from rpo.core import checks, numerics
+from rpo.core.errors import InvalidArgument
+
+SFT_REDUCTIONS = ("sequence_sum", "sequence_mean", "batch_token_mean")
+BASES = ("chosen", "rejected", "responses", "reference", "custom")
+WEIGHT_TOLERANCE = 1e-6
+
+
+class LossTerms(NamedTuple):
+    """The parts of a loss, unweighted, each a scalar: loss = preference + eta*beta * sft."""
+
+    preference: Any
+    sft: Any
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """What solvers and trainers need of an objective."""
+
+    @property
+    def beta(self) -> float: ...
+    @property
+    def eta(self) -> float: ...
+    @property
+    def sft_weight(self) -> float: ...
+    @property
+    def base(self) -> str: ...
+    @property
+    def sft_reduction(self) -> str: ...
+    def terms(
+        self, margins: Any, base_logps: Any = None, weights: Any = None, base_weights: Any = None
+    ) -> tuple[Any, LossTerms]: ...
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+def preference_loss(margins: Any, beta: float) -> Any:
+    """Return softplus(-beta * margins), one value a pair: the Bradley-Terry negative log-likelihood.
+
+    margins: (N,), h(chosen) - h(rejected) with h = log(pi / pi_ref), in nats.
+    Source: paper, Eq. for L_D with r = beta * h + Z(x); Rafailov et al. 2023, Eq. 7.
+    """
+    return numerics.softplus(-beta * margins)
+
+
+def preference_derivatives(margins: Any, beta: float) -> tuple[Any, Any]:
+    """Return the first and second derivative of `preference_loss` in the margins, each (N,)."""
+    losing = numerics.sigmoid(-beta * margins)
+    return -beta * losing, beta**2 * losing * (1.0 - losing)
+
+
+def _terms(
+    objective: Objective, margins: Any, base_logps: Any, weights: Any, base_weights: Any
+) -> tuple[Any, LossTerms]:
+    """The formula: weighted mean preference loss, plus sft_weight times the SFT term."""
+    preference = numerics.weighted_mean(preference_loss(margins, objective.beta), weights)
+    if base_logps is None:
+        if objective.eta > 0:
+            raise InvalidArgument(
+                "base_logps", expected="log-probabilities under pi_base", got=None, remedy="The SFT term needs them."
+            )
+        return preference, LossTerms(preference, float("nan"))
+    sft = numerics.weighted_mean(-base_logps, weights if base_weights is None else base_weights)
+    # At eta = 0 the SFT term is reported but left out: 0 * inf would be NaN.
+    loss = preference + objective.sft_weight * sft if objective.eta > 0 else preference
+    return loss, LossTerms(preference, sft)
+
+
+def implicit_margins(
+    policy_chosen_logps: Any, policy_rejected_logps: Any, reference_chosen_logps: Any, reference_rejected_logps: Any
+) -> Any:
+    """Return h(chosen) - h(rejected), h = log(pi / pi_ref): (N,), in nats."""
+    return (policy_chosen_logps - reference_chosen_logps) - (policy_rejected_logps - reference_rejected_logps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RPO:
+    r"""Regularized Preference Optimization: DPO + eta * beta * SFT.
+
+    $L(\pi) = E_D[\mathrm{softplus}(-\beta (h_w - h_l))] + \eta\beta\, E_{d_0, \pi_{base}}[-\log\pi]$.
+
+    beta: KL temperature, > 0, reward units per nat. eta: weight of the reward penalty, >= 0; at 0
+    this is DPO. sft_reduction: "sequence_sum" (the paper), "sequence_mean" or "batch_token_mean".
+    base: whose log-probabilities the SFT term takes; anything but "chosen" must be passed as
+    `base_logps`. Raises InvalidArgument. Source: paper, Theorem 5.6 and Algorithm 2.
+    """
+
+    beta: float
+    eta: float
+    sft_reduction: str = "sequence_sum"
+    base: str = "chosen"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "beta", checks.positive("beta", self.beta))
+        remedy = "eta < 0 rewards unseen responses (optimism, as in XPO) and is unbounded here; use eta >= 0."
+        object.__setattr__(self, "eta", checks.nonnegative("eta", self.eta, remedy=remedy))
+        checks.one_of("sft_reduction", self.sft_reduction, SFT_REDUCTIONS)
+        checks.one_of("base", self.base, BASES)
+
+    @property
+    def sft_weight(self) -> float:
+        """Weight of the SFT term: the only place where eta and beta are multiplied."""
+        return self.eta * self.beta
+
+    def terms(
+        self, margins: Any, base_logps: Any = None, weights: Any = None, base_weights: Any = None
+    ) -> tuple[Any, LossTerms]:
+        """Return (loss, LossTerms) from margins (N,) and reduced base_logps (N,) or (X,), in nats.
+
+        weights: (N,), of the pairs, summing to one; None for the plain mean. base_weights: of
+        base_logps; None for `weights`. NumPy, torch, or cvxpy (margins affine, base_logps concave).
+        """
+        return _terms(self, margins, base_logps, weights, base_weights)
+
+    def __call__(
+        self,
+        policy_chosen_logps: Any,
+        policy_rejected_logps: Any,
+        reference_chosen_logps: Any,
+        reference_rejected_logps: Any,
+        *,
+        base_logps: Any = None,
+        chosen_lengths: Any = None,
+        base_lengths: Any = None,
+        weights: Any = None,
+    ) -> tuple[Any, LossTerms]:
+        """Return (loss, LossTerms) of a batch of N pairs; NumPy arrays or torch tensors (autograd).
+
+        *_logps: (N,), summed over tokens, nats. chosen_lengths, base_lengths: (N,), tokens > 0,
+        needed unless sft_reduction is "sequence_sum". weights: (N,), summing to one; None for the
+        mean. Raises InvalidArgument for wrong shapes, weights or missing inputs.
+        """
+        logps = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
+        return _evaluate(self, logps, base_logps, chosen_lengths, base_lengths, weights)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a record stores: the class's name and every field."""
+        return {"name": type(self).__name__, **asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPO:
+    """Direct Preference Optimization: the preference term alone; the limit eta -> 0 of RPO.
+
+    beta: KL temperature, > 0. `base` only breaks the tie among several maximum-likelihood rewards
+    (docs/theory.md, section 2). Source: Rafailov et al. 2023, Eq. 7.
+    """
+
+    beta: float
+    base: str = "chosen"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "beta", checks.positive("beta", self.beta))
+        checks.one_of("base", self.base, BASES)
+
+    @property
+    def eta(self) -> float:
+        """Weight of the reward penalty: zero."""
+        return 0.0
+
+    @property
+    def sft_weight(self) -> float:
+        """Weight of the SFT term: zero."""
+        return 0.0
+
+    @property
+    def sft_reduction(self) -> str:
+        """Reduction of the SFT term, logged though it is not optimised."""
+        return "sequence_sum"
+
+    def terms(
+        self, margins: Any, base_logps: Any = None, weights: Any = None, base_weights: Any = None
+    ) -> tuple[Any, LossTerms]:
+        """Return (loss, LossTerms); the SFT term is reported (NaN without base_logps), not optimised."""
+        return _terms(self, margins, base_logps, weights, base_weights)
+
+    def __call__(
+        self,
+        policy_chosen_logps: Any,
+        policy_rejected_logps: Any,
+        reference_chosen_logps: Any,
+        reference_rejected_logps: Any,
+        *,
+        base_logps: Any = None,
+        chosen_lengths: Any = None,
+        base_lengths: Any = None,
+        weights: Any = None,
+    ) -> tuple[Any, LossTerms]:
+        """Return (loss, LossTerms) of a batch of N pairs; arguments as for `RPO`."""
+        logps = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
+        return _evaluate(self, logps, base_logps, chosen_lengths, base_lengths, weights)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a record stores: the class's name and every field."""
+        return {"name": type(self).__name__, **asdict(self)}
+
+
+def _evaluate(
+    objective: RPO | DPO, pair_logps: tuple[Any, ...], base_logps: Any, chosen_lengths: Any, base_lengths: Any, weights: Any
+) -> tuple[Any, LossTerms]:
+    """Check a batch, form margins and reduced base log-probabilities, and call `objective.terms`."""
+    names = (
+        "policy_chosen_logps",
+        "policy_rejected_logps",
+        "reference_chosen_logps",
+        "reference_rejected_logps",
+    )
+    logps = [numerics.promote(value) for value in pair_logps]
+    if logps[0].ndim != 1 or logps[0].shape[0] == 0:
+        raise InvalidArgument(
+            names[0], expected="shape (N,) with N >= 1", got=f"shape {tuple(logps[0].shape)}", remedy="Pass one a pair."
+        )
+    for name, value in zip(names[1:], logps[1:], strict=True):
+        checks.has_shape(name, value, tuple(logps[0].shape))
+    _check_weights(weights, logps[0])
+    if base_logps is not None:
+        base_logps, lengths = numerics.promote(base_logps), base_lengths
+        checks.has_shape("base_logps", base_logps, tuple(logps[0].shape))
+    elif objective.base == "chosen":
+        base_logps, lengths = logps[0], chosen_lengths
+    elif objective.eta > 0:
+        raise InvalidArgument(
+            "base_logps",
+            expected=f"log-probabilities of responses of base {objective.base!r}",
+            got=None,
+            remedy="Pass base_logps, or use base='chosen'.",
+        )
+    if base_logps is not None:
+        base_logps = _reduce(base_logps, lengths, weights, objective.sft_reduction)
+    return objective.terms(implicit_margins(*logps), base_logps, weights)
+
+
+def _check_weights(weights: Any, like: Any) -> None:
+    if weights is None:
+        return
+    checks.has_shape("weights", weights, tuple(like.shape))
+    total, least = float(weights.sum()), float(weights.min())
+    if not (least >= 0 and abs(total - 1.0) <= WEIGHT_TOLERANCE):
+        raise InvalidArgument(
+            "weights",
+            expected="entries >= 0 that sum to one",
+            got=f"a sum of {total!r} and a least entry of {least!r}",
+            remedy="Divide by the sum.",
+        )
+
+
+def _reduce(base_logps: Any, lengths: Any, weights: Any, reduction: str) -> Any:
+    """Turn summed log-probabilities into values whose weighted mean is the reduction asked for."""
+    if reduction == "sequence_sum":
+        return base_logps
+    if lengths is None:
+        raise InvalidArgument(
+            "chosen_lengths (base_lengths with base_logps)",
+            expected=f"token counts for sft_reduction={reduction!r}",
+            got=None,
+            remedy="Pass them, or use sft_reduction='sequence_sum'.",
+        )
+    checks.has_shape("chosen_lengths", lengths, tuple(base_logps.shape))
+    if not float(lengths.min()) > 0:
+        raise InvalidArgument(
+            "chosen_lengths", expected="lengths > 0", got=lengths.min(), remedy="Drop empty responses."
+        )
+    if numerics.backend(base_logps) == "torch":
+        lengths = lengths.to(base_logps.dtype)
+    else:
+        lengths = np.asarray(lengths, dtype=base_logps.dtype)
+    if reduction == "sequence_mean":
+        return base_logps / lengths
+    # sum(w logp) / sum(w T) = sum(w (logp / mean T)): the batch's token mean as a mean over pairs
+    return base_logps / numerics.weighted_mean(lengths, weights)
