@@ -1,0 +1,40 @@
+"""RPO: the theory-to-practice laboratory for preference optimization (Liu et al., NeurIPS 2024)."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rpo import bandit, compare, llm
+    from rpo.core.objectives import DPO, RPO
+    from rpo.core.records import Run
+    from rpo.fitting import fit
+
+__version__ = "0.1.0"
+
+# Loaded on first use, so that `import rpo` costs nothing and `rpo.bandit` never loads torch.
+_HOME = {
+    "DPO": "rpo.core.objectives",
+    "RPO": "rpo.core.objectives",
+    "Run": "rpo.core.records",
+    "fit": "rpo.fitting",
+}
+_PACKAGES = ("bandit", "compare", "core", "llm")
+
+__all__ = ["DPO", "RPO", "Run", "__version__", "bandit", "compare", "fit", "llm"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    elif name in _PACKAGES:
+        value = importlib.import_module(f"rpo.{name}")
+    else:
+        raise AttributeError(f"module 'rpo' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME, *_PACKAGES})

@@ -1,0 +1,35 @@
+"""The theory, exactly: small contextual bandits solved, certified and measured in float64."""
+
+from rpo.bandit import instances
+from rpo.bandit.certificate import Certificate, certify
+from rpo.bandit.data import PreferenceCounts
+from rpo.bandit.existence import Existence, minimizer_exists
+from rpo.bandit.fitting import fit, maximum_likelihood_reward
+from rpo.bandit.maximin import Solution, solve
+from rpo.bandit.metrics import policy_metrics
+from rpo.bandit.policies import LinearSoftmaxPolicy, TabularSoftmaxPolicy
+from rpo.bandit.problem import ContextualBandit
+from rpo.bandit.reward_class import Box, LinearBall, Unconstrained
+from rpo.bandit.saddle import Saddle, build_saddle
+
+__all__ = [
+    "Box",
+    "Certificate",
+    "ContextualBandit",
+    "Existence",
+    "LinearBall",
+    "LinearSoftmaxPolicy",
+    "PreferenceCounts",
+    "Saddle",
+    "Solution",
+    "TabularSoftmaxPolicy",
+    "Unconstrained",
+    "build_saddle",
+    "certify",
+    "fit",
+    "instances",
+    "maximum_likelihood_reward",
+    "minimizer_exists",
+    "policy_metrics",
+    "solve",
+]

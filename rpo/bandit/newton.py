@@ -33,10 +33,11 @@ def minimize_box(
     upper: Array,
     *,
     max_iterations: int = 300,
+    on_iterate: Callable[[Array], None] | None = None,
 ) -> NewtonResult:
     """Minimise a convex function of n variables over lower <= x <= upper (infinite bounds allowed).
 
-    function returns (value, gradient (n,), Hessian (n, n)). Source: projected Newton, Bertsekas 1982.
+    function returns (value, gradient (n,), Hessian (n, n)). on_iterate sees each accepted x. Source: projected Newton, Bertsekas 1982.
     """
     span = np.where(np.isfinite(upper - lower), upper - lower, 1.0)
 
@@ -56,7 +57,7 @@ def minimize_box(
     def move(x: Array, step: Array, t: float) -> Array:
         return np.asarray(np.clip(x + t * step, lower, upper))
 
-    return _descend(function, np.clip(start, lower, upper), direction, move, residual, max_iterations)
+    return _descend(function, np.clip(start, lower, upper), direction, move, residual, max_iterations, on_iterate)
 
 
 def minimize_ball(
@@ -89,6 +90,7 @@ def _descend(
     move: Callable[[Array, Array, float], Array],
     residual: Callable[[Array, Array], float],
     max_iterations: int,
+    on_iterate: Callable[[Array], None] | None = None,
 ) -> NewtonResult:
     value, g, h = function(x)
     left = residual(x, g)
@@ -116,6 +118,8 @@ def _descend(
             break
         x, (value, g, h) = y, new
         left = residual(x, g)
+        if on_iterate is not None:
+            on_iterate(x)
     return NewtonResult(x, value, left, iteration)
 
 

@@ -1,0 +1,174 @@
+"""`fit` on a table: exact full-batch optimisation of the objective, with its history."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize
+
+from rpo.bandit.data import PreferenceCounts
+from rpo.bandit.existence import minimizer_exists
+from rpo.bandit.maximin import solve
+from rpo.bandit.metrics import policy_metrics
+from rpo.bandit.newton import Derivatives, minimize_box
+from rpo.bandit.policies import SoftmaxPolicy
+from rpo.bandit.problem import ContextualBandit
+from rpo.bandit.reward_class import Box, RewardClass, Unconstrained
+from rpo.bandit.reward_side import blocks, derivatives
+from rpo.bandit.saddle import Saddle, build_saddle
+from rpo.core import checks
+from rpo.core.checks import Array
+from rpo.core.errors import InvalidArgument
+from rpo.core.objectives import DPO, Objective
+from rpo.core.records import Run
+
+OPTIMIZERS = ("newton", "lbfgs", "gradient_descent")
+MAX_NEWTON_PARAMETERS = 2000
+
+
+def fit(
+    policy: SoftmaxPolicy,
+    data: PreferenceCounts,
+    objective: Objective,
+    *,
+    optimizer: str = "newton",
+    learning_rate: float = 1.0,
+    max_steps: int = 500,
+    tolerance: float = 1e-10,
+    prompt_weights: str = "data",
+    base_policy: Any = None,
+    proxy_reward: Any = "mle",
+    log_every: int = 1,
+    label: str | None = None,
+) -> Run:
+    """Minimise the objective over a softmax policy's parameters, full batch, and record the path.
+
+    optimizer: "newton" (at most 2,000 parameters), "lbfgs" or "gradient_descent" (learning_rate is
+    the step on the plain gradient). Stops when no gradient entry exceeds `tolerance`, or after
+    max_steps. proxy_reward: (X, A), None, or "mle", the maximum-likelihood reward (Unconstrained
+    where it exists, else Box(reward_bound), else left out). Raises InvalidArgument.
+    """
+    checks.one_of("optimizer", optimizer, OPTIMIZERS)
+    rate = checks.positive("learning_rate", learning_rate)
+    steps = checks.integer("max_steps", max_steps, minimum=1)
+    every = checks.integer("log_every", log_every, minimum=1)
+    limit = checks.positive("tolerance", tolerance)
+    problem = policy.problem
+    saddle = build_saddle(
+        problem, data, objective, Unconstrained(), prompt_weights=prompt_weights, base_policy=base_policy
+    )
+    if isinstance(proxy_reward, str):
+        checks.one_of("proxy_reward", proxy_reward, ("mle",))
+        proxy_reward, proxy_class = maximum_likelihood_reward(problem, data, objective)
+    else:
+        proxy_class = None if proxy_reward is None else {"name": "given"}
+        if proxy_reward is not None:
+            proxy_reward = checks.finite("proxy_reward", proxy_reward, shape=problem.reference.shape)
+    pull = _Pullback(saddle, policy)
+    start = policy.parameters.ravel()
+    history: list[dict[str, float]] = []
+    step = 0
+
+    def record(parameters: Array, *, last: bool = False) -> None:
+        due = step % every == 0
+        if (due and not last) or (last and history[-1]["step"] != step):
+            logps = policy.with_parameters(parameters.reshape(policy.parameters.shape)).logps
+            history.append({"step": step, **policy_metrics(logps, saddle, problem, proxy_reward)})
+
+    def advance(parameters: Array) -> None:
+        nonlocal step
+        step += 1
+        record(parameters)
+
+    record(start)
+    if optimizer == "newton":
+        if start.size > MAX_NEWTON_PARAMETERS:
+            raise InvalidArgument(
+                "optimizer",
+                expected=f"at most {MAX_NEWTON_PARAMETERS} parameters for 'newton'",
+                got=f"{start.size}",
+                remedy="Use optimizer='lbfgs'.",
+            )
+        unbounded = np.full(start.size, np.inf)
+        final = minimize_box(pull.derivatives, start, -unbounded, unbounded, max_iterations=steps, on_iterate=advance).x
+    elif optimizer == "lbfgs":
+        final = minimize(
+            lambda p: pull.derivatives(p, hessian=False)[:2],
+            start,
+            jac=True,
+            method="L-BFGS-B",
+            callback=lambda intermediate_result: advance(intermediate_result.x),
+            options={"maxiter": steps, "maxfun": 20 * steps, "gtol": limit, "ftol": 1e-18, "maxcor": 30},
+        ).x
+    else:
+        final = start
+        for _ in range(steps):
+            gradient = pull.derivatives(final, hessian=False)[1]
+            if np.abs(gradient).max() <= limit:
+                break
+            final = final - rate * gradient
+            advance(final)
+    record(final, last=True)
+
+    slope = float(np.abs(pull.derivatives(final, hessian=False)[1]).max())
+    trained = policy.with_parameters(final.reshape(policy.parameters.shape))
+    converged = slope <= limit
+    message = f"largest gradient entry {slope:.1e} after {step} steps of {optimizer}"
+    existence = minimizer_exists(saddle)
+    if not existence.exists:
+        message += f"; over all tables no minimiser exists: {existence.reason}"
+    return Run(
+        label=label or "table",
+        objective=objective.to_dict(),
+        config={
+            "policy": type(policy).__name__,
+            "optimizer": optimizer,
+            "learning_rate": rate if optimizer == "gradient_descent" else None,
+            "max_steps": steps,
+            "tolerance": limit,
+            "prompt_weights": prompt_weights,
+            "proxy_class": proxy_class,
+            "num_preferences": data.n,
+            "problem": problem.name,
+        },
+        status="converged" if converged else "not_converged",
+        message=("Converged: " if converged else "Not converged: ") + message,
+        history=history,
+        arrays={"policy": np.exp(trained.logps), "parameters": trained.parameters},
+        artifact=trained,
+    )
+
+
+class _Pullback:
+    """The loss and its derivatives in a softmax policy's parameters."""
+
+    def __init__(self, saddle: Saddle, policy: SoftmaxPolicy) -> None:
+        self.saddle, self.beta = saddle, saddle.objective.beta
+        design = policy.design
+        self.parts = [(block, design[block.prompt, block.support]) for block in blocks(saddle)]
+
+    def derivatives(self, parameters: Array, *, hessian: bool = True) -> Derivatives:
+        """Return loss, gradient (P,) and Hessian (P, P), through r = beta * offset."""
+        size = parameters.size
+        value, g, h = 0.0, np.zeros(size), np.zeros((size, size) if hessian else (0, 0))
+        for block, design in self.parts:
+            v, g_r, h_r = derivatives(self.saddle.objective, block, self.beta * (design @ parameters))
+            value += v
+            g += self.beta * (design.T @ g_r)
+            if hessian:
+                h += self.beta**2 * (design.T @ h_r @ design)
+        return value, g, h
+
+
+def maximum_likelihood_reward(
+    problem: ContextualBandit, data: PreferenceCounts, objective: Objective
+) -> tuple[Array | None, dict[str, Any] | None]:
+    """Return (r_MLE (X, A), its class): the proxy; unconstrained where it exists, else in Box(reward_bound)."""
+    plain = DPO(beta=objective.beta, base="reference")
+    reward_class: RewardClass = Unconstrained()
+    if not minimizer_exists(build_saddle(problem, data, plain, reward_class)).exists:
+        if problem.reward_bound is None:
+            return None, None
+        reward_class = Box(problem.reward_bound)
+    return solve(problem, data, plain, reward_class=reward_class, method="newton").reward, reward_class.describe()

@@ -1,0 +1,42 @@
+"""The metrics of a tabular policy, under the names the field logs."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import rel_entr
+
+from rpo.bandit.problem import ContextualBandit
+from rpo.bandit.saddle import Saddle
+from rpo.core.checks import Array
+
+
+def policy_metrics(
+    logps: Array, saddle: Saddle, problem: ContextualBandit, proxy_reward: Array | None = None
+) -> dict[str, float]:
+    """Return loss and its terms, implicit rewards, log-probabilities, KL, and gold and proxy where known.
+
+    logps: (X, A), log pi in nats. kl/reference: E_{d0}[KL(pi || pi_ref)], exact, nats. reward/gold:
+    E_{d0, pi}[r*]. reward/proxy: E_{d0, pi}[r] - E_{d0, pi_base}[r] with r = proxy_reward (X, A).
+    """
+    loss, terms = saddle.loss(logps)
+    h = np.where(saddle.support, logps - np.where(saddle.support, saddle.log_reference, 0.0), 0.0)
+    w, lost, x, weights = saddle.chosen, saddle.rejected, saddle.prompt, saddle.weights
+    margins = saddle.objective.beta * saddle.margins(h)
+    policy = np.exp(logps)
+    metrics = {
+        "loss": float(loss),
+        "loss/preference": float(terms.preference),
+        "loss/sft": float(terms.sft),
+        "logps/chosen": float(weights @ logps[x, w]),
+        "logps/rejected": float(weights @ logps[x, lost]),
+        "rewards/chosen": float(saddle.objective.beta * (weights @ h[x, w])),
+        "rewards/rejected": float(saddle.objective.beta * (weights @ h[x, lost])),
+        "rewards/margins": float(weights @ margins),
+        "rewards/accuracies": float(weights @ (margins > 0)),
+        "kl/reference": float(problem.d0 @ rel_entr(policy, problem.reference).sum(axis=1)),
+    }
+    if problem.reward is not None:
+        metrics["reward/gold"] = problem.expected_reward(policy)
+    if proxy_reward is not None:
+        metrics["reward/proxy"] = float(problem.d0 @ ((policy - saddle.base) * proxy_reward).sum(axis=1))
+    return metrics
