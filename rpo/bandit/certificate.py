@@ -80,8 +80,8 @@ def certify(saddle: Saddle, reward: Array, *, policy: Array | None = None, p: Ar
         candidate = np.maximum(candidate, 0.0)
         candidate = candidate / candidate.sum(axis=1, keepdims=True)
         infeasibility = float(np.abs(saddle.multiplier(candidate, dual)).max())
-        # At eta = 0 nothing can absorb a residual of the likelihood equations: it must vanish.
-        support_term = 0.0 if objective.eta > 0 or infeasibility <= NEGATIVE_MASS else float("inf")
+        # Where a prompt has no penalty, nothing absorbs a residual of the likelihood equations.
+        support_term = 0.0 if infeasibility <= NEGATIVE_MASS else float("inf")
     else:
         candidate = gibbs if policy is None else policy
         support_term = saddle.reward_class.support_gap(saddle.multiplier(candidate, dual), reward)

@@ -25,15 +25,15 @@ class Existence:
 def minimizer_exists(saddle: Saddle) -> Existence:
     """Test whether the unconstrained reward side attains its minimum.
 
-    eta > 0: every response of every weighted prompt is in supp(pi_base), or beats, through a chain
-    of wins, one that is. eta = 0: every component of the comparison graph is strongly connected
-    (Ford 1957).
+    With a penalty (eta > 0 and d_x > 0): every response is in supp(pi_base), or beats, through a
+    chain of wins, one that is. Without: every component of the prompt's comparison graph is strongly
+    connected (Ford 1957).
     """
     wins = np.zeros((*saddle.base.shape, saddle.base.shape[1]), dtype=bool)
     wins[saddle.prompt, saddle.chosen, saddle.rejected] = True
     has_data = np.bincount(saddle.prompt, minlength=len(saddle.d)) > 0
     for x in np.flatnonzero((saddle.d > 0) | has_data):
-        if saddle.objective.eta == 0:
+        if saddle.objective.eta == 0 or saddle.d[x] == 0:
             stranded = _not_strongly_connected(wins[x])
             if stranded is not None:
                 return Existence(

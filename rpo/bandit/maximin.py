@@ -94,7 +94,7 @@ def solve(
     solver: str = "CLARABEL",
     start: Array | None = None,
 ) -> Solution:
-    """Solve argmax_pi min_{r in R} phi(pi, r) and certify the answer. Source: paper, Algorithm 1.
+    """Solve argmax_pi min_{r in R} phi(pi, r) and certify the answer. Source: paper, Algorithm 1, Eq. (3.3).
 
     reward_class: default Box(problem.reward_bound). prompt_weights: "data" or "population".
     base_policy: (X, A), with objective.base "custom". method: "programs" (both cvxpy programs, then
@@ -102,7 +102,7 @@ def solve(
     Raises InvalidArgument, NoMinimizer (unconstrained class only); warns InaccurateSolution.
     """
     checks.one_of("method", method, METHODS)
-    reward_class = _default_class(problem) if reward_class is None else reward_class
+    reward_class = default_class(problem) if reward_class is None else reward_class
     saddle = build_saddle(
         problem, data, objective, reward_class, prompt_weights=prompt_weights, base_policy=base_policy
     )
@@ -149,7 +149,8 @@ def solve(
     return solution
 
 
-def _default_class(problem: ContextualBandit) -> RewardClass:
+def default_class(problem: ContextualBandit) -> RewardClass:
+    """Return Box(problem.reward_bound), or refuse where the bound is unknown."""
     if problem.reward_bound is None:
         raise InvalidArgument(
             "reward_class",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import rel_entr
+from scipy.special import kl_div
 
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.saddle import Saddle
@@ -33,7 +33,7 @@ def policy_metrics(
         "rewards/rejected": float(saddle.objective.beta * (weights @ h[x, lost])),
         "rewards/margins": float(weights @ margins),
         "rewards/accuracies": float(weights @ (margins > 0)),
-        "kl/reference": float(problem.d0 @ rel_entr(policy, problem.reference).sum(axis=1)),
+        "kl/reference": float(problem.d0 @ np.maximum(kl_div(policy, problem.reference), 0.0).sum(axis=1)),
     }
     if problem.reward is not None:
         metrics["reward/gold"] = problem.expected_reward(policy)

@@ -141,7 +141,7 @@ class ContextualBandit:
         )
 
     def expected_reward(self, policy: Array) -> float:
-        """Return gold J(pi) = E_{d0, pi}[r*], in reward units. policy: (X, A)."""
+        """Return gold J(pi) = E_{d0, pi}[r*], in reward units. policy: (X, A). Source: paper, Eq. (2.3)."""
         return float(self.d0 @ (policy * self.true_reward()).sum(axis=1))
 
     def greedy_policy(self) -> Array:
@@ -151,7 +151,7 @@ class ContextualBandit:
         return np.asarray(best / best.sum(axis=1, keepdims=True))
 
     def suboptimality(self, policy: Array, comparator: Array | None = None) -> float:
-        """Return Gap = J(comparator) - J(policy), comparator greedy by default. Source: paper, Eq. (2.3)."""
+        """Return Gap = J(comparator) - J(policy), comparator greedy by default. Source: paper, Eq. (2.5)."""
         return self.expected_reward(self.greedy_policy() if comparator is None else comparator) - self.expected_reward(
             policy
         )

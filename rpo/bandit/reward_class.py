@@ -48,7 +48,7 @@ class Unconstrained:
 
 @dataclass(frozen=True)
 class Box:
-    """Reward tables with entries in [0, bound]: the paper's class, tabular case.
+    """Reward tables with entries in [0, bound]: the paper's class (Assumption 5.1), tabular case.
 
     bound: R > 0, reward units. Raises InvalidArgument.
     """

@@ -28,7 +28,7 @@ class Saddle:
     """phi(pi, r) = eta (E[<pi - pi_base, r>] - beta E[KL(pi || pi_ref)]) + L_D(r).
 
     log_reference, base: (X, A). d: (X,), prompt weights of the penalty. prompt, chosen, rejected,
-    weights: (K,), weights = n / N. Source: paper, Eq. (3.1)-(3.2).
+    weights: (K,), weights = n / N. Source: paper, Eq. (3.1)-(3.3), (5.4).
     """
 
     objective: Objective
@@ -63,7 +63,7 @@ class Saddle:
         return np.where(self.base > 0, self.base * np.where(self.base > 0, logps, 0.0), 0.0).sum(axis=1)
 
     def loss(self, logps: Array) -> tuple[Any, LossTerms]:
-        """Return the objective (loss, terms) of a policy given as log pi, (X, A): theory section 3."""
+        """Return the objective (loss, terms) of a policy given as log pi, (X, A): docs/theory.md, section 4."""
         h = np.where(self.support, logps - np.where(self.support, self.log_reference, 0.0), 0.0)
         return self.objective.terms(self.margins(h), self.base_cross_entropy(logps), self.weights, self.d)
 

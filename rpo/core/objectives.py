@@ -49,7 +49,7 @@ def preference_loss(margins: Any, beta: float) -> Any:
     """Return softplus(-beta * margins), one value a pair: the Bradley-Terry negative log-likelihood.
 
     margins: (N,), h(chosen) - h(rejected) with h = log(pi / pi_ref), in nats.
-    Source: paper, Eq. for L_D with r = beta * h + Z(x); Rafailov et al. 2023, Eq. 7.
+    Source: paper, Eq. (3.2) with r from Eq. (4.5); Rafailov et al. 2023, Eq. 7.
     """
     return numerics.softplus(-beta * margins)
 
@@ -93,7 +93,7 @@ class RPO:
     beta: KL temperature, > 0, reward units per nat. eta: weight of the reward penalty, >= 0; at 0
     this is DPO. sft_reduction: "sequence_sum" (the paper), "sequence_mean" or "batch_token_mean".
     base: whose log-probabilities the SFT term takes; anything but "chosen" must be passed as
-    `base_logps`. Raises InvalidArgument. Source: paper, Theorem 5.6 and Algorithm 2.
+    `base_logps`. Raises InvalidArgument. Source: paper, Eq. (4.8), Algorithm 2, Theorem 5.6.
     """
 
     beta: float

@@ -1,0 +1,22 @@
+"""Theory against practice: the only place that imports both worlds."""
+
+from rpo.compare.enumerable import EnumerableLM, tiny_gpt2
+from rpo.compare.equivalence import Comparison, compare, distance, draw_problem, measure, total_variation
+from rpo.compare.figures import plot
+from rpo.compare.report import write_report
+from rpo.compare.training import NonFiniteLoss, fit_language_model
+
+__all__ = [
+    "Comparison",
+    "EnumerableLM",
+    "NonFiniteLoss",
+    "compare",
+    "distance",
+    "draw_problem",
+    "fit_language_model",
+    "measure",
+    "plot",
+    "tiny_gpt2",
+    "total_variation",
+    "write_report",
+]

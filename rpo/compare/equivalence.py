@@ -1,0 +1,217 @@
+"""The same problem, the same data, three ways: convex program, table, transformer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rpo.bandit.certificate import certify
+from rpo.bandit.data import PreferenceCounts
+from rpo.bandit.existence import minimizer_exists
+from rpo.bandit.fitting import fit as fit_table
+from rpo.bandit.maximin import Solution, solve
+from rpo.bandit.problem import ContextualBandit
+from rpo.bandit.reward_class import Unconstrained
+from rpo.bandit.saddle import build_saddle
+from rpo.compare.curves import beta_path, coverage_skew_curves
+from rpo.compare.enumerable import EnumerableLM, tiny_gpt2
+from rpo.compare.training import fit_language_model
+from rpo.core import checks
+from rpo.core.checks import Array
+from rpo.core.errors import InvalidArgument, NoMinimizer
+from rpo.core.objectives import DPO, RPO
+from rpo.core.records import Run
+
+MAX_DRAWS = 2000
+BETAS = np.geomspace(2.0, 0.02, 13)
+SKEW_PREFERENCES = 30
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Comparison:
+    """Theory, table and transformer on one problem, with how far apart they ended.
+
+    theory, dpo_theory: Solutions. table, transformer, dpo: Runs. agreement: numbers, see `measure`.
+    curves: rows of the exact beta path; skew_curves: rows over fresh coverage-skew problems.
+    """
+
+    config: dict[str, Any]
+    problem: ContextualBandit
+    data: PreferenceCounts
+    theory: Solution
+    table: Run
+    transformer: Run
+    dpo_theory: Solution
+    dpo: Run
+    agreement: dict[str, Any]
+    curves: list[dict[str, float]]
+    skew_curves: list[dict[str, float]]
+
+
+def draw_problem(
+    *, prompts: int, vocab_size: int, length: int, num_preferences: int, reward_bound: float, rng: Any
+) -> tuple[EnumerableLM, ContextualBandit, PreferenceCounts, int]:
+    """Draw a tiny GPT-2, r* uniform on [0, R] and preferences between its own samples.
+
+    Preferences are drawn again until every prompt's comparison graph is strongly connected: then a
+    minimiser exists at eta = 0 (Ford) and, each response having won, at every eta > 0 with pi_base =
+    chosen. So the data are conditioned on that event; the number of draws is returned. Raises
+    InvalidArgument when 2,000 draws do not suffice.
+    """
+    bound = checks.positive("reward_bound", reward_bound)
+    generator = checks.generator("rng", rng)
+    lm_rng, reward_rng, data_rng = generator.spawn(3)
+    lm = tiny_gpt2(prompts=prompts, vocab_size=vocab_size, length=length, rng=lm_rng)
+    reward = reward_rng.uniform(0.0, bound, size=(len(lm.prompts), lm.num_responses))
+    problem = lm.bandit(reward, reward_bound=bound)
+    for draw in range(1, MAX_DRAWS + 1):
+        data = problem.sample_preferences(num_preferences, rng=data_rng)
+        seen_everywhere = np.unique(data.prompt).size == problem.num_prompts
+        saddle = build_saddle(problem, data, DPO(beta=1.0), Unconstrained())
+        every_response = (data.response_frequencies("chosen") > 0).all()
+        if seen_everywhere and every_response and minimizer_exists(saddle).exists:
+            return lm, problem, data, draw
+    raise InvalidArgument(
+        "num_preferences",
+        expected=f"enough for a strongly connected comparison graph within {MAX_DRAWS} draws",
+        got=num_preferences,
+        remedy="Raise num_preferences, or lower reward_bound, vocab_size or length.",
+    )
+
+
+def compare(
+    objective: RPO | None = None,
+    *,
+    prompts: int = 3,
+    vocab_size: int = 4,
+    length: int = 3,
+    num_preferences: int = 2500,
+    reward_bound: float = 2.0,
+    steps: int = 1000,
+    learning_rate: float = 1e-2,
+    skew_draws: int = 40,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Comparison:
+    """Solve, fit and train one problem three ways and measure the distance between them.
+
+    objective: default RPO(beta=0.1, eta=0.1); its base must be "chosen" and eta > 0. seed: every
+    random draw descends from it. skew_draws: problems in the averaged curves, at least 2.
+    Raises InvalidArgument, NoMinimizer.
+    """
+    objective = RPO(beta=0.1, eta=0.1) if objective is None else objective
+    if not (isinstance(objective, RPO) and objective.base == "chosen" and objective.eta > 0):
+        raise InvalidArgument(
+            "objective",
+            expected="an RPO with eta > 0 and base 'chosen'",
+            got=objective,
+            remedy="The drawn data guarantee a minimiser for that base; DPO is trained beside it anyway.",
+        )
+    checks.integer("skew_draws", skew_draws, minimum=2)
+    problem_rng, skew_rng = np.random.default_rng(checks.integer("seed", seed, minimum=0)).spawn(2)
+    lm, problem, data, draws = draw_problem(
+        prompts=prompts,
+        vocab_size=vocab_size,
+        length=length,
+        num_preferences=num_preferences,
+        reward_bound=reward_bound,
+        rng=problem_rng,
+    )
+    plain = DPO(beta=objective.beta)
+    theory = solve(problem, data, objective, reward_class=Unconstrained())
+    dpo_theory = solve(problem, data, plain, reward_class=Unconstrained())
+    if not theory.status == dpo_theory.status == "certified":
+        raise NoMinimizer(f"the theory could not be certified: {theory.message} {dpo_theory.message}")
+    proxy = dpo_theory.reward
+    table = fit_table(problem.softmax_policy(), data, objective, proxy_reward=proxy)
+    runs = {}
+    for name, goal, truth in (("RPO", objective, theory), ("DPO", plain, dpo_theory)):
+        runs[name] = fit_language_model(
+            lm,
+            data,
+            goal,
+            problem=problem,
+            steps=steps,
+            learning_rate=learning_rate,
+            proxy_reward=proxy,
+            log_every=max(1, steps // 60),
+            extra_metrics=lambda logps, truth=truth: distance(logps, truth),  # type: ignore[misc]
+            label="transformer" if name == "RPO" else "transformer, DPO",
+            progress=progress,
+        )
+    etas = (0.0, objective.eta)
+    curves = beta_path(problem, data, etas, BETAS, reward_class=Unconstrained())
+    return Comparison(
+        config={
+            "objective": objective.to_dict(),
+            "prompts": prompts,
+            "vocab_size": vocab_size,
+            "length": length,
+            "num_preferences": num_preferences,
+            "reward_bound": reward_bound,
+            "steps": steps,
+            "learning_rate": learning_rate,
+            "skew_draws": skew_draws,
+            "seed": seed,
+            "draws_until_strongly_connected": draws,
+        },
+        problem=problem,
+        data=data,
+        theory=theory,
+        table=table,
+        transformer=runs["RPO"],
+        dpo_theory=dpo_theory,
+        dpo=runs["DPO"],
+        agreement={
+            "table": measure(table, theory),
+            "transformer": measure(runs["RPO"], theory),
+            "transformer, DPO": measure(runs["DPO"], dpo_theory),
+        },
+        curves=curves,
+        skew_curves=coverage_skew_curves(
+            etas=etas,
+            betas=BETAS,
+            n=SKEW_PREFERENCES,
+            draws=skew_draws,
+            rng=skew_rng,
+            progress=progress,
+        ),
+    )
+
+
+def distance(logps: Array, theory: Solution) -> dict[str, float]:
+    """Return "gap" and "tv" of a policy log pi (X, A) from a solved unconstrained maximin.
+
+    gap: reward side at r = beta log(pi / pi_ref) minus the value `theory` certifies, in closed form
+    (docs/theory.md, section 3); at eta = 0, where that form has no policy term, loss minus optimal
+    loss. tv: the largest total variation over prompts.
+    """
+    saddle = theory.saddle
+    if theory.objective.eta > 0:
+        reward = theory.objective.beta * (logps - np.where(saddle.support, saddle.log_reference, 0.0))
+        reward = np.where(saddle.support, reward, 0.0)
+        gap = certify(saddle, reward, p=saddle.losing_probabilities(theory.reward)).gap
+    else:
+        gap = float(saddle.loss(logps)[0]) - theory.loss
+    return {"gap": gap, "tv": float(total_variation(np.exp(logps), theory.policy).max())}
+
+
+def measure(run: Run, theory: Solution) -> dict[str, Any]:
+    """Return total variation per prompt, its maximum, and loss minus the theory's optimal loss."""
+    variation = total_variation(run.policy, theory.policy)
+    return {
+        "total_variation": variation.tolist(),
+        "max_total_variation": float(variation.max()),
+        "loss": run.loss,
+        "loss_difference": run.loss - theory.loss,
+        "status": run.status,
+        "message": run.message,
+    }
+
+
+def total_variation(first: Array, second: Array) -> Array:
+    """Return half the L1 distance of two policies (X, A), one number a prompt: (X,)."""
+    return np.asarray(0.5 * np.abs(first - second).sum(axis=1))
+

@@ -1,0 +1,158 @@
+"""The figures of the comparison, and `plot` for any solutions and runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from rpo.compare.curves import mean_and_error
+from rpo.compare.equivalence import SKEW_PREFERENCES, Comparison
+from rpo.core.checks import Array
+from rpo.core.errors import InvalidArgument
+from rpo.plotting import COLORS, CYCLE, new_figure, style
+
+FLOOR = 1e-17
+MARKERS = ("o", "x", "+", "s", "^")
+
+
+def plot(results: Sequence[Any]) -> Figure:
+    """Draw the policies of solutions and runs on the same problem, one panel a prompt.
+
+    results: objects with `.label` and `.policy` (X, A), such as Solution and Run. Responses are
+    sorted by the first result's probability. Raises InvalidArgument.
+    """
+    if not results:
+        raise InvalidArgument("results", expected="at least one solution or run", got="none", remedy="Pass some.")
+    shape = np.shape(results[0].policy)
+    for result in results:
+        if np.shape(result.policy) != shape:
+            raise InvalidArgument(
+                "results",
+                expected=f"policies of one shape, {shape} as the first",
+                got=f"{np.shape(result.policy)} from {result.label!r}",
+                remedy="Compare results on the same problem.",
+            )
+    with style():
+        figure, axes = new_figure(shape[0], 1, width=8.0, height=0.6 + 2.0 * shape[0], sharex=True)
+        for x, axis in enumerate(axes[:, 0]):
+            order = np.argsort(-results[0].policy[x], kind="stable")
+            position = np.arange(shape[1])
+            for index, result in enumerate(results):
+                color = COLORS.get(result.label, CYCLE[index % len(CYCLE)])
+                if index == 0:
+                    axis.bar(position, result.policy[x, order], color="#bbbbbb", width=0.9, label=result.label)
+                else:
+                    axis.plot(
+                        position,
+                        result.policy[x, order],
+                        MARKERS[(index - 1) % len(MARKERS)],
+                        markersize=4.5,
+                        fillstyle="none",
+                        color=color,
+                        label=result.label,
+                    )
+            axis.set_ylabel("probability")
+            axis.set_title(f"prompt {x}")
+        axes[0, 0].legend(loc="upper right")
+        axes[-1, 0].set_xlabel(f"response, sorted by {results[0].label}")
+    return figure
+
+
+def policies(comparison: Comparison) -> Figure:
+    """Draw theory, table and transformer side by side, and the absolute differences below."""
+    theory, others = comparison.theory, (comparison.table, comparison.transformer)
+    x, a = theory.policy.shape
+    with style():
+        figure, axes = new_figure(2, x, width=3.6 * x + 0.8, height=5.6, sharex=True, sharey="row")
+        for prompt in range(x):
+            order = np.argsort(-theory.policy[prompt], kind="stable")
+            top, bottom = axes[:, prompt]
+            top.bar(np.arange(a), theory.policy[prompt, order], color="#bbbbbb", width=0.9, label="theory (cvxpy)")
+            for run, marker in zip(others, MARKERS, strict=False):
+                color = COLORS[run.label]
+                top.plot(run.policy[prompt, order], marker, color=color, markersize=4, fillstyle="none", label=run.label)
+                difference = np.abs(run.policy[prompt] - theory.policy[prompt])[order]
+                bottom.semilogy(np.maximum(difference, FLOOR), marker, color=color, markersize=4, fillstyle="none")
+            top.set_title(f"prompt {prompt}")
+            bottom.set_xlabel("response, sorted by theory")
+        axes[0, 0].set_ylabel("probability")
+        axes[1, 0].set_ylabel("|difference from theory|")
+        axes[0, -1].legend(loc="upper right")
+    return figure
+
+
+def likelihood(comparison: Comparison) -> Figure:
+    """Draw chosen and rejected log-probability over training, DPO against RPO (the paper's Figure 1, right)."""
+    with style():
+        figure, axes = new_figure(1, 2, width=8.6, height=3.6, sharey=True)
+        for axis, key in zip(axes[0], ("chosen", "rejected"), strict=True):
+            for name, run in (("DPO", comparison.dpo), (_name(comparison), comparison.transformer)):
+                color = COLORS[name.split(" ")[0]]
+                axis.plot(_column(run, "step"), _column(run, f"logps/{key}"), color=color, label=name)
+            axis.set_title(f"{key} responses")
+            axis.set_xlabel("training step (transformer)")
+        axes[0, 0].set_ylabel("mean log-probability, nats")
+        axes[0, 1].legend(loc="best")
+    return figure
+
+
+def overoptimization(comparison: Comparison) -> Figure:
+    """Draw gold and proxy reward against KL: this problem, and the mean over fresh skewed problems."""
+    eta = comparison.theory.objective.eta
+    with style():
+        figure, axes = new_figure(1, 2, width=9.4, height=4.0)
+        for column, (axis, title) in enumerate(
+            zip(
+                axes[0],
+                ("this problem, path: beta (exact)", f"{comparison.config['skew_draws']} skewed problems, "
+                 f"N = {SKEW_PREFERENCES}, path: beta"),
+                strict=True,
+            )
+        ):
+            for value, name in ((0.0, "eta = 0 (DPO)"), (eta, f"eta = {eta:g} (RPO)")):
+                color = COLORS["DPO" if value == 0 else "RPO"]
+                for key, line in (("gold", "-"), ("proxy", "--")):
+                    if column == 0:
+                        rows = [row for row in comparison.curves if row["eta"] == value]
+                        kl = np.array([row["kl/reference"] for row in rows])
+                        reward = np.array([row[f"reward/{key}"] for row in rows])
+                    else:
+                        kl, _ = mean_and_error(comparison.skew_curves, "kl/reference", eta=value)
+                        reward, error = mean_and_error(comparison.skew_curves, f"reward/{key}", eta=value)
+                        axis.fill_between(kl, reward - error, reward + error, color=color, alpha=0.15, linewidth=0)
+                    axis.plot(kl, reward, line, color=color, label=f"{key}, {name}", marker=".", markersize=5)
+            axis.set_title(title)
+            axis.set_xlabel("KL(pi || pi_ref), nats")
+        for run, color in ((comparison.dpo, COLORS["DPO"]), (comparison.transformer, COLORS["RPO"])):
+            last = run.history[-1]
+            axes[0, 0].plot(last["kl/reference"], last["reward/gold"], "D", color=color, markersize=7, fillstyle="none")
+        axes[0, 0].set_ylabel("reward (gold; proxy relative to pi_base)")
+        axes[0, 0].legend(loc="best", fontsize=8.5)
+    return figure
+
+
+def convergence(comparison: Comparison) -> Figure:
+    """Draw the duality gap and the total variation from the theory's policy over training."""
+    with style():
+        figure, axes = new_figure(1, 2, width=8.6, height=3.6)
+        for axis, key, title in zip(
+            axes[0], ("gap", "tv"), ("duality gap", "total variation, worst prompt"), strict=True
+        ):
+            for name, run in (("DPO", comparison.dpo), (_name(comparison), comparison.transformer)):
+                values = np.maximum(np.abs(_column(run, key)), FLOOR)
+                axis.semilogy(_column(run, "step"), values, color=COLORS[name.split(" ")[0]], label=name)
+            axis.set_title(title)
+            axis.set_xlabel("training step (transformer)")
+        axes[0, 0].legend(loc="best")
+    return figure
+
+
+def _name(comparison: Comparison) -> str:
+    return f"RPO (eta = {comparison.theory.objective.eta:g})"
+
+
+def _column(run: Any, key: str) -> Array:
+    return np.array([row[key] for row in run.history])

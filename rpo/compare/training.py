@@ -1,0 +1,137 @@
+"""Training an enumerable language model on the exact objective: full batch, float64, decaying rate."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from rpo.bandit.data import PreferenceCounts
+from rpo.bandit.fitting import maximum_likelihood_reward
+from rpo.bandit.metrics import policy_metrics
+from rpo.bandit.problem import ContextualBandit
+from rpo.bandit.reward_class import Unconstrained
+from rpo.bandit.saddle import build_saddle
+from rpo.compare.enumerable import EnumerableLM
+from rpo.core import checks
+from rpo.core.checks import Array
+from rpo.core.errors import RPOError
+from rpo.core.objectives import Objective
+from rpo.core.progress import track
+from rpo.core.records import Run
+
+
+class NonFiniteLoss(RPOError):
+    """The loss became NaN or infinite; the message says at which step and what to change."""
+
+
+def fit_language_model(
+    lm: EnumerableLM,
+    data: PreferenceCounts,
+    objective: Objective,
+    *,
+    problem: ContextualBandit | None = None,
+    steps: int = 1500,
+    learning_rate: float = 1e-2,
+    adam_betas: tuple[float, float] = (0.9, 0.99),
+    base_policy: Any = None,
+    proxy_reward: Any = "mle",
+    log_every: int = 25,
+    extra_metrics: Callable[[Array], dict[str, float]] | None = None,
+    label: str | None = None,
+    progress: bool | None = None,
+) -> Run:
+    """Train a copy of `lm` by AdamW on all pairs at once, the reference being `lm` as it is.
+
+    The rate falls to zero along a cosine; no weight decay. problem: the bandit of `lm` (default
+    `lm.bandit()`, without gold reward). proxy_reward: (X, A), None or "mle". extra_metrics: from
+    log pi (X, A) to more columns of the history. Raises InvalidArgument, NonFiniteLoss.
+    """
+    total = checks.integer("steps", steps, minimum=1)
+    rate = checks.positive("learning_rate", learning_rate)
+    every = checks.integer("log_every", log_every, minimum=1)
+    problem = lm.bandit() if problem is None else problem
+    saddle = build_saddle(problem, data, objective, Unconstrained(), base_policy=base_policy)
+    proxy_class: dict[str, Any] | None = {"name": "given"}
+    if isinstance(proxy_reward, str):
+        checks.one_of("proxy_reward", proxy_reward, ("mle",))
+        proxy_reward, proxy_class = maximum_likelihood_reward(problem, data, objective)
+
+    policy = EnumerableLM(model=copy.deepcopy(lm.model), prompts=lm.prompts, length=lm.length)
+    reference = lm.logps().detach()
+    x, chosen, rejected = (torch.as_tensor(index) for index in (data.prompt, data.chosen, data.rejected))
+    weights = torch.as_tensor(data.weights, dtype=reference.dtype)
+    base = torch.as_tensor(saddle.base, dtype=reference.dtype)
+    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=rate, betas=adam_betas, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
+
+    def evaluate() -> tuple[Any, Any, torch.Tensor]:
+        logps = policy.logps()
+        # pi_base = chosen needs nothing more: the objective takes the chosen log-probabilities.
+        base_logps = None if objective.base == "chosen" else (base * logps).sum(-1)[x]
+        loss, terms = objective(  # type: ignore[operator]
+            logps[x, chosen],
+            logps[x, rejected],
+            reference[x, chosen],
+            reference[x, rejected],
+            base_logps=base_logps,
+            weights=weights,
+        )
+        return loss, terms, logps
+
+    history: list[dict[str, float]] = []
+    disagreement = 0.0
+
+    def record(step: int, loss: Any, terms: Any, logps: torch.Tensor) -> None:
+        nonlocal disagreement
+        table = np.asarray(logps.detach().double().numpy())
+        row = policy_metrics(table, saddle, problem, proxy_reward)
+        optimised = loss.item()
+        disagreement = max(disagreement, abs(optimised - row["loss"]))
+        # The number logged is the number optimised; the table's own value is only held against it.
+        row |= {"loss": optimised, "loss/preference": terms.preference.item(), "loss/sft": terms.sft.item()}
+        history.append({"step": step, **row, **(extra_metrics(table) if extra_metrics else {})})
+
+    for step in track(range(total), f"training {label or 'transformer'}", show=progress):
+        loss, terms, logps = evaluate()
+        if not torch.isfinite(loss):
+            raise NonFiniteLoss(f"loss: expected a finite number, got {loss.item()} at step {step}. Lower learning_rate.")
+        if step % every == 0:
+            record(step, loss, terms, logps)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    loss, terms, logps = evaluate()
+    record(total, loss, terms, logps)
+    slope = torch.autograd.grad(loss, tuple(policy.model.parameters()), allow_unused=True)
+    largest = max(float(g.abs().max()) for g in slope if g is not None)
+    converged = largest <= 1e-6
+    return Run(
+        label=label or "transformer",
+        objective=objective.to_dict(),
+        config={
+            "policy": type(lm.model).__name__,
+            "parameters": sum(p.numel() for p in lm.model.parameters()),
+            "dtype": str(reference.dtype),
+            "steps": total,
+            "learning_rate": rate,
+            "adam_betas": list(adam_betas),
+            "schedule": "cosine to zero",
+            "weight_decay": 0.0,
+            "prompt_weights": "data",
+            "proxy_class": proxy_class,
+            "num_preferences": data.n,
+            "problem": problem.name,
+            "table_disagreement": disagreement,
+        },
+        status="converged" if converged else "not_converged",
+        message=("Converged: " if converged else "Not converged: ")
+        + f"largest gradient entry {largest:.1e} after {total} steps of AdamW",
+        history=history,
+        arrays={"policy": policy.policy()},
+        artifact=policy,
+    )

@@ -1,0 +1,23 @@
+"""One progress bar for long work: drawn by rich on a terminal, silent elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sized
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def track(items: Iterable[T], description: str, *, show: bool | None = None) -> Iterator[T]:
+    """Yield `items` under a bar with the time left. show: None draws only where stderr is a terminal."""
+    if not (sys.stderr.isatty() if show is None else show):
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        total = len(items) if isinstance(items, Sized) else None
+        yield from progress.track(items, total=total, description=description)
