@@ -11,6 +11,7 @@ from rpo.bandit.policies import LinearSoftmaxPolicy, TabularSoftmaxPolicy
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, LinearBall, Unconstrained
 from rpo.bandit.saddle import Saddle, build_saddle
+from rpo.bandit.tables import PreferenceTable, bandit_from_preferences, read_preferences
 
 __all__ = [
     "Box",
@@ -20,10 +21,12 @@ __all__ = [
     "LinearBall",
     "LinearSoftmaxPolicy",
     "PreferenceCounts",
+    "PreferenceTable",
     "Saddle",
     "Solution",
     "TabularSoftmaxPolicy",
     "Unconstrained",
+    "bandit_from_preferences",
     "build_saddle",
     "certify",
     "fit",
@@ -31,5 +34,6 @@ __all__ = [
     "maximum_likelihood_reward",
     "minimizer_exists",
     "policy_metrics",
+    "read_preferences",
     "solve",
 ]

@@ -79,7 +79,7 @@ class PreferenceCounts:
             prompt=distinct // arms**2,
             chosen=distinct // arms % arms,
             rejected=distinct % arms,
-            count=np.bincount(position, weights=n, minlength=distinct.size),
+            count=np.asarray(np.bincount(position, weights=n, minlength=distinct.size), dtype=np.float64),
             num_prompts=size,
             num_responses=arms,
             prompt_labels=prompt_labels,
@@ -125,7 +125,7 @@ class PreferenceCounts:
     @property
     def prompt_frequencies(self) -> Array:
         """(X,), N_x / N: the prompt weights "data"."""
-        return np.bincount(self.prompt, weights=self.weights, minlength=self.num_prompts)
+        return np.asarray(np.bincount(self.prompt, self.weights, self.num_prompts), dtype=np.float64)
 
     def response_frequencies(self, which: str) -> Array:
         """Return (X, A): how often each response is "chosen", "rejected" or either ("responses").

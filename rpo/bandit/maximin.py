@@ -119,7 +119,8 @@ def solve(
         primal = solve_reward_program(saddle, solver=solver)
         dual = solve_policy_program(saddle, solver=solver)
         programs = {
-            side: {"status": result.status, "value": result.value} for side, result in (("reward", primal), ("policy", dual))
+            side: {"status": result.status, "value": result.value}
+            for side, result in (("reward", primal), ("policy", dual))
         }
         start = primal.reward if start is None else start
     reward = minimize_reward_side(saddle, start)

@@ -152,6 +152,8 @@ def _ball_quadratic(h: Array, b: Array, radius: float) -> Array:
     low = max(1e-300, floor * 1e-8)
     if excess(low) <= 0:
         return np.asarray(vectors @ (c / (values + low)))
-    shift = brentq(excess, low, high * (1 + 1e-12), xtol=1e-300, rtol=8.9e-16, maxiter=500) if excess(high) < 0 else high
+    shift = (
+        brentq(excess, low, high * (1 + 1e-12), xtol=1e-300, rtol=8.9e-16, maxiter=500) if excess(high) < 0 else high
+    )
     x = c / (values + shift)
     return np.asarray(vectors @ (x * min(1.0, radius / float(np.linalg.norm(x)))))

@@ -136,9 +136,7 @@ class ContextualBandit:
         wins = np.zeros((self.num_prompts, self.num_responses, self.num_responses), dtype=np.int64)
         wins[:, first, second] = first_wins
         wins[:, second, first] = drawn - first_wins
-        return PreferenceCounts.from_wins(
-            wins, prompt_labels=self.prompt_labels, response_labels=self.response_labels
-        )
+        return PreferenceCounts.from_wins(wins, prompt_labels=self.prompt_labels, response_labels=self.response_labels)
 
     def expected_reward(self, policy: Array) -> float:
         """Return gold J(pi) = E_{d0, pi}[r*], in reward units. policy: (X, A). Source: paper, Eq. (2.3)."""

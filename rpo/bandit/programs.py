@@ -127,8 +127,9 @@ def _entries(saddle: Saddle) -> tuple[Any, Any]:
 def _differences(saddle: Saddle, column: Any, size: int) -> Any:
     """Return the sparse (K, size) matrix whose row k is delta_k = e_{x,w} - e_{x,l}."""
     k = np.arange(saddle.weights.size)
-    rows, columns = np.concatenate([k, k]), np.concatenate(
-        [column[saddle.prompt, saddle.chosen], column[saddle.prompt, saddle.rejected]]
+    rows, columns = (
+        np.concatenate([k, k]),
+        np.concatenate([column[saddle.prompt, saddle.chosen], column[saddle.prompt, saddle.rejected]]),
     )
     signs = np.repeat([1.0, -1.0], k.size)
     return csr_array((signs, (rows, columns)), shape=(k.size, size))

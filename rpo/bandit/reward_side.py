@@ -71,7 +71,9 @@ def derivatives(objective: Any, block: PromptBlock, r: Array) -> Derivatives:
 
     slope, curvature = preference_derivatives(margins, beta)
     slope, curvature = block.weights * slope / beta, block.weights * curvature / beta**2
-    gradient = np.bincount(block.chosen, slope, size) - np.bincount(block.rejected, slope, size)
+    gradient: Array = np.zeros(size)
+    np.add.at(gradient, block.chosen, slope)
+    np.add.at(gradient, block.rejected, -slope)
     hessian = np.zeros((size, size))
     for first, second, sign in (
         (block.chosen, block.chosen, 1.0),

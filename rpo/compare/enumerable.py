@@ -77,9 +77,7 @@ class EnumerableLM:
         """
         v, length, (x, p) = self.vocab_size, self.length, self.prompts.shape
         prefixes = _all_sequences(v, length - 1)
-        rows = torch.cat(
-            [self.prompts.repeat_interleave(len(prefixes), dim=0), prefixes.repeat(x, 1)], dim=1
-        )
+        rows = torch.cat([self.prompts.repeat_interleave(len(prefixes), dim=0), prefixes.repeat(x, 1)], dim=1)
         logits = self.model(input_ids=rows, use_cache=False).logits[:, p - 1 :]
         logps = token_logps(logits)
         spent = logps[:, :-1].gather(-1, prefixes.repeat(x, 1)[:, :, None]).squeeze(-1).sum(-1)
@@ -90,7 +88,9 @@ class EnumerableLM:
         with torch.no_grad():
             return np.asarray(self.logps().double().exp().numpy())
 
-    def bandit(self, reward: Any = None, *, reward_bound: float | None = None, behavior: Any = None) -> ContextualBandit:
+    def bandit(
+        self, reward: Any = None, *, reward_bound: float | None = None, behavior: Any = None
+    ) -> ContextualBandit:
         """Return the contextual bandit whose reference is this model's present policy, d0 uniform."""
         x = len(self.prompts)
         policy = self.policy()

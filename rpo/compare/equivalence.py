@@ -214,4 +214,3 @@ def measure(run: Run, theory: Solution) -> dict[str, Any]:
 def total_variation(first: Array, second: Array) -> Array:
     """Return half the L1 distance of two policies (X, A), one number a prompt: (X,)."""
     return np.asarray(0.5 * np.abs(first - second).sum(axis=1))
-

@@ -73,7 +73,9 @@ def policies(comparison: Comparison) -> Figure:
             top.bar(np.arange(a), theory.policy[prompt, order], color="#bbbbbb", width=0.9, label="theory (cvxpy)")
             for run, marker in zip(others, MARKERS, strict=False):
                 color = COLORS[run.label]
-                top.plot(run.policy[prompt, order], marker, color=color, markersize=4, fillstyle="none", label=run.label)
+                top.plot(
+                    run.policy[prompt, order], marker, color=color, markersize=4, fillstyle="none", label=run.label
+                )
                 difference = np.abs(run.policy[prompt] - theory.policy[prompt])[order]
                 bottom.semilogy(np.maximum(difference, FLOOR), marker, color=color, markersize=4, fillstyle="none")
             top.set_title(f"prompt {prompt}")
@@ -107,8 +109,10 @@ def overoptimization(comparison: Comparison) -> Figure:
         for column, (axis, title) in enumerate(
             zip(
                 axes[0],
-                ("this problem, path: beta (exact)", f"{comparison.config['skew_draws']} skewed problems, "
-                 f"N = {SKEW_PREFERENCES}, path: beta"),
+                (
+                    "this problem, path: beta (exact)",
+                    f"{comparison.config['skew_draws']} skewed problems, N = {SKEW_PREFERENCES}, path: beta",
+                ),
                 strict=True,
             )
         ):

@@ -40,12 +40,17 @@ pre {{ background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: .85rem;
 """
 
 
-def write_report(comparison: Comparison, directory: str | Path, *, overwrite: bool = False) -> Path:
+def write_report(
+    comparison: Comparison, directory: str | Path, *, overwrite: bool = False, config: str | None = None
+) -> Path:
     """Write report.html, report.json, and each figure as PNG with its data as CSV. Raises OutputError.
 
-    Nothing appears in `directory` until all of it is written; report.json comes last.
+    config: text of config.yaml, if any. Nothing appears in `directory` until all of it is written;
+    report.json comes last.
     """
     with staged_output(directory, overwrite=overwrite, marker=MARKER) as stage:
+        if config is not None:
+            (stage / "config.yaml").write_text(config, encoding="utf-8")
         parts = []
         for name, (draw, caption) in FIGURES.items():
             save(draw(comparison), stage / f"{name}.png")

@@ -98,7 +98,9 @@ def fit_language_model(
     for step in track(range(total), f"training {label or 'transformer'}", show=progress):
         loss, terms, logps = evaluate()
         if not torch.isfinite(loss):
-            raise NonFiniteLoss(f"loss: expected a finite number, got {loss.item()} at step {step}. Lower learning_rate.")
+            raise NonFiniteLoss(
+                f"loss: expected a finite number, got {loss.item()} at step {step}. Lower learning_rate."
+            )
         if step % every == 0:
             record(step, loss, terms, logps)
         optimizer.zero_grad()

@@ -90,7 +90,9 @@ def has_shape(name: str, array: Any, shape: Sequence[int | None]) -> None:
     actual = tuple(array.shape)
     if len(actual) != len(shape) or any(want not in (None, have) for want, have in zip(shape, actual, strict=False)):
         wanted = "(" + ", ".join("any" if s is None else str(s) for s in shape) + ")"
-        raise InvalidArgument(name, expected=f"shape {wanted}", got=f"shape {actual}", remedy="Reshape or transpose it.")
+        raise InvalidArgument(
+            name, expected=f"shape {wanted}", got=f"shape {actual}", remedy="Reshape or transpose it."
+        )
 
 
 def probabilities(name: str, value: Any, *, shape: Sequence[int | None] | None = None) -> Array:
@@ -104,7 +106,10 @@ def probabilities(name: str, value: Any, *, shape: Sequence[int | None] | None =
     if array.min() < 0:
         where = tuple(int(i) for i in np.unravel_index(int(array.argmin()), array.shape))
         raise InvalidArgument(
-            name, expected="entries >= 0", got=f"{array.min()} at index {where}", remedy="Probabilities are not negative."
+            name,
+            expected="entries >= 0",
+            got=f"{array.min()} at index {where}",
+            remedy="Probabilities are not negative.",
         )
     total = array.sum(axis=-1)
     off = np.abs(total - 1.0)

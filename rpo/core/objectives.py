@@ -207,7 +207,12 @@ class DPO:
 
 
 def _evaluate(
-    objective: RPO | DPO, pair_logps: tuple[Any, ...], base_logps: Any, chosen_lengths: Any, base_lengths: Any, weights: Any
+    objective: RPO | DPO,
+    pair_logps: tuple[Any, ...],
+    base_logps: Any,
+    chosen_lengths: Any,
+    base_lengths: Any,
+    weights: Any,
 ) -> tuple[Any, LossTerms]:
     """Check a batch, form margins and reduced base log-probabilities, and call `objective.terms`."""
     names = (

@@ -152,7 +152,9 @@ def check_output(directory: str | Path, *, overwrite: bool, marker: str) -> Path
     while not existing.exists():
         existing = existing.parent
     if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
-        raise OutputError(f"output: expected a writable folder, got {folder} ({existing} cannot be written). Choose another.")
+        raise OutputError(
+            f"output: expected a writable folder, got {folder} ({existing} cannot be written). Choose another."
+        )
     return folder
 
 

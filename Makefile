@@ -1,0 +1,36 @@
+# make demo: install and run theory against a transformer.  make test: install and check everything.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+DEMO ?= demo-report
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint clean
+
+help:  ## Show what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.installed  ## Compare theory, table and transformer; write demo-report/report.html
+	$(BIN)/rpo compare --output $(DEMO) --overwrite true
+
+lint: $(VENV)/.installed-dev  ## ruff and mypy
+	$(BIN)/ruff check rpo tests
+	$(BIN)/mypy
+
+test: lint  ## Lint, types and the default tests (minutes on 2 cores)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow' $(TESTS)
+
+test-slow: $(VENV)/.installed-dev  ## The slow tier: grids and long runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow $(TESTS)
+
+clean:  ## Remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
