@@ -14,6 +14,7 @@ from rpo.core.errors import InvalidArgument
 
 MAX_COUNT = 10**12
 MAX_EXPLICIT_PAIRS = 10**7
+MAX_TABLE = 5 * 10**7
 Index = NDArray[np.int64]
 
 
@@ -51,6 +52,19 @@ class PreferenceCounts:
         """Count explicit pairs. prompt, chosen, rejected: (N,) indices; count: (N,), > 0, or None for ones."""
         size = checks.integer("num_prompts", num_prompts, minimum=1)
         arms = checks.integer("num_responses", num_responses, minimum=2)
+        if size * arms > MAX_TABLE:
+            raise InvalidArgument(
+                "num_prompts, num_responses",
+                expected=f"a table of at most {MAX_TABLE:g} entries",
+                got=f"{size} x {arms}",
+                remedy="Bandits are small problems: thin the prompts, or merge responses into fewer labels.",
+            )
+        for name, labels, wanted in (
+            ("prompt_labels", prompt_labels, size),
+            ("response_labels", response_labels, arms),
+        ):
+            if labels is not None and len(labels) != wanted:
+                raise InvalidArgument(name, expected=f"{wanted} labels", got=len(labels), remedy="Pass one for each.")
         x = _indices("prompt", prompt, size)
         w = _indices("chosen", chosen, arms)
         lost = _indices("rejected", rejected, arms)

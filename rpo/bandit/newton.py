@@ -37,7 +37,8 @@ def minimize_box(
 ) -> NewtonResult:
     """Minimise a convex function of n variables over lower <= x <= upper (infinite bounds allowed).
 
-    function returns (value, gradient (n,), Hessian (n, n)). on_iterate sees each accepted x. Source: projected Newton, Bertsekas 1982.
+    function returns (value, gradient (n,), Hessian (n, n)). on_iterate sees each accepted x.
+    Source: projected Newton, Bertsekas 1982.
     """
     span = np.where(np.isfinite(upper - lower), upper - lower, 1.0)
 
@@ -94,8 +95,8 @@ def _descend(
 ) -> NewtonResult:
     value, g, h = function(x)
     left = residual(x, g)
-    iteration = 0
-    for iteration in range(1, max_iterations + 1):
+    taken = 0
+    for _ in range(max_iterations):
         if left <= ROUNDING * (1.0 + abs(value)):
             break
         step = direction(x, g, h)
@@ -118,9 +119,10 @@ def _descend(
             break
         x, (value, g, h) = y, new
         left = residual(x, g)
+        taken += 1
         if on_iterate is not None:
             on_iterate(x)
-    return NewtonResult(x, value, left, iteration)
+    return NewtonResult(x, value, left, taken)
 
 
 def _solve(h: Array, g: Array) -> Array:
@@ -149,7 +151,7 @@ def _ball_quadratic(h: Array, b: Array, radius: float) -> Array:
         return float(np.linalg.norm(c / (values + shift))) - radius
 
     high = float(np.linalg.norm(c)) / radius
-    low = max(1e-300, floor * 1e-8)
+    low = 1e-20 * high
     if excess(low) <= 0:
         return np.asarray(vectors @ (c / (values + low)))
     shift = (

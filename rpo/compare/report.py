@@ -22,7 +22,8 @@ PAGE = """<!doctype html>
 <style>
 body {{ font: 16px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }}
 h1 {{ font-size: 1.6rem; }} h2 {{ font-size: 1.2rem; margin-top: 2.4rem; }}
-table {{ border-collapse: collapse; }} th, td {{ padding: .3rem .9rem; border-bottom: 1px solid #ddd; text-align: left; }}
+table {{ border-collapse: collapse; }}
+th, td {{ padding: .3rem .9rem; border-bottom: 1px solid #ddd; text-align: left; }}
 td.number {{ font-variant-numeric: tabular-nums; text-align: right; }}
 img {{ max-width: 100%; }} figure {{ margin: 1.2rem 0; }} figcaption {{ color: #444; font-size: .93rem; }}
 pre {{ background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: .85rem; }}
@@ -106,7 +107,10 @@ def agreement_rows(comparison: Comparison) -> list[tuple[str, str, str, str]]:
 
 
 def _agreement_table(comparison: Comparison) -> str:
-    head = "<tr><th>against the convex program</th><th>total variation, worst prompt</th><th>loss difference</th><th></th></tr>"
+    head = (
+        "<tr><th>against the convex program</th><th>total variation, worst prompt</th>"
+        "<th>loss difference</th><th></th></tr>"
+    )
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td><td class=number>{tv}</td><td class=number>{loss}</td>"
         f"<td>{html.escape(message)}</td></tr>"

@@ -35,7 +35,7 @@ def fit_language_model(
     *,
     problem: ContextualBandit | None = None,
     steps: int = 1500,
-    learning_rate: float = 1e-2,
+    learning_rate: float = 3e-3,
     adam_betas: tuple[float, float] = (0.9, 0.99),
     base_policy: Any = None,
     proxy_reward: Any = "mle",
@@ -46,7 +46,8 @@ def fit_language_model(
 ) -> Run:
     """Train a copy of `lm` by AdamW on all pairs at once, the reference being `lm` as it is.
 
-    The rate falls to zero along a cosine; no weight decay. problem: the bandit of `lm` (default
+    The rate falls to zero along a cosine; no weight decay. Rates of 1e-2 and above can end at a
+    stationary point that is not the optimum: hold the result against `solve`. problem: the bandit of `lm` (default
     `lm.bandit()`, without gold reward). proxy_reward: (X, A), None or "mle". extra_metrics: from
     log pi (X, A) to more columns of the history. Raises InvalidArgument, NonFiniteLoss.
     """
@@ -132,7 +133,8 @@ def fit_language_model(
         },
         status="converged" if converged else "not_converged",
         message=("Converged: " if converged else "Not converged: ")
-        + f"largest gradient entry {largest:.1e} after {total} steps of AdamW",
+        + f"largest gradient entry {largest:.1e} after {total} steps of AdamW "
+        "(a network may be stationary away from the optimum)",
         history=history,
         arrays={"policy": policy.policy()},
         artifact=policy,

@@ -5,6 +5,7 @@ Shapes: N pairs, X prompts. `logps` are summed token log-probabilities in nats, 
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -228,12 +229,13 @@ def _evaluate(
         )
     for name, value in zip(names[1:], logps[1:], strict=True):
         checks.has_shape(name, value, tuple(logps[0].shape))
+    weights = _like(weights, logps[0])
     _check_weights(weights, logps[0])
     if base_logps is not None:
-        base_logps, lengths = numerics.promote(base_logps), base_lengths
+        base_logps, lengths, whose = numerics.promote(base_logps), base_lengths, "base_lengths"
         checks.has_shape("base_logps", base_logps, tuple(logps[0].shape))
     elif objective.base == "chosen":
-        base_logps, lengths = logps[0], chosen_lengths
+        base_logps, lengths, whose = logps[0], chosen_lengths, "chosen_lengths"
     elif objective.eta > 0:
         raise InvalidArgument(
             "base_logps",
@@ -242,7 +244,7 @@ def _evaluate(
             remedy="Pass base_logps, or use base='chosen'.",
         )
     if base_logps is not None:
-        base_logps = _reduce(base_logps, lengths, weights, objective.sft_reduction)
+        base_logps = _reduce(base_logps, _like(lengths, base_logps), whose, weights, objective.sft_reduction)
     return objective.terms(implicit_margins(*logps), base_logps, weights)
 
 
@@ -260,26 +262,29 @@ def _check_weights(weights: Any, like: Any) -> None:
         )
 
 
-def _reduce(base_logps: Any, lengths: Any, weights: Any, reduction: str) -> Any:
+def _like(values: Any, logps: Any) -> Any:
+    """Return `values` (None, a sequence, an array) in the backend and precision of `logps`."""
+    if values is None:
+        return None
+    if numerics.backend(logps) == "torch":
+        return sys.modules["torch"].as_tensor(values, dtype=logps.dtype, device=logps.device)
+    return np.asarray(values, dtype=logps.dtype)
+
+
+def _reduce(base_logps: Any, lengths: Any, whose: str, weights: Any, reduction: str) -> Any:
     """Turn summed log-probabilities into values whose weighted mean is the reduction asked for."""
     if reduction == "sequence_sum":
         return base_logps
     if lengths is None:
         raise InvalidArgument(
-            "chosen_lengths (base_lengths with base_logps)",
+            whose,
             expected=f"token counts for sft_reduction={reduction!r}",
             got=None,
             remedy="Pass them, or use sft_reduction='sequence_sum'.",
         )
-    checks.has_shape("chosen_lengths", lengths, tuple(base_logps.shape))
+    checks.has_shape(whose, lengths, tuple(base_logps.shape))
     if not float(lengths.min()) > 0:
-        raise InvalidArgument(
-            "chosen_lengths", expected="lengths > 0", got=lengths.min(), remedy="Drop empty responses."
-        )
-    if numerics.backend(base_logps) == "torch":
-        lengths = lengths.to(base_logps.dtype)
-    else:
-        lengths = np.asarray(lengths, dtype=base_logps.dtype)
+        raise InvalidArgument(whose, expected="lengths > 0", got=float(lengths.min()), remedy="Drop empty responses.")
     if reduction == "sequence_mean":
         return base_logps / lengths
     # sum(w logp) / sum(w T) = sum(w (logp / mean T)): the batch's token mean as a mean over pairs

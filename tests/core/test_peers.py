@@ -128,7 +128,6 @@ def sequence_logps(model, prompt_ids: list[int], response_ids: list[int]):
 def trl_trainer(monkeypatch, tmp_path, dtype, weight: float):
     """Return TRL's trainer on a tiny random policy and reference, and its batch of all four pairs."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()

@@ -1,0 +1,73 @@
+"""The transformer's training against the table and the certified maximin."""
+
+import numpy as np
+import pytest
+import torch
+
+import rpo
+from rpo.bandit import ContextualBandit, PreferenceCounts, Unconstrained, solve
+from rpo.compare import EnumerableLM, NonFiniteLoss, fit_language_model, total_variation
+from rpo.core.objectives import DPO, RPO
+
+Small = tuple[EnumerableLM, ContextualBandit, PreferenceCounts]
+
+
+@pytest.mark.parametrize("objective", [RPO(beta=0.2, eta=0.3), RPO(beta=0.3, eta=0.2, base="responses")])
+def test_the_transformer_meets_the_convex_program(small: Small, objective: RPO) -> None:
+    lm, problem, data = small
+    run = rpo.fit(lm, data, objective, problem=problem, steps=900)
+    theory = solve(problem, data, objective, reward_class=Unconstrained())
+    assert total_variation(run.policy, theory.policy).max() <= 1e-4
+    assert abs(run.loss - theory.loss) <= 1e-8
+    assert run.status == "converged"
+
+
+def test_too_few_steps_do_not_meet_it_and_are_said_not_to_have_converged(small: Small) -> None:
+    """The control of the test above."""
+    lm, problem, data = small
+    objective = RPO(beta=0.2, eta=0.3)
+    run = fit_language_model(lm, data, objective, problem=problem, steps=20)
+    theory = solve(problem, data, objective, reward_class=Unconstrained())
+    assert total_variation(run.policy, theory.policy).max() > 1e-4
+    assert run.status == "not_converged"
+
+
+def test_a_custom_base_enters_the_loss(small: Small) -> None:
+    lm, problem, data = small
+    base = np.full((2, 9), 1 / 9)
+    objective = RPO(beta=0.3, eta=0.3, base="custom")
+    run = fit_language_model(lm, data, objective, problem=problem, base_policy=base, steps=900)
+    theory = solve(problem, data, objective, reward_class=Unconstrained(), base_policy=base)
+    assert total_variation(run.policy, theory.policy).max() <= 1e-4
+
+
+def test_step_zero_is_the_reference_and_the_logged_loss_is_the_optimised_one(small: Small) -> None:
+    lm, problem, data = small
+    run = fit_language_model(lm, data, RPO(beta=0.2, eta=0.3), problem=problem, steps=30, log_every=10)
+    first = run.history[0]
+    assert first["loss/preference"] == pytest.approx(np.log(2.0), abs=1e-14)
+    assert first["kl/reference"] == pytest.approx(0.0, abs=1e-14)
+    assert [row["step"] for row in run.history] == [0, 10, 20, 30]
+    for row in run.history:
+        assert row["loss"] == pytest.approx(row["loss/preference"] + 0.06 * row["loss/sft"], rel=1e-13)
+    # computed once more on the table, by another path
+    assert run.config["table_disagreement"] <= 1e-13
+
+
+def test_training_leaves_the_reference_model_as_it_was(small: Small) -> None:
+    lm, problem, data = small
+    before = {name: value.clone() for name, value in lm.model.state_dict().items()}
+    fit_language_model(lm, data, DPO(beta=0.2), problem=problem, steps=5)
+    assert all(torch.equal(value, before[name]) for name, value in lm.model.state_dict().items())
+
+
+def test_training_twice_gives_the_same_numbers(small: Small) -> None:
+    lm, problem, data = small
+    first, second = (fit_language_model(lm, data, RPO(beta=0.2, eta=0.3), problem=problem, steps=20) for _ in range(2))
+    assert first.history == second.history
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(small: Small) -> None:
+    lm, problem, data = small
+    with pytest.raises(NonFiniteLoss, match=r"at step \d+\. Lower learning_rate"):
+        fit_language_model(lm, data, DPO(beta=0.2), problem=problem, steps=5, learning_rate=1e308)

@@ -1,0 +1,110 @@
+"""Imports go one way, cost little and load no backend that is not used; user input is never asserted."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "rpo"
+FORBIDDEN = {
+    "core": {"rpo.bandit", "rpo.llm", "rpo.eval", "rpo.compare", "rpo.cli", "torch", "cvxpy", "transformers"},
+    "bandit": {"rpo.llm", "rpo.eval", "rpo.compare", "rpo.cli", "torch", "transformers"},
+    "llm": {"rpo.bandit", "rpo.compare", "rpo.cli", "cvxpy"},
+    "eval": {"rpo.bandit", "rpo.compare", "rpo.cli", "cvxpy"},
+}
+
+
+def run(code: str) -> str:
+    """Return what a fresh interpreter prints, started beside the package under test."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=True)
+    return done.stdout
+
+
+def seconds(module: str) -> float:
+    code = f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
+    return min(float(run(code)) for _ in range(3))
+
+
+def loaded_by(module: str) -> set[str]:
+    code = f"import json, sys, {module}; print(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))"
+    return set(json.loads(run(code)))
+
+
+def imported(source: str, package: str) -> list[tuple[int, str]]:
+    """Return (line, absolute module) of every import statement, those inside functions included."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            stem = ".".join([*parts, *([node.module] if node.module else [])])
+            found += [(node.lineno, f"{stem}.{alias.name}") for alias in node.names]
+    return found
+
+
+def breaches(source: str, package: str, forbidden: set[str]) -> list[str]:
+    return [
+        f"{line}: {name}"
+        for line, name in imported(source, package)
+        if any(name == bad or name.startswith(bad + ".") for bad in forbidden)
+    ]
+
+
+def test_import_rpo_takes_less_than_300_ms() -> None:
+    if seconds("numpy") > 1.0:
+        pytest.skip("this machine takes over a second to import numpy alone")
+    assert seconds("rpo") < 0.3
+
+
+def test_bandit_loads_neither_torch_nor_transformers() -> None:
+    names = loaded_by("rpo.bandit.maximin, rpo.bandit.programs, rpo.bandit")
+    assert {"numpy", "scipy", "cvxpy"} <= names
+    assert not names & {"torch", "transformers"}
+
+
+def test_core_loads_neither_torch_nor_cvxpy() -> None:
+    modules = ", ".join(f"rpo.core.{p.stem}" for p in sorted((PACKAGE / "core").glob("*.py")) if p.stem != "__init__")
+    names = loaded_by(modules)
+    assert "numpy" in names and not names & {"torch", "cvxpy", "transformers"}
+
+
+@pytest.mark.parametrize("part", sorted(FORBIDDEN))
+def test_imports_go_one_way(part: str) -> None:
+    found = []
+    for path in sorted((PACKAGE / part).rglob("*.py")):
+        package = ".".join(path.parent.relative_to(PACKAGE.parent).parts)
+        found += [f"{path}:{breach}" for breach in breaches(path.read_text(), package, FORBIDDEN[part])]
+    assert not found
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import torch.nn",
+        "from torch import nn",
+        "from rpo.llm.logprobs import token_logps",
+        "from rpo import llm",
+        "from ..llm import logprobs",
+        "from .. import compare",
+        "def f():\n    import transformers",
+    ],
+)
+def test_the_import_check_sees_every_spelling(statement: str) -> None:
+    """Control of the test above, with the same statement in a string and a lookalike module as innocents."""
+    assert len(breaches(statement, "rpo.bandit", FORBIDDEN["bandit"])) == 1
+    assert breaches(f"{statement!r}\nimport torchless\nfrom rpo.core import checks", "rpo.bandit", FORBIDDEN["bandit"]) == []
+
+
+def test_user_input_is_never_asserted() -> None:
+    """`assert` vanishes under python -O; refusals are typed exceptions."""
+    found = [
+        f"{path}:{node.lineno}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Assert)
+    ]
+    assert not found and len(list(PACKAGE.rglob("*.py"))) > 10
