@@ -93,8 +93,9 @@ def derivatives(objective: Any, block: PromptBlock, r: Array) -> Derivatives:
 def minimize_reward_side(saddle: Saddle, start: Array | None = None) -> Array:
     """Return the minimising reward table, (X, A); at eta = 0 the most pessimistic of the minimisers.
 
-    start: (X, A) in the class; zeros by default. Unconstrained rewards are normalised to
-    r = beta log(pi / pi_ref); entries outside the support and prompts without weight are 0.
+    start: (X, A) in the class; zeros by default. A constant a prompt is free: unconstrained rewards are
+    normalised to r = beta log(pi / pi_ref), a box's to start at 0. Entries outside the support and
+    prompts without weight are 0.
     """
     reward_class = saddle.reward_class
     table = np.zeros(saddle.base.shape) if start is None else start
@@ -118,6 +119,8 @@ def minimize_reward_side(saddle: Saddle, start: Array | None = None) -> Array:
             r = _pessimistic_shift(saddle, block, r, lower, upper)
         if isinstance(reward_class, Unconstrained):
             r = r - saddle.objective.beta * logsumexp(block.log_reference + r / saddle.objective.beta)
+        else:
+            r = r - r.min()  # a constant a prompt is free; the box always has room for this one
         reward[block.prompt, block.support] = r
     return reward
 

@@ -151,10 +151,10 @@ def check_output(directory: str | Path, *, overwrite: bool, marker: str) -> Path
     existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent
-    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
-        raise OutputError(
-            f"output: expected a writable folder, got {folder} ({existing} cannot be written). Choose another."
-        )
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".probe-", dir=existing))
+    except OSError as error:
+        raise OutputError(f"output: expected a writable folder, got {folder} ({error}). Choose another.") from error
     return folder
 
 

@@ -235,7 +235,7 @@ def test_unweighted_prompt_with_data_is_not_forgiven(make_saddle: Callable[..., 
 def test_loss_of_the_gibbs_policy_and_reward_side_differ_by_the_constant(
     make_bandit: Callable[..., ContextualBandit],
 ) -> None:
-    """theory.md section 3: r = beta log(pi / pi_ref) + Z turns one into the other, up to eta beta E_base[log pi_ref]."""
+    """theory.md section 3: with r = beta log(pi / pi_ref) + Z they differ by eta beta E_base[log pi_ref]."""
     for seed in range(5):
         *_, s = setting(make_bandit, seed, "unconstrained")
         r = random_reward(s, np.random.default_rng(seed))

@@ -105,14 +105,14 @@ def test_split_ties_are_kept_but_cannot_become_pairs() -> None:
     wins = np.zeros((1, 2, 2))
     wins[0, 0, 1] = wins[0, 1, 0] = 0.5
     assert PreferenceCounts.from_wins(wins).n == 1.0
-    with pytest.raises(InvalidArgument, match="^counts: expected whole counts"):
+    with pytest.raises(InvalidArgument, match=r"^counts: expected whole counts"):
         PreferenceCounts.from_wins(wins).to_pairs()
 
 
 def test_too_many_counts_cannot_become_pairs() -> None:
     wins = np.zeros((1, 2, 2))
     wins[0, 0, 1] = 10**7 + 1
-    with pytest.raises(InvalidArgument, match="^counts: .*at most 1e"):
+    with pytest.raises(InvalidArgument, match=r"^counts: .*at most 1e"):
         PreferenceCounts.from_wins(wins).to_pairs()
 
 
@@ -143,6 +143,9 @@ def test_counts_are_frozen() -> None:
         ({"num_responses": 1}, "num_responses"),
         ({"num_prompts": 0}, "num_prompts"),
         ({"num_prompts": 1.5}, "num_prompts"),
+        ({"num_prompts": 10**8}, "num_prompts, num_responses"),
+        ({"prompt_labels": ("a",)}, "prompt_labels"),
+        ({"response_labels": ("a", "b")}, "response_labels"),
     ],
 )
 def test_from_pairs_refuses_and_names_the_argument(keywords: dict[str, Any], name: str) -> None:
@@ -173,5 +176,5 @@ def test_from_wins_refuses_and_names_the_argument(wins: Any, name: str) -> None:
 
 
 def test_response_frequencies_refuse_an_unknown_kind() -> None:
-    with pytest.raises(InvalidArgument, match="^which: expected one of 'chosen', 'rejected', 'responses'"):
+    with pytest.raises(InvalidArgument, match=r"^which: expected one of 'chosen', 'rejected', 'responses'"):
         counted().response_frequencies("all")

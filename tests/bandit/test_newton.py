@@ -59,7 +59,7 @@ def test_ball_minimum_agrees_with_slsqp(seed: int, rank: int) -> None:
         result = minimize_ball(f, np.zeros(5), radius)
         ball = {"type": "ineq", "fun": lambda x, r=radius: r**2 - x @ x, "jac": lambda x: -2 * x}
         other = minimize(
-            lambda x: f(x)[:2], np.full(5, 0.01), jac=True, method="SLSQP",
+            lambda x, f=f: f(x)[:2], np.full(5, 0.01), jac=True, method="SLSQP",
             constraints=[ball], options={"ftol": 1e-15, "maxiter": 1000},
         )  # fmt: skip
         assert np.linalg.norm(result.x) <= radius * (1 + 1e-12)
@@ -78,11 +78,15 @@ def test_projection_onto_a_box_and_onto_a_ball() -> None:
     assert minimize_ball(f, np.zeros(3), 10.0).x == pytest.approx(c, abs=1e-12)
 
 
-def test_linear_functions_go_to_the_wall() -> None:
-    """No curvature at all: -radius c / |c| in the ball, the corner opposite to c in the box."""
-    c = np.array([3.0, -4.0])
-    f = quadratic(np.zeros((2, 2)), -c)
+def test_linear_function_on_a_ball_goes_to_the_sphere() -> None:
+    """No curvature at all: -radius c / |c| with c = (3, -4)."""
+    f = quadratic(np.zeros((2, 2)), np.array([-3.0, 4.0]))
     assert minimize_ball(f, np.zeros(2), 10.0).x == pytest.approx([-6.0, 8.0], rel=1e-9)
+
+
+def test_linear_function_on_a_box_goes_to_the_corner() -> None:
+    """No curvature at all: the corner opposite to c = (3, -4)."""
+    f = quadratic(np.zeros((2, 2)), np.array([-3.0, 4.0]))
     assert minimize_box(f, np.zeros(2), np.zeros(2), np.ones(2)).x.tolist() == [0.0, 1.0]
 
 

@@ -164,6 +164,13 @@ def test_problem_refuses_a_bad_field_and_names_it(fields: dict[str, Any], name: 
         three_arms(**fields)
 
 
+@pytest.mark.xfail(reason="reward_bound is compared before it is checked", strict=True)
+@pytest.mark.parametrize("bound", [math.nan, "3"])
+def test_bad_reward_bound_is_refused_by_name(bound: Any) -> None:
+    with pytest.raises(InvalidArgument, match=r"^reward_bound: expected"):
+        three_arms(reward_bound=bound)
+
+
 @pytest.mark.parametrize(
     ("keywords", "name"),
     [
@@ -180,7 +187,7 @@ def test_sampling_refuses_a_bad_argument_and_names_it(keywords: dict[str, Any], 
 
 
 def test_sampling_refuses_a_single_response_and_an_unknown_reward() -> None:
-    with pytest.raises(InvalidArgument, match="^behavior: .*one response at prompt 0"):
+    with pytest.raises(InvalidArgument, match=r"^behavior: .*one response at prompt 0"):
         three_arms(behavior=[[1.0, 0.0, 0.0]]).sample_preferences(10, rng=0)
     with pytest.raises(InvalidArgument, match=r"^problem\.reward"):
         three_arms(reward=None).sample_preferences(10, rng=0)
@@ -190,4 +197,5 @@ def test_builder_of_these_tests_draws_valid_problems(make_bandit: Callable[..., 
     """Rewards stay in [0, bound], for otherwise the other tests would solve another problem."""
     problem = make_bandit(0, prompts=3, arms=5, bound=1.5, dim=2)
     assert problem.reference.shape == (3, 5) and problem.reward is not None
-    assert 0 <= problem.reward.min() and problem.reward.max() <= 1.5 == problem.reward_bound
+    assert problem.reward_bound == 1.5
+    assert problem.reward.min() >= 0.0 and problem.reward.max() <= 1.5

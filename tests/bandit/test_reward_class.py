@@ -92,13 +92,13 @@ def test_records_describe_the_class() -> None:
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf, None, "1"])
 def test_bad_sizes_are_refused_by_name(value: Any) -> None:
-    with pytest.raises(InvalidArgument, match="^bound: expected"):
+    with pytest.raises(InvalidArgument, match=r"^bound: expected"):
         Box(value)
-    with pytest.raises(InvalidArgument, match="^radius: expected"):
+    with pytest.raises(InvalidArgument, match=r"^radius: expected"):
         LinearBall(np.zeros((1, 2, 3)), value)
 
 
 def test_bad_features_are_refused_by_name() -> None:
     for features in (np.zeros((2, 3)), np.full((1, 2, 3), np.nan)):
-        with pytest.raises(InvalidArgument, match="^features: expected"):
+        with pytest.raises(InvalidArgument, match=r"^features: expected"):
             LinearBall(features, 1.0)

@@ -301,8 +301,26 @@ def test_call_refuses_a_bad_batch_and_names_the_argument(keywords: dict, fields:
         objective(**{**good, **keywords})
 
 
+@pytest.mark.parametrize("keywords", [{"weights": [0.25, 0.75]}, {"chosen_lengths": [2, 4]}])
+def test_lists_are_read_in_the_backend_of_the_logps(keywords: dict) -> None:
+    """As log-probabilities are: lists beside NumPy, and lists or arrays beside torch."""
+    reduction = "sequence_mean" if "chosen_lengths" in keywords else "sequence_sum"
+    objective = RPO(beta=0.5, eta=0.2, sft_reduction=reduction)
+    expected, _ = objective(*batch(), **{k: np.array(v) for k, v in keywords.items()})
+    assert objective(*(v.tolist() for v in batch()), **keywords)[0] == pytest.approx(expected, rel=1e-14)
+    tensors = [torch.tensor(v) for v in batch()]
+    for given in (keywords, {k: np.array(v) for k, v in keywords.items()}):
+        assert float(objective(*tensors, **given)[0]) == pytest.approx(expected, rel=1e-14)
+
+
+def test_bad_base_lengths_are_named() -> None:
+    objective = RPO(beta=0.5, eta=0.2, sft_reduction="sequence_mean")
+    with pytest.raises(InvalidArgument, match=r"^base_lengths: expected lengths > 0"):
+        objective(*batch(), base_logps=np.zeros(2), base_lengths=np.array([1, 0]))
+
+
 def test_terms_refuse_a_missing_sft_term_unless_eta_is_zero() -> None:
-    with pytest.raises(InvalidArgument, match="^base_logps"):
+    with pytest.raises(InvalidArgument, match=r"^base_logps"):
         RPO(beta=0.5, eta=0.2).terms(np.zeros(2))
     loss, terms = DPO(beta=0.5).terms(np.zeros(2))
     assert loss == pytest.approx(LN2) and math.isnan(terms.sft)

@@ -1,0 +1,184 @@
+"""The command line as its user meets it: in subprocesses, from files."""
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas
+import pytest
+
+from rpo.cli import main
+
+ROOT = Path(__file__).parents[1]
+CITATIONS = ROOT / "rpo" / "bandit" / "datasets" / "citations.csv"
+
+
+def rpo(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the command line in this process; `test_a_subprocess_behaves_the_same` holds it to the real one."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main([str(item) for item in arguments])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return subprocess.CompletedProcess([], code, out.getvalue(), err.getvalue())
+
+
+def refused(result: subprocess.CompletedProcess[str]) -> str:
+    """Exit code 2, one line on stderr, nothing on stdout, no traceback; return the line."""
+    assert result.returncode == 2, result
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def test_version_and_help() -> None:
+    assert rpo("--version").stdout.strip().startswith("rpo 0.")
+    page = rpo("--help").stdout
+    assert "solve" in page
+    assert "compare" in page
+    assert "--reward_bound" in rpo("solve", "--help").stdout
+
+
+def test_a_subprocess_behaves_the_same(tmp_path: Path) -> None:
+    for arguments in (["solve", str(CITATIONS)], ["solve", "missing.csv"]):
+        command = [sys.executable, "-m", "rpo.cli", *arguments]
+        real = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        here = rpo(*arguments)
+        assert (real.returncode, real.stdout, real.stderr) == (here.returncode, here.stdout, here.stderr)
+
+
+def test_solve_prints_and_writes_the_certified_policy(tmp_path: Path) -> None:
+    result = rpo("solve", CITATIONS, "--objective.beta", "1", "--output", tmp_path / "out")
+    assert result.returncode == 0
+    assert "Certified optimal" in result.stdout
+    assert "3727 comparisons" in result.stdout
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.yaml", "policy.csv", "solution.json"]
+    record = json.loads((tmp_path / "out" / "solution.json").read_text())
+    assert record["certificate"]["relative_gap"] <= 1e-7
+    assert record["objective"] == {
+        "name": "RPO", "beta": 1.0, "eta": 0.01, "sft_reduction": "sequence_sum", "base": "chosen",
+    }  # fmt: skip
+    frame = pandas.read_csv(tmp_path / "out" / "policy.csv", keep_default_na=False)
+    assert frame["response"].iloc[0] == "JRSS-B"
+    assert frame["policy"].sum() == pytest.approx(1.0)
+    assert frame["wins"].sum() == frame["losses"].sum() == 3727
+
+
+def test_the_saved_configuration_runs_again_and_flags_override_it(tmp_path: Path) -> None:
+    first = rpo("solve", CITATIONS, "--objective.eta", "0.5", "--output", tmp_path / "a")
+    assert first.returncode == 0
+    again = rpo("solve", "--config", tmp_path / "a" / "config.yaml", "--output", tmp_path / "b")
+    assert again.returncode == 0
+    assert (tmp_path / "a" / "policy.csv").read_bytes() == (tmp_path / "b" / "policy.csv").read_bytes()
+    changed = rpo(
+        "solve", "--config", tmp_path / "a" / "config.yaml", "--objective.eta", "0.01", "--output", tmp_path / "c"
+    )
+    assert changed.returncode == 0
+    assert (tmp_path / "a" / "policy.csv").read_bytes() != (tmp_path / "c" / "policy.csv").read_bytes()
+    assert "eta: 0.01" in (tmp_path / "c" / "config.yaml").read_text()
+
+
+def test_arena_votes_with_ties_are_counted_and_reported(tmp_path: Path) -> None:
+    """Three wins a over b, one b over a, one tie; DPO, beta = 1, reference uniform: pi = (3/4, 1/4)."""
+    rows = ["model_a,model_b,winner", "a,b,model_a", "b,a,model_b", "a,b,model_a", "a,b,model_b", "a,b,tie"]
+    (tmp_path / "votes.csv").write_text("\n".join(rows) + "\n")
+    result = rpo("solve", tmp_path / "votes.csv", "--objective.eta", "0", "--reward_class", "unconstrained")
+    assert result.returncode == 0, result
+    assert "4 comparisons" in result.stdout
+    assert "left out: 1 rows (tie)" in result.stdout
+    assert [line.split()[4] for line in result.stdout.splitlines() if line.split()[0] in "ab"] == ["0.75", "0.25"]
+    assert "this is DPO" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["solve", "missing.csv"], ["path", "expected a readable file", "missing.csv"]),
+        (["solve", CITATIONS, "--objective.beta", "-1"], ["beta", "expected a finite number > 0", "got -1.0"]),
+        (["solve", CITATIONS, "--objective.eta", "-1"], ["eta", "expected a finite number >= 0", "use eta >= 0"]),
+        (["solve", CITATIONS, "--objective.beta", "many"], ["beta"]),
+        (["solve", CITATIONS, "--reward_bound", "0"], ["reward_bound", "> 0"]),
+        (["solve", CITATIONS, "--typo", "1"], ["--typo"]),
+        (["solve", CITATIONS, "--reward_class", "sphere"], ["reward_class", "sphere"]),
+        (["solve", CITATIONS, "--output", "/proc/nowhere/out"], ["output", "expected a writable folder"]),
+        (["compare", "--output", "/proc/nowhere/out"], ["output", "expected a writable folder"]),
+        (["compare", "--output", "unused", "--objective.eta", "0"], ["objective", "eta > 0"]),
+        (["compare"], ["output"]),
+        (["solve"], ["pairs"]),
+        (["train"], ["train"]),
+        ([], ["command"]),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(
+    arguments: list[str], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = refused(rpo(*arguments))
+    for word in words:
+        assert word in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_configuration_key_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("reward_bounds: 3\n")
+    assert "reward_bounds" in refused(rpo("solve", CITATIONS, "--config", tmp_path / "bad.yaml"))
+    (tmp_path / "broken.yaml").write_text("reward_bound: [3\n")
+    assert "config" in refused(rpo("solve", CITATIONS, "--config", tmp_path / "broken.yaml"))
+
+
+def test_data_without_a_minimiser_is_refused_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("chosen,rejected\na,b\nb,c\n")
+    line = refused(
+        rpo("solve", tmp_path / "pairs.csv", "--reward_class", "unconstrained", "--output", tmp_path / "out")
+    )
+    assert "response 2 has no mass under pi_base" in line
+    assert "Use Box(R)" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_earlier_result_is_kept_unless_overwrite_is_asked(tmp_path: Path) -> None:
+    assert rpo("solve", CITATIONS, "--output", tmp_path / "out").returncode == 0
+    before = (tmp_path / "out" / "solution.json").read_bytes()
+    assert "overwrite" in refused(rpo("solve", CITATIONS, "--output", tmp_path / "out"))
+    assert (tmp_path / "out" / "solution.json").read_bytes() == before
+    again = rpo("solve", CITATIONS, "--output", tmp_path / "out", "--overwrite", "true")
+    assert again.returncode == 0
+
+
+def test_compare_writes_its_report_and_is_quiet_when_not_a_terminal(tmp_path: Path) -> None:
+    small = [
+        "--prompts",
+        2,
+        "--vocab_size",
+        2,
+        "--length",
+        2,
+        "--num_preferences",
+        200,
+        "--steps",
+        40,
+        "--skew_draws",
+        2,
+    ]
+    result = rpo("compare", "--output", tmp_path / "out", "--objective.beta", 0.5, *small)
+    assert result.returncode == 0, result
+    assert result.stderr == ""
+    assert "against the convex program" in result.stdout
+    assert (tmp_path / "out" / "report.html").exists()
+    assert "steps: 40" in (tmp_path / "out" / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", ["compare", "solve"])
+def test_each_recipe_parses_and_comments_every_key(name: str) -> None:
+    recipe = ROOT / "recipes" / f"{name}.yaml"
+    extra = [str(CITATIONS)] if name == "solve" else ["--output", "unused"]
+    result = rpo(name, *extra, "--config", recipe, "--print_config")
+    assert result.returncode == 0, result
+    for line in recipe.read_text().splitlines():
+        if line and not line.startswith("#") and line != "objective:":
+            assert "#" in line, line
