@@ -22,7 +22,8 @@ from rpo.core.objectives import Objective
 
 RELATIVE_GAP = 1e-7
 TV_BOUND = 1e-3
-ACTIVE = 1e-8
+ACTIVE = 1e-8  # of the penalty's multiplier, which is of order eta
+ROUNDING = 1e-14
 METHODS = ("programs", "newton")
 
 
@@ -111,11 +112,14 @@ def solve(
         if not existence.exists:
             raise NoMinimizer(f"{existence.reason} Use Box(R), or a base of full support such as base='reference'.")
 
+    if start is not None:
+        start = checks.finite("start", start, shape=problem.reference.shape)
     programs: dict[str, Any] = {}
     dual = None
     if method == "programs":
-        from rpo.bandit.programs import solve_policy_program, solve_reward_program
+        from rpo.bandit.programs import installed_solvers, solve_policy_program, solve_reward_program
 
+        checks.one_of("solver", solver, installed_solvers())
         primal = solve_reward_program(saddle, solver=solver)
         dual = solve_policy_program(saddle, solver=solver)
         programs = {
@@ -140,7 +144,7 @@ def solve(
         certificate=certificate,
         program_certificate=program_certificate,
         programs=programs,
-        active=not isinstance(reward_class, Unconstrained) and multiplier > ACTIVE,
+        active=not isinstance(reward_class, Unconstrained) and multiplier > ACTIVE * objective.eta + ROUNDING,
         multiplier=multiplier,
         prompts_without_data=int((data.prompt_frequencies == 0).sum()),
         **_verdict(certificate, objective, int((data.prompt_frequencies == 0).sum())),

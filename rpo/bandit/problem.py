@@ -44,12 +44,14 @@ class ContextualBandit:
         set_(self, "d0", checks.probabilities("d0", self.d0, shape=(None,)))
         set_(self, "reference", checks.probabilities("reference", self.reference, shape=(len(self.d0), None)))
         x, a = self.reference.shape
+        if self.reward_bound is not None:
+            set_(self, "reward_bound", checks.positive("reward_bound", self.reward_bound))
         if self.reward is not None:
             reward = checks.finite("reward", self.reward, shape=(x, a))
-            bound = float(reward.max()) if self.reward_bound is None else self.reward_bound
             set_(self, "reward", reward)
-            if bound > 0:
-                set_(self, "reward_bound", checks.positive("reward_bound", bound))
+            if self.reward_bound is None and reward.max() > 0:
+                set_(self, "reward_bound", float(reward.max()))
+            bound = self.reward_bound or 0.0
             if reward.min() < 0 or reward.max() > bound:
                 raise InvalidArgument(
                     "reward",
@@ -57,8 +59,6 @@ class ContextualBandit:
                     got=f"entries in [{reward.min():g}, {reward.max():g}]",
                     remedy="Shift each prompt's rewards to start at zero, or raise reward_bound.",
                 )
-        elif self.reward_bound is not None:
-            set_(self, "reward_bound", checks.positive("reward_bound", self.reward_bound))
         if self.features is not None:
             set_(self, "features", checks.finite("features", self.features, shape=(x, a, None)))
         if self.behavior is not None:

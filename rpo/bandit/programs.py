@@ -111,7 +111,14 @@ def solve_policy_program(saddle: Saddle, *, solver: str = "CLARABEL", **options:
         policy = np.exp(saddle.log_reference)
         policy[entries] = np.maximum(pi.value, 0.0)
         policy = policy / policy.sum(axis=1, keepdims=True)
-    return ProgramResult(status, float(problem.value), policy=policy, p=np.clip(p.value, 0.0, 1.0))
+    # The solver's own value: at a pi of -1e-11 the atoms of problem.value answer -inf.
+    value_reached = float(problem.solution.opt_val)
+    return ProgramResult(status, value_reached, policy=policy, p=np.clip(p.value, 0.0, 1.0))
+
+
+def installed_solvers() -> list[str]:
+    """Return the names cvxpy knows and finds installed."""
+    return list(cp.installed_solvers())
 
 
 def _entries(saddle: Saddle) -> tuple[Any, Any]:

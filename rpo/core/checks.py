@@ -37,7 +37,7 @@ def _number(name: str, value: object, expected: str, remedy: str) -> float:
         raise InvalidArgument(name, expected=expected, got=repr(value), remedy=remedy)
     try:
         number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InvalidArgument(name, expected=expected, got=repr(value), remedy=remedy) from None
     if not math.isfinite(number):
         raise InvalidArgument(name, expected=expected, got=value, remedy=remedy)
