@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
 from rpo.bandit.certificate import Certificate, certify
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.existence import minimizer_exists
+from rpo.bandit.method import Baseline, PolicyResult
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, RewardClass, Unconstrained
 from rpo.bandit.reward_side import minimize_reward_side
@@ -83,6 +84,11 @@ class Solution:
         }
 
 
+@overload
+def solve(
+    problem: ContextualBandit, data: PreferenceCounts, objective: Baseline, *, rng: Any = None
+) -> PolicyResult: ...
+@overload
 def solve(
     problem: ContextualBandit,
     data: PreferenceCounts,
@@ -94,14 +100,43 @@ def solve(
     method: str = "programs",
     solver: str = "CLARABEL",
     start: Array | None = None,
-) -> Solution:
-    """Solve argmax_pi min_{r in R} phi(pi, r) and certify the answer. Source: paper, Algorithm 1, Eq. (3.3).
+) -> Solution: ...
+def solve(
+    problem: ContextualBandit, data: PreferenceCounts, objective: Any, *, rng: Any = None, **options: Any
+) -> Solution | PolicyResult:
+    """Solve argmax_pi min_{r in R} phi(pi, r) and certify the answer; or run a baseline on the same data.
 
     reward_class: default Box(problem.reward_bound). prompt_weights: "data" or "population".
     base_policy: (X, A), with objective.base "custom". method: "programs" (both cvxpy programs, then
     Newton) or "newton" alone, certified by the same gap. start: (X, A), warm start for Newton.
-    Raises InvalidArgument, NoMinimizer (unconstrained class only); warns InaccurateSolution.
+    A `Baseline` has its options as fields; rng is for those that draw at random. Raises
+    InvalidArgument, NoMinimizer (unconstrained class only); warns InaccurateSolution.
+    Source: paper, Algorithm 1, Eq. (3.3).
     """
+    if not isinstance(objective, Baseline):
+        return _solve_maximin(problem, data, objective, **options)
+    if options:
+        raise InvalidArgument(
+            ", ".join(options),
+            expected=f"no such option with {type(objective).__name__}",
+            got="one",
+            remedy="A baseline's options are its fields.",
+        )
+    return objective.solve(problem, data, rng=rng)
+
+
+def _solve_maximin(
+    problem: ContextualBandit,
+    data: PreferenceCounts,
+    objective: Objective,
+    *,
+    reward_class: RewardClass | None = None,
+    prompt_weights: str = "data",
+    base_policy: Any = None,
+    method: str = "programs",
+    solver: str = "CLARABEL",
+    start: Array | None = None,
+) -> Solution:
     checks.one_of("method", method, METHODS)
     reward_class = default_class(problem) if reward_class is None else reward_class
     saddle = build_saddle(
@@ -150,7 +185,7 @@ def solve(
         **_verdict(certificate, objective, int((data.prompt_frequencies == 0).sum())),
     )
     if solution.status != "certified":
-        warnings.warn(solution.message, InaccurateSolution, stacklevel=2)
+        warnings.warn(solution.message, InaccurateSolution, stacklevel=3)
     return solution
 
 

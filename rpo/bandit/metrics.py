@@ -22,8 +22,7 @@ def policy_metrics(
     h = np.where(saddle.support, logps - np.where(saddle.support, saddle.log_reference, 0.0), 0.0)
     w, lost, x, weights = saddle.chosen, saddle.rejected, saddle.prompt, saddle.weights
     margins = saddle.objective.beta * saddle.margins(h)
-    policy = np.exp(logps)
-    metrics = {
+    return {
         "loss": float(loss),
         "loss/preference": float(terms.preference),
         "loss/sft": float(terms.sft),
@@ -33,10 +32,21 @@ def policy_metrics(
         "rewards/rejected": float(saddle.objective.beta * (weights @ h[x, lost])),
         "rewards/margins": float(weights @ margins),
         "rewards/accuracies": float(weights @ (margins > 0)),
-        "kl/reference": float(problem.d0 @ np.maximum(kl_div(policy, problem.reference), 0.0).sum(axis=1)),
+        **policy_outcome(np.exp(logps), problem, saddle.base, proxy_reward),
     }
+
+
+def policy_outcome(
+    policy: Array, problem: ContextualBandit, base: Array, proxy_reward: Array | None = None
+) -> dict[str, float]:
+    """Return what any policy (X, A) is worth: kl/reference, and reward/gold and reward/proxy where known.
+
+    base: (X, A), pi_base. Units and definitions as in `policy_metrics`.
+    """
+    kl = problem.d0 @ np.maximum(kl_div(policy, problem.reference), 0.0).sum(axis=1)
+    outcome = {"kl/reference": float(kl)}
     if problem.reward is not None:
-        metrics["reward/gold"] = problem.expected_reward(policy)
+        outcome["reward/gold"] = problem.expected_reward(policy)
     if proxy_reward is not None:
-        metrics["reward/proxy"] = float(problem.d0 @ ((policy - saddle.base) * proxy_reward).sum(axis=1))
-    return metrics
+        outcome["reward/proxy"] = float(problem.d0 @ ((policy - base) * proxy_reward).sum(axis=1))
+    return outcome

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from rpo.bandit import maximin
+from rpo.bandit import instances, maximin
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.maximin import Solution, solve
 from rpo.bandit.problem import ContextualBandit
@@ -93,7 +93,6 @@ def test_reward_program_reaches_the_value_written_in_loops(solutions: list[Solut
         assert abs(s.certificate.reward_value - value) <= 1e-10 * scale
 
 
-@pytest.mark.xfail(reason="problem.value is -inf where a solver leaves pi at -3e-11", strict=True)
 def test_policy_program_reaches_the_value_of_the_reward_program(solutions: list[Solution]) -> None:
     for s in solutions:
         scale = max(1.0, abs(s.certificate.reward_value))
@@ -141,6 +140,18 @@ def test_refusals_are_confirmed_by_enumeration(attempts: list[Any]) -> None:
             assert any(str(outcome).startswith(f"prompt {x}: response {a} has no mass") for x, a in escapes)
             assert "Use Box(R)" in str(outcome)
     assert refused >= 5
+
+
+@pytest.mark.xfail(reason="newton.py: along a saturated softmax the undamped step is cut below 1e-12", strict=True)
+@pytest.mark.parametrize(("seed", "bound"), [(25, 20.0), (31, 20.0), (43, 20.0), (67, 20.0), (103, 20.0)])
+def test_newton_alone_certifies_a_large_box_at_low_temperature(seed: int, bound: float) -> None:
+    """From zero, without the programs' start: rewards of 20 over beta of about 0.01 saturate the softmax."""
+    g = np.random.default_rng(seed)
+    problem = instances.random(prompts=int(g.integers(1, 30)), arms=int(g.integers(2, 13)), rng=seed)
+    data = problem.sample_preferences(int(10 ** g.uniform(1, 8)), rng=1)
+    beta, eta = 10 ** g.uniform(-2.3, 0), 10 ** g.uniform(-4, 0)
+    objective = RPO(beta=beta, eta=eta, base=("chosen", "reference")[seed % 2])
+    assert solve(problem, data, objective, reward_class=Box(bound), method="newton").status == "certified"
 
 
 def two_armed(n0: float, n1: float) -> PreferenceCounts:
@@ -476,7 +487,6 @@ def test_active_says_whether_the_box_changes_the_policy(
         assert (boxed.multiplier > 1e-8) == binds
 
 
-@pytest.mark.xfail(reason="`active` compares the multiplier, of order eta, with a fixed 1e-8", strict=True)
 def test_active_does_not_depend_on_the_size_of_eta() -> None:
     """Response 2 is unseen and not in the base: every box pins it, at eta = 1e-8 as at eta = 1e-3."""
     problem = ContextualBandit(d0=[1.0], reference=[[1 / 3] * 3], reward_bound=2.0)
@@ -511,7 +521,6 @@ def test_refusals_name_the_argument_and_the_remedy(make_bandit: Callable[..., Co
         solve(problem, data, objective, reward_class=LinearBall(np.ones((1, 3, 2)), 1.0))
 
 
-@pytest.mark.xfail(reason="start is not checked: a wrong shape is cut, NaN gives an inaccurate answer", strict=True)
 @pytest.mark.parametrize("start", [np.zeros((3, 3)), np.full((2, 3), np.nan)])
 def test_bad_start_is_refused_by_name(make_bandit: Callable[..., ContextualBandit], start: Any) -> None:
     problem = make_bandit(11, prompts=2, arms=3)
@@ -521,7 +530,6 @@ def test_bad_start_is_refused_by_name(make_bandit: Callable[..., ContextualBandi
             solve(problem, problem.sample_preferences(20, rng=0), RPO(beta=0.5, eta=0.1), method="newton", start=start)
 
 
-@pytest.mark.xfail(reason="a solver that is not installed is only noted in `programs`", strict=True)
 def test_unknown_solver_is_refused_by_name(make_bandit: Callable[..., ContextualBandit]) -> None:
     problem = make_bandit(11, prompts=2, arms=3)
     with pytest.raises(InvalidArgument, match=r"^solver: expected"):

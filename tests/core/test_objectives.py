@@ -231,9 +231,13 @@ def test_large_margins_neither_overflow_nor_lose_the_gradient(dtype: torch.dtype
 
 
 def test_moderate_margins_keep_their_tail() -> None:
-    """softplus(-30) = log1p(exp(-30)), which a thresholded softplus or log(1 + exp) would round."""
+    """softplus(-30) = log1p(exp(-30)), which log(1 + exp) would round to 0; softplus(21) = 21 + log1p(exp(-21)),
+    which torch's own softplus, the identity above 20, would round to 21.
+    """
     for value in (preference_loss(np.array([30.0]), 1.0), preference_loss(torch.tensor([30.0]).double(), 1.0)):
         assert float(value[0]) == pytest.approx(math.log1p(math.exp(-30.0)), rel=1e-12)
+    for value in (preference_loss(np.array([-21.0]), 1.0), preference_loss(torch.tensor([-21.0]).double(), 1.0)):
+        assert float(value[0]) - 21.0 == pytest.approx(math.log1p(math.exp(-21.0)), rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,49 @@
+"""What `solve` takes beside an objective: a baseline, which makes its policy in its own way."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rpo.bandit.data import PreferenceCounts
+from rpo.bandit.problem import ContextualBandit
+from rpo.core.checks import Array
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PolicyResult:
+    """A baseline's policy with its evidence.
+
+    policy: (X, A). label: for legends. status: "certified", "exact" (closed form) or "inaccurate";
+    message: one sentence. reward: (X, A), the reward the policy was made from, if any. evidence:
+    gaps, residuals, sizes.
+    """
+
+    policy: Array
+    label: str
+    status: str
+    message: str
+    reward: Array | None = None
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a record stores, arrays left out."""
+        return {"label": self.label, "status": self.status, "message": self.message, "evidence": self.evidence}
+
+
+class Baseline(ABC):
+    """A method that `solve(problem, data, baseline)` runs; subclasses are frozen dataclasses."""
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """A short name for legends and tables, parameters included."""
+
+    @abstractmethod
+    def solve(self, problem: ContextualBandit, data: PreferenceCounts, *, rng: Any = None) -> PolicyResult:
+        """Return the policy on this data. rng: needed by methods that draw at random."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a record stores: the class's name and every field."""
+        return {"name": type(self).__name__, **asdict(self)}  # type: ignore[call-overload]
