@@ -14,6 +14,7 @@ Derivatives = tuple[float, Array, Array]
 ROUNDING = 1e-15
 ARMIJO = 1e-4
 EIGENVALUE_FLOOR = 1e-14
+MIN_DAMPING, MAX_DAMPING = 1e-8, 1e10  # relative to the larger of curvature and slope
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ def minimize_box(
             step[free] = -_solve(h[np.ix_(free, free)], g[free])
         return step
 
-    def move(x: Array, step: Array, t: float) -> Array:
-        return np.asarray(np.clip(x + t * step, lower, upper))
+    def move(x: Array, step: Array) -> Array:
+        return np.asarray(np.clip(x + step, lower, upper))
 
     return _descend(function, np.clip(start, lower, upper), direction, move, residual, max_iterations, on_iterate)
 
@@ -66,8 +67,7 @@ def minimize_ball(
 ) -> NewtonResult:
     """Minimise a convex function of n variables over ||x||_2 <= radius.
 
-    Each step minimises the quadratic model over the whole ball exactly; convexity keeps the segment
-    to it feasible.
+    Each step minimises the (damped) quadratic model over the whole ball exactly.
     """
 
     def residual(x: Array, g: Array) -> float:
@@ -76,8 +76,8 @@ def minimize_ball(
     def direction(x: Array, g: Array, h: Array) -> Array:
         return _ball_quadratic(h, h @ x - g, radius) - x
 
-    def move(x: Array, step: Array, t: float) -> Array:
-        return np.asarray(x + t * step)
+    def move(x: Array, step: Array) -> Array:
+        return np.asarray(x + step)
 
     norm = float(np.linalg.norm(start))
     inside = start if norm <= radius else start * (radius / norm)
@@ -88,35 +88,36 @@ def _descend(
     function: Callable[[Array], Derivatives],
     x: Array,
     direction: Callable[[Array, Array, Array], Array],
-    move: Callable[[Array, Array, float], Array],
+    move: Callable[[Array, Array], Array],
     residual: Callable[[Array, Array], float],
     max_iterations: int,
     on_iterate: Callable[[Array], None] | None = None,
 ) -> NewtonResult:
+    """Take Newton steps, damped by a multiple of the identity where the undamped one does not descend.
+
+    Along a saturated softmax the Hessian is nearly flat and a Newton step is huge; shortening it would
+    shorten every other coordinate too, while damping only holds back the flat ones (Levenberg 1944).
+    """
     value, g, h = function(x)
     left = residual(x, g)
-    taken = 0
-    for _ in range(max_iterations):
-        if left <= ROUNDING * (1.0 + abs(value)):
-            break
-        step = direction(x, g, h)
-        t = 1.0
-        while t > 1e-12:
-            y = move(x, step, t)
+    taken, damping = 0, 0.0
+    while taken < max_iterations and left > ROUNDING * (1.0 + abs(value)):
+        scale = max(float(np.diag(h).max()), float(np.abs(g).max()))
+        while True:
+            y = move(x, direction(x, g, h + damping * np.eye(x.size)))
             new = function(y)
             expected = float(g @ (x - y))
             # Where the decrease drowns in rounding, the residual is the better judge.
             if expected < 1e-11 * (1.0 + abs(value)):
                 accept = residual(y, new[1]) < left
             else:
-                accept = new[0] <= value - ARMIJO * max(expected, 0.0)
-            if accept:
+                accept = new[0] <= value - ARMIJO * expected
+            if accept or damping > MAX_DAMPING * scale:
                 break
-            t *= 0.5
-        else:
+            damping = max(10.0 * damping, MIN_DAMPING * scale)
+        if not accept:
             break
-        if np.array_equal(x, y):
-            break
+        damping = damping / 10.0 if damping > MIN_DAMPING * scale else 0.0
         x, (value, g, h) = y, new
         left = residual(x, g)
         taken += 1
