@@ -52,8 +52,20 @@ def minimize_box(
         pinned = ((x - lower <= near) & (g > 0)) | ((upper - x <= near) & (g < 0))
         step = np.where(pinned, np.where(g > 0, lower - x, upper - x), 0.0)
         free = ~pinned
-        if free.any():
-            step[free] = -_solve(h[np.ix_(free, free)], g[free])
+        # Walk to the model's minimum, pinning each coordinate at the wall it meets: clipping the whole
+        # step at once would tear coupled coordinates apart.
+        while free.any():
+            move_free = np.zeros(x.size)
+            move_free[free] = -_solve(h[np.ix_(free, free)], (g + h @ step)[free])
+            wall = np.where(move_free > 0, upper - x, lower - x) - step
+            with np.errstate(divide="ignore", invalid="ignore"):
+                reach = np.where(move_free != 0, wall / move_free, np.inf)
+            nearest = int(np.argmin(reach))
+            if reach[nearest] >= 1.0:
+                step = step + move_free
+                break
+            step = step + max(reach[nearest], 0.0) * move_free
+            free[nearest] = False
         return step
 
     def move(x: Array, step: Array) -> Array:
@@ -145,7 +157,7 @@ def _ball_quadratic(h: Array, b: Array, radius: float) -> Array:
     flat = values <= floor
     if not (np.abs(c[flat]) > 1e-14 * (1e-300 + np.abs(c).max())).any():
         x = np.where(flat, 0.0, c / np.where(flat, 1.0, values))
-        if np.linalg.norm(x) <= radius:
+        if np.abs(x).max() <= radius and np.linalg.norm(x) <= radius:  # the norm of a huge x overflows
             return np.asarray(vectors @ x)
 
     def excess(shift: float) -> float:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.optimize import minimize
+from scipy.special import expit
 
 from rpo.bandit.newton import minimize_ball, minimize_box
 
@@ -109,17 +110,22 @@ def test_bad_scaling_is_no_obstacle() -> None:
     assert result.x == pytest.approx(np.ones(3), rel=1e-6)
 
 
-@pytest.mark.xfail(reason="newton.py: along a saturated softmax the undamped step is cut below 1e-12", strict=True)
+def saturated(x: Any) -> tuple[float, Any, Any]:
+    """b softplus(x / b) - x / 2 with b = 0.01: slope +-1/2 and curvature exp(-500) / b at +-5, minimum at 0."""
+    s = expit(x / 0.01)
+    return float((0.01 * np.logaddexp(0.0, x / 0.01) - x / 2)[0]), s - 0.5, np.diag(s * (1 - s) / 0.01)
+
+
 @pytest.mark.parametrize("start", [5.0, -5.0])
 def test_start_where_the_curvature_underflows_is_left(start: float) -> None:
-    """f(x) = b softplus(x / b) - x / 2 with b = 0.01: slope 1/2 and curvature exp(-500) / b at 5, minimum at 0."""
+    free = minimize_box(saturated, np.array([start]), np.array([-np.inf]), np.array([np.inf]))
+    assert free.x == pytest.approx([0.0], abs=1e-9)
 
-    def f(x: Any) -> tuple[float, Any, Any]:
-        s = 1.0 / (1.0 + np.exp(-x / 0.01))
-        return float((0.01 * np.logaddexp(0.0, x / 0.01) - x / 2)[0]), s - 0.5, np.diag(s * (1 - s) / 0.01)
 
-    assert minimize_box(f, np.array([start]), np.array([-np.inf]), np.array([np.inf])).x == pytest.approx([0], abs=1e-9)
-    assert minimize_ball(f, np.array([start]), 10.0).x == pytest.approx([0], abs=1e-9)
+@pytest.mark.xfail(reason="_ball_quadratic squares c / values = 1e215 before comparing it with the radius", strict=True)
+def test_start_where_the_curvature_underflows_is_left_in_a_ball() -> None:
+    for start in (5.0, -5.0):
+        assert minimize_ball(saturated, np.array([start]), 10.0).x == pytest.approx([0.0], abs=1e-9)
 
 
 @pytest.mark.parametrize("iterations", [0, 1, 2, 4])
