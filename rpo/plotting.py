@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from cycler import cycler
 from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    import pandas
 
 # Okabe and Ito's palette (2008); each thing keeps its colour in every figure.
 COLORS = {
@@ -55,7 +58,8 @@ def new_figure(rows: int, columns: int, *, width: float, height: float, **option
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write the figure as PNG, the same bytes for the same figure."""
+def save(figure: Figure, path: Path, data: pandas.DataFrame) -> None:
+    """Write the figure as PNG, the same bytes for the same figure, and its data as CSV beside it."""
+    data.to_csv(path.with_suffix(".csv"), index=False)
     with style():
         figure.savefig(path, format="png", metadata={"Software": None})

@@ -54,8 +54,7 @@ def write_report(
             (stage / "config.yaml").write_text(config, encoding="utf-8")
         parts = []
         for name, (draw, caption) in FIGURES.items():
-            save(draw(comparison), stage / f"{name}.png")
-            _data(comparison, name).to_csv(stage / f"{name}.csv", index=False)
+            save(draw(comparison), stage / f"{name}.png", _data(comparison, name))
             picture = base64.b64encode((stage / f"{name}.png").read_bytes()).decode()
             text = html.escape(caption)
             parts.append(

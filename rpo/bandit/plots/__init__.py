@@ -1,0 +1,1 @@
+"""Figures of the bandit laboratory: each takes tidy data and returns a matplotlib Figure."""
