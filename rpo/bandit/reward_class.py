@@ -60,8 +60,12 @@ class Box:
         object.__setattr__(self, "bound", checks.positive("bound", self.bound, remedy=remedy))
 
     def support_gap(self, g: Array, reward: Array) -> float:
-        """Return the sum of g (R - r) where g > 0 and of -g r where g < 0."""
-        return float(np.where(g > 0, g * (self.bound - reward), -g * reward).sum())
+        """Return the sum over entries of `support_terms`."""
+        return float(self.support_terms(g, reward).sum())
+
+    def support_terms(self, g: Array, reward: Array) -> Array:
+        """Return g (R - r) where g > 0 and -g r where g < 0, entry by entry."""
+        return np.where(g > 0, g * (self.bound - reward), -g * reward)
 
     def contains(self, reward: Array) -> bool:
         """Return whether every entry lies in [0, R], up to rounding."""

@@ -139,15 +139,15 @@ def _ball(saddle: Saddle, reward_class: LinearBall, start: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class _PenaltyAlone:
+class PenaltyAlone:
     """-E_base[log pi_r], times one: what breaks the tie among maximum-likelihood rewards at eta = 0."""
 
     beta: float
     eta: float = 1.0
     sft_weight: float = 1.0
 
-    def terms(self, margins: Array, base_logps: Array, weights: Array, base_weights: Array) -> tuple[float, None]:
-        return float(-base_weights @ base_logps), None
+    def terms(self, margins: Array, base_logps: Array, weights: Array, base_weights: Array) -> tuple[Any, None]:
+        return (base_weights * -base_logps).sum(-1), None
 
 
 def _pessimistic_shift(saddle: Saddle, block: PromptBlock, r: Array, lower: Array, upper: Array) -> Array:
@@ -176,7 +176,7 @@ def _pessimistic_shift(saddle: Saddle, block: PromptBlock, r: Array, lower: Arra
     high = np.array([(upper - r)[component == c].min() for c in range(indicator.shape[1])])
 
     def in_shift(c: Array) -> Derivatives:
-        value, g, h = derivatives(_PenaltyAlone(beta), penalty, r + indicator @ c)
+        value, g, h = derivatives(PenaltyAlone(beta), penalty, r + indicator @ c)
         return value, indicator.T @ g, indicator.T @ h @ indicator
 
     shift = minimize_box(in_shift, np.zeros(low.size), np.minimum(low, 0.0), np.maximum(high, 0.0)).x
@@ -199,7 +199,7 @@ def _pessimistic_theta(saddle: Saddle, reward_class: LinearBall, theta: Array) -
         if block.d > 0:
             bare = replace(block, weights=np.zeros(0), chosen=block.chosen[:0], rejected=block.rejected[:0])
             parts.append((bare, phi[block.prompt, block.support]))
-    penalty = _PenaltyAlone(saddle.objective.beta)
+    penalty = PenaltyAlone(saddle.objective.beta)
 
     def in_free(c: Array) -> Derivatives:
         value, gradient, hessian = 0.0, np.zeros(c.size), np.zeros((c.size, c.size))

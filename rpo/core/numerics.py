@@ -51,14 +51,15 @@ def log_softmax(logits: Any) -> Any:
 def weighted_mean(values: Any, weights: Any = None) -> Any:
     """Return sum(weights * values), weights summing to one; the plain mean when weights is None.
 
-    values, weights: (N,). The caller checks that weights sum to one.
+    values, weights: (N,), or (..., N) for a batch, NumPy and torch only. The caller checks that
+    weights sum to one.
     """
     kind = backend(values)
     if weights is None:
-        return sys.modules["cvxpy"].sum(values) / values.size if kind == "cvxpy" else values.mean()
+        return sys.modules["cvxpy"].sum(values) / values.size if kind == "cvxpy" else values.mean(-1)
     if kind == "cvxpy":
         return weights @ values
-    return (weights * values).sum()
+    return (weights * values).sum(-1)
 
 
 def promote(value: Any) -> Any:

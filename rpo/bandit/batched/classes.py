@@ -1,0 +1,134 @@
+"""The minimising rewards of many instances, class by class, ties at eta = 0 broken pessimistically."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+
+from rpo.bandit.batched.cells import Cells, closure
+from rpo.bandit.batched.newton import Evaluation, minimize_balls, minimize_boxes
+from rpo.bandit.data import Index
+from rpo.bandit.reward_class import Box, LinearBall, RewardClass
+from rpo.bandit.reward_side import PenaltyAlone
+from rpo.core import checks
+from rpo.core.checks import Array
+
+
+def solve_boxes(cells: Cells, reward_class: RewardClass, start: Array, exists: NDArray[np.bool_]) -> tuple[Array, int]:
+    bound = reward_class.bound if isinstance(reward_class, Box) else np.inf
+    support = np.isfinite(cells.log_reference)
+    enters = exists & ((cells.d > 0) | (cells.weights > 0).any(axis=1))
+    lives = support & enters[:, None]
+    lower = np.where(lives, 0.0 if np.isfinite(bound) else -np.inf, 0.0)
+    upper = np.where(lives, bound, 0.0)
+    result = minimize_boxes(cells.evaluate, np.where(lives, start, 0.0), lower, upper)
+    reward, rounds = result.x, result.iterations
+    if cells.objective.eta == 0:
+        reward = pessimistic_shifts(cells, reward, lives, bound)
+    beta = cells.objective.beta
+    if np.isfinite(bound):
+        shift = np.where(lives, reward, np.inf).min(axis=1, keepdims=True)
+    else:
+        shift = beta * logsumexp(np.where(lives, cells.log_reference + reward / beta, -np.inf), axis=1, keepdims=True)
+    return np.where(lives, reward - np.where(np.isfinite(shift), shift, 0.0), 0.0), rounds
+
+
+def pessimistic_shifts(cells: Cells, reward: Array, lives: NDArray[np.bool_], bound: float) -> Array:
+    """Shift the components of each comparison graph to the most pessimistic maximum-likelihood reward."""
+    a = reward.shape[1]
+    first, second = np.triu_indices(a, k=1)
+    half = first.size
+    joined = np.zeros((len(reward), a, a), dtype=bool)
+    joined[:, first, second] = (cells.weights[:, :half] + cells.weights[:, half:]) > 0
+    # A component is named by its first response; member maps responses to components.
+    name = closure(joined | joined.transpose(0, 2, 1)).argmax(axis=2)
+    member = ((name[:, :, None] == np.arange(a)) & lives[:, :, None]).astype(np.float64)
+    several = np.flatnonzero((member.any(axis=1).sum(axis=1) > 1) & (cells.d > 0))
+    if not several.size:
+        return reward
+    r, m, beta = reward[several], member[several], cells.objective.beta
+    exists = m.any(axis=1)
+    base = np.einsum("ca,cak->ck", cells.base[several], m)
+    inner = cells.log_reference[several] + r / beta
+    inner = np.where(lives[several], inner, -np.inf)
+    log_mass = logsumexp(np.where(m > 0, inner[:, :, None], -np.inf), axis=1)
+    if not np.isfinite(bound):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            shift = np.where(exists, beta * (np.log(base) - log_mass), 0.0)
+        shift = np.where(np.isfinite(shift), shift, 0.0)  # no base mass: `_exists` has refused the instance
+    else:
+        low = np.where(m > 0, -r[:, :, None], -np.inf).max(axis=1)
+        high = np.where(m > 0, bound - r[:, :, None], np.inf).min(axis=1)
+        # In the shift of a component the penalty is the same function, of the component's masses.
+        merged = Cells(PenaltyAlone(beta), np.zeros((several.size, 2 * half)), np.ones(several.size), log_mass, base)
+        low, high = np.where(exists, np.minimum(low, 0.0), 0.0), np.where(exists, np.maximum(high, 0.0), 0.0)
+        shift = minimize_boxes(merged.evaluate, np.zeros_like(low), low, high).x
+    moved = reward.copy()
+    moved[several] = r + np.einsum("cak,ck->ca", m, shift)
+    return np.clip(moved, 0.0, bound) if np.isfinite(bound) else moved
+
+
+@dataclass(frozen=True, eq=False)
+class _Theta:
+    """The loss of S instances as a function of theta = offset + directions c, c (S, k).
+
+    directions: (S, D, k). offset: (S, D). phi: (X, A, D).
+    """
+
+    cells: Cells
+    phi: Array
+    directions: Array
+    offset: Array
+
+    def evaluate(self, c: Array, which: Index) -> Evaluation:
+        """Return values (s,), gradients (s, k) and Hessians (s, k, k) of the instances `which`."""
+        x, a, dim = self.phi.shape
+        along = self.directions[which]
+        theta = self.offset[which] + np.einsum("sdk,sk->sd", along, c)
+        mine = (which[:, None] * x + np.arange(x)).ravel()
+        value, g, h = self.cells.evaluate((theta @ self.phi.reshape(x * a, dim).T).reshape(-1, a), mine)
+        slope = np.einsum("sxa,xad->sd", g.reshape(-1, x, a), self.phi)
+        curve = np.einsum("xad,sxab,xbe->sde", self.phi, h.reshape(-1, x, a, a), self.phi, optimize=True)
+        return (
+            value.reshape(-1, x).sum(axis=1),
+            np.einsum("sdk,sd->sk", along, slope),
+            np.einsum("sdk,sde,sel->skl", along, curve, along, optimize=True),
+        )
+
+
+def solve_balls(cells: Cells, ball: LinearBall, start: Array) -> tuple[Array, int]:
+    """Return (rewards (S, X, A), rounds) over the ball. start: (S, X, A)."""
+    s, x, a = start.shape
+    checks.has_shape("reward_class.features", ball.features, (x, a, None))
+    flat = ball.features.reshape(x * a, -1)
+    dim = flat.shape[1]
+    whole = _Theta(cells, ball.features, np.broadcast_to(np.eye(dim), (s, dim, dim)), np.zeros((s, dim)))
+    result = minimize_balls(whole.evaluate, start.reshape(s, x * a) @ np.linalg.pinv(flat).T, ball.radius)
+    theta = pessimistic_thetas(cells, ball, result.x) if cells.objective.eta == 0 else result.x
+    return (theta @ flat.T).reshape(s, x, a), result.iterations
+
+
+def pessimistic_thetas(cells: Cells, ball: LinearBall, theta: Array) -> Array:
+    """Move each theta (S, D) within the ball, along directions no comparison of its data sees."""
+    x, a, _ = ball.features.shape
+    first, second = np.triu_indices(a, k=1)
+    difference = ball.features[:, first] - ball.features[:, second]
+    half = first.size
+    seen = (cells.weights[:, :half] + cells.weights[:, half:]).reshape(len(theta), x, half) > 0
+    design = np.einsum("sxp,xpd,xpe->sde", seen.astype(np.float64), difference, difference, optimize=True)
+    values, vectors = np.linalg.eigh(design)
+    blind = (values <= 1e-10 * np.maximum(values[:, -1:], 1e-300)).sum(axis=1)
+    moved = theta.copy()
+    for rank in np.unique(blind[blind > 0]):
+        group = np.flatnonzero(blind == rank)
+        free = vectors[group][:, :, :rank]  # eigenvalues ascend: the blind directions come first
+        kept = theta[group] - np.einsum("sdk,sek,se->sd", free, free, theta[group])
+        room = np.sqrt(np.maximum(0.0, ball.radius**2 - (kept**2).sum(axis=1)))
+        along = free * room[:, None, None]  # scaled, so that every instance moves in the unit ball
+        part = _Theta(cells.pessimism(group, x), ball.features, along, kept)
+        c = minimize_balls(part.evaluate, np.zeros((group.size, rank)), 1.0).x
+        moved[group] = kept + np.einsum("sdk,sk->sd", along, c)
+    return moved

@@ -1,0 +1,173 @@
+"""Newton's method on many small convex problems at once, over boxes or over one ball.
+
+Shapes: C problems, n variables each. Every problem is damped and stopped on its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from rpo.bandit.data import Index
+from rpo.bandit.newton import ARMIJO, MAX_DAMPING, MIN_DAMPING, ROUNDING
+from rpo.core.checks import Array
+
+Evaluation = tuple[Array, Array, Array]
+RIDGE = 1e-14
+
+
+@dataclass(frozen=True, eq=False)
+class BatchResult:
+    """x: (C, n). value: (C,). gradient: (C, n). iterations: rounds over the batch."""
+
+    x: Array
+    value: Array
+    gradient: Array
+    iterations: int
+
+
+def minimize_boxes(
+    evaluate: Callable[[Array, Index], Evaluation],
+    start: Array,
+    lower: Array,
+    upper: Array,
+    *,
+    max_iterations: int = 300,
+) -> BatchResult:
+    """Minimise C convex functions, each over lower <= x <= upper, all (C, n); equal bounds fix an entry.
+
+    evaluate(x (c, n), which (c,)) returns values (c,), gradients (c, n) and Hessians (c, n, n) of the
+    problems `which`. Method and safeguards as in `newton.minimize_box`.
+    """
+    fixed = lower == upper
+    span = np.where(np.isfinite(upper - lower), upper - lower, 1.0)
+
+    def residual(x: Array, g: Array, which: Index) -> Array:
+        room = np.where(g > 0, x - lower[which], upper[which] - x)
+        return np.asarray(np.abs(g * np.minimum(room, span[which])).sum(axis=1))
+
+    def candidate(x: Array, g: Array, h: Array, which: Index) -> Array:
+        low, high = lower[which], upper[which]
+        near = np.minimum(1e-6 * span[which], residual(x, g, which)[:, None] + 1e-300)
+        pinned = fixed[which] | ((x - low <= near) & (g > 0)) | ((high - x <= near) & (g < 0))
+        step = np.where(pinned & ~fixed[which], np.where(g > 0, low - x, high - x), 0.0)
+        step = _walk_to_walls(x, g, h, low, high, step, ~pinned, fixed[which])
+        return np.asarray(np.clip(x + step, low, high))
+
+    return _descend(evaluate, candidate, residual, np.clip(start, lower, upper), max_iterations)
+
+
+def minimize_balls(
+    evaluate: Callable[[Array, Index], Evaluation], start: Array, radius: float, *, max_iterations: int = 300
+) -> BatchResult:
+    """Minimise C convex functions, each over ||x||_2 <= radius; arguments as for `minimize_boxes`."""
+
+    def residual(x: Array, g: Array, which: Index) -> Array:
+        return np.maximum(0.0, radius * np.linalg.norm(g, axis=1) + (g * x).sum(axis=1))
+
+    def candidate(x: Array, g: Array, h: Array, which: Index) -> Array:
+        return _ball_quadratics(h, np.einsum("cij,cj->ci", h, x) - g, radius)
+
+    norm = np.linalg.norm(start, axis=1, keepdims=True)
+    return _descend(evaluate, candidate, residual, start * np.minimum(1.0, radius / (norm + 1e-300)), max_iterations)
+
+
+def _descend(
+    evaluate: Callable[[Array, Index], Evaluation],
+    candidate: Callable[[Array, Array, Array, Index], Array],
+    residual: Callable[[Array, Array, Index], Array],
+    x: Array,
+    max_iterations: int,
+) -> BatchResult:
+    count, n = x.shape
+    active = np.arange(count)
+    x = x.copy()
+    value, g, h = evaluate(x, active)
+    left = residual(x, g, active)
+    damping = np.zeros(count)
+    rounds = 0
+    active = active[left > ROUNDING * (1.0 + np.abs(value))]
+    while active.size and rounds < max_iterations:
+        rounds += 1
+        scale = np.maximum(np.diagonal(h[active], axis1=1, axis2=2).max(axis=1), np.abs(g[active]).max(axis=1))
+        damped = h[active] + ((damping[active] + RIDGE * scale)[:, None] * np.ones(n))[:, :, None] * np.eye(n)
+        y = candidate(x[active], g[active], damped, active)
+        new_value, new_g, new_h = evaluate(y, active)
+        new_left = residual(y, new_g, active)
+        expected = (g[active] * (x[active] - y)).sum(axis=1)
+        drowned = expected < 1e-11 * (1.0 + np.abs(value[active]))
+        accept = np.where(drowned, new_left < left[active], new_value <= value[active] - ARMIJO * expected)
+        stuck = ~accept & (damping[active] > MAX_DAMPING * scale)
+
+        took = active[accept]
+        x[took], value[took], g[took], h[took] = y[accept], new_value[accept], new_g[accept], new_h[accept]
+        left[took] = new_left[accept]
+        floor = MIN_DAMPING * scale
+        damping[active] = np.where(
+            accept,
+            np.where(damping[active] > floor, damping[active] / 10.0, 0.0),
+            np.maximum(10.0 * damping[active], floor),
+        )
+        active = active[~stuck & (left[active] > ROUNDING * (1.0 + np.abs(value[active])))]
+    return BatchResult(x, value, g, rounds)
+
+
+def _walk_to_walls(
+    x: Array, g: Array, h: Array, low: Array, high: Array, step: Array, free: Array, fixed: Array
+) -> Array:
+    """Return each quadratic model's minimiser on the way from x, pinning an entry at each wall met, (c, n)."""
+    todo = np.flatnonzero(free.any(axis=1))
+    while todo.size:
+        mask = free[todo].astype(np.float64)
+        slope = (g[todo] + np.einsum("cij,cj->ci", h[todo], step[todo])) * mask
+        matrix = h[todo] * mask[:, :, None] * mask[:, None, :]
+        # A constant is free where nothing is pinned: the rank-one term fixes it and changes no step,
+        # because the slope sums to zero there. A fixed entry with a slope is a pin; without, it is absent.
+        whole = (free[todo] | (fixed[todo] & (g[todo] == 0))).all(axis=1)
+        top = np.diagonal(matrix, axis1=1, axis2=2).max(axis=1)
+        matrix += (np.where(whole, top, 0.0))[:, None, None] * mask[:, :, None] * mask[:, None, :]
+        matrix += np.eye(x.shape[1]) * ((1.0 - mask) * (top + 1e-300)[:, None])[:, :, None]
+        move = -np.linalg.solve(matrix, slope[:, :, None])[:, :, 0] * mask
+        wall = np.where(move > 0, high[todo] - x[todo], low[todo] - x[todo]) - step[todo]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            reach = np.where((move != 0) & free[todo], wall / move, np.inf)
+        nearest = reach.argmin(axis=1)
+        length = np.clip(reach[np.arange(todo.size), nearest], 0.0, 1.0)
+        step[todo] += length[:, None] * move
+        hit = length < 1.0
+        free[todo[hit], nearest[hit]] = False
+        todo = todo[hit]
+        todo = todo[free[todo].any(axis=1)]
+    return step
+
+
+def _ball_quadratics(h: Array, b: Array, radius: float) -> Array:
+    """Return argmin over ||x|| <= radius of x'hx/2 - b'x for each of c positive definite h, (c, n)."""
+    values, vectors = np.linalg.eigh(h)
+    values = np.maximum(values, 1e-300)
+    c = np.einsum("cji,cj->ci", vectors, b)
+    norm = np.linalg.norm(c, axis=1)
+    # ||c / (values + shift)|| = radius: bracketed by 0 and |c| / radius; bisection on a log scale would
+    # lose the small shifts, Newton on 1/norm converges monotonically from the left.
+    shift = np.zeros(norm.size)
+    with np.errstate(over="ignore"):
+        outside = np.linalg.norm(np.clip(c / values, -1e150, 1e150), axis=1) > radius
+    high = norm / radius
+    low = np.where(outside, 1e-20 * high, 0.0)
+    for _ in range(200):
+        x = c / (values + low[:, None])
+        length = np.linalg.norm(x, axis=1)
+        slope = (x**2 / (values + low[:, None])).sum(axis=1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            move = np.where(outside & (length > radius), (length / radius - 1.0) * length**2 / slope, 0.0)
+        new = np.minimum(low + move, high)
+        if not (new > low * (1.0 + 1e-15)).any():
+            break
+        low = new
+    shift = np.where(outside, low, 0.0)
+    x = c / (values + shift[:, None])
+    length = np.linalg.norm(x, axis=1)
+    x *= np.where(outside, radius / np.maximum(length, 1e-300), 1.0)[:, None]
+    return np.asarray(np.einsum("cij,cj->ci", vectors, x))

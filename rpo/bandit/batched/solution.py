@@ -1,0 +1,184 @@
+"""`solve_batch`: the same maximin over many instances at once, certified by the same gap.
+
+Shapes: S seeds (instances), X prompts, A responses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import kl_div
+
+from rpo.bandit.batched.cells import Cells, minimizers_exist
+from rpo.bandit.batched.classes import solve_balls, solve_boxes
+from rpo.bandit.certificate import NEGATIVE_MASS
+from rpo.bandit.maximin import RELATIVE_GAP, TV_BOUND
+from rpo.bandit.problem import ContextualBandit
+from rpo.bandit.reward_class import Box, LinearBall, RewardClass, Unconstrained
+from rpo.core import checks
+from rpo.core.checks import Array
+from rpo.core.errors import InvalidArgument
+from rpo.core.numerics import log_softmax
+from rpo.core.objectives import Objective
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class BatchSolution:
+    """S solved instances with their evidence.
+
+    policy, reward: (S, X, A). value, gap, relative_gap, tv_bound: (S,), as in `Certificate`.
+    certified: (S,) bool. exists: (S,) bool, whether a minimiser exists (always, but for the
+    unconstrained class); where it does not, policy is NaN and the gap inf.
+    """
+
+    policy: Array
+    reward: Array
+    value: Array
+    gap: Array
+    tv_bound: Array
+    certified: NDArray[np.bool_]
+    exists: NDArray[np.bool_]
+    iterations: int
+
+    @property
+    def relative_gap(self) -> Array:
+        """(S,), gap / max(1, |value|)."""
+        return np.asarray(self.gap / np.maximum(1.0, np.abs(self.value)))
+
+
+def sample_wins(problem: ContextualBandit, n: int, draws: int, *, rng: Any) -> Array:
+    """Draw `draws` data sets of n preferences each, as win counts (S, X, A, A); time independent of n."""
+    size = checks.integer("draws", draws, minimum=1)
+    generator = checks.generator("rng", rng)
+    return np.stack([problem.sample_preferences(n, rng=child).wins() for child in generator.spawn(size)])
+
+
+def solve_batch(
+    wins: Any,
+    objective: Objective,
+    *,
+    reference: Any,
+    reward_class: RewardClass,
+    base_policy: Any = None,
+    d0: Any = None,
+    start: Any = None,
+) -> BatchSolution:
+    """Solve S instances that share prompts, reference and class; `maximin.solve` for each, at once.
+
+    wins: (S, X, A, A), n[s, x, w, l]. reference: (X, A). base_policy: (X, A) or (S, X, A), with
+    objective.base "custom". d0: (X,), population weights; None for data frequencies. start: (S, X, A),
+    rewards to start from, such as a neighbouring beta's. Memory is S X A^2 numbers. Raises
+    InvalidArgument. An instance without a minimiser is marked in `exists`.
+    """
+    table = checks.finite("wins", wins, shape=(None, None, None, None))
+    s, x, a, _ = table.shape
+    checks.has_shape("wins", table, (s, x, a, a))
+    pi_ref = checks.probabilities("reference", reference, shape=(x, a))
+    total = table.sum(axis=(1, 2, 3))
+    diagonal = np.einsum("sxaa->sxa", table)
+    used = table.sum(axis=3) + table.sum(axis=2)
+    if table.min() < 0 or (total <= 0).any() or diagonal.any() or (used[:, pi_ref == 0] > 0).any():
+        raise InvalidArgument(
+            "wins",
+            expected="counts >= 0, zero diagonal, some data in each instance, none outside the reference",
+            got=f"least {table.min()}, fewest {total.min()}, diagonal {np.abs(diagonal).max()}",
+            remedy="Check how the counts were made.",
+        )
+    weights = table / total[:, None, None, None]
+    d = weights.sum(axis=(2, 3)) if d0 is None else np.broadcast_to(checks.probabilities("d0", d0, shape=(x,)), (s, x))
+    base = base_tables(table, objective, pi_ref, base_policy)
+    with np.errstate(divide="ignore"):
+        log_reference = np.broadcast_to(np.log(pi_ref), (s, x, a)).reshape(s * x, a)
+    first, second = np.triu_indices(a, k=1)
+    cells = Cells(
+        objective,
+        np.concatenate([weights[:, :, first, second], weights[:, :, second, first]], axis=2).reshape(s * x, -1),
+        d.reshape(-1),
+        log_reference,
+        base.reshape(s * x, a),
+    )
+    r0 = np.zeros((s, x, a)) if start is None else checks.finite("start", start, shape=(s, x, a))
+    if isinstance(reward_class, LinearBall):
+        reward, rounds = solve_balls(cells, reward_class, r0)
+        exists = np.ones(s, dtype=bool)
+    else:
+        exists = np.ones(s, dtype=bool)
+        if isinstance(reward_class, Unconstrained):
+            exists = minimizers_exist(table, d, base, pi_ref > 0, objective)
+        reward, rounds = solve_boxes(cells, reward_class, r0.reshape(s * x, a), np.repeat(exists, x))
+        reward = reward.reshape(s, x, a)
+    return _certified(cells, reward_class, reward, exists, rounds)
+
+
+def base_tables(wins: Array, objective: Objective, reference: Array, base_policy: Any) -> Array:
+    s, x, a, _ = wins.shape
+    if (objective.base == "custom") != (base_policy is not None):
+        raise InvalidArgument(
+            "base_policy",
+            expected="an array exactly when objective.base is 'custom'",
+            got=f"base={objective.base!r} with base_policy {'given' if base_policy is not None else None}",
+            remedy="Set objective.base='custom' and pass base_policy, or neither.",
+        )
+    if base_policy is not None:
+        return np.broadcast_to(checks.probabilities("base_policy", base_policy), (s, x, a))
+    if objective.base == "reference":
+        return np.broadcast_to(reference, (s, x, a))
+    times = {"chosen": wins.sum(axis=3), "rejected": wins.sum(axis=2)}
+    count = times["chosen"] + times["rejected"] if objective.base == "responses" else times[objective.base]
+    total = count.sum(axis=2, keepdims=True)
+    return np.where(total > 0, count / np.where(total > 0, total, 1.0), reference)
+
+
+def _certified(
+    cells: Cells, reward_class: RewardClass, reward: Array, exists: NDArray[np.bool_], rounds: int
+) -> BatchSolution:
+    """Certify every instance as `certificate.certify` does with p = sigmoid(-z): see docs/theory.md, section 3."""
+    s, x, a = reward.shape
+    objective = cells.objective
+    value, gradient, _ = cells.evaluate(reward.reshape(-1, a), np.arange(s * x))
+    logps = log_softmax(cells.log_reference + reward.reshape(-1, a) / objective.beta)
+    gibbs = np.exp(logps)
+    g = -gradient
+    kl = np.zeros(s * x)
+    if isinstance(reward_class, Unconstrained):
+        penalised = objective.eta * cells.d
+        absorbed = penalised > 0
+        balanced = gibbs.copy()
+        balanced[absorbed] += g[absorbed] / penalised[absorbed, None]
+        support = np.where(~absorbed & (np.abs(g).max(axis=1) > NEGATIVE_MASS), np.inf, 0.0)
+        support = np.where(balanced.min(axis=1) < -NEGATIVE_MASS, np.inf, support)
+        balanced = np.maximum(balanced, 0.0)
+        balanced /= balanced.sum(axis=1, keepdims=True)
+        kl = np.maximum(kl_div(balanced, gibbs), 0.0).sum(axis=1)
+        gap = (objective.sft_weight * cells.d * kl + support).reshape(s, x).sum(axis=1)
+    elif isinstance(reward_class, Box):
+        gap = reward_class.support_terms(g, reward.reshape(-1, a)).reshape(s, -1).sum(axis=1)
+    else:
+        gap = np.array(
+            [reward_class.support_gap(*pair) for pair in zip(g.reshape(s, x, a), reward, strict=True)], dtype=np.float64
+        )
+    with np.errstate(invalid="ignore"):
+        base_reference = np.where(cells.base > 0, cells.base * cells.log_reference, 0.0).sum(axis=1)
+    constant = objective.sft_weight * (cells.d * base_reference).reshape(s, x).sum(axis=1)
+    total = value.reshape(s, x).sum(axis=1) + (constant if objective.eta > 0 else 0.0)
+    gap = np.where(exists, gap, np.inf)
+    bound = np.full(s, np.inf)
+    if objective.eta > 0:
+        bound = np.minimum(1.0, np.sqrt(gap / (2.0 * objective.sft_weight)))
+    certified = exists & (gap / np.maximum(1.0, np.abs(total)) <= RELATIVE_GAP)
+    if objective.eta > 0:
+        certified &= bound <= TV_BOUND
+    policy = np.where(cells.d[:, None] > 0, gibbs, np.exp(cells.log_reference)).reshape(s, x, a)
+    return BatchSolution(
+        policy=np.where(exists[:, None, None], policy, np.nan),
+        reward=reward,
+        value=total,
+        gap=gap,
+        tv_bound=bound,
+        certified=certified,
+        exists=exists,
+        iterations=rounds,
+    )
