@@ -1,6 +1,6 @@
 """Many prompts in a row: values, gradients and Hessians of their parts of the loss; existence.
 
-Shapes: S instances, X prompts, C = S X cells, A responses, P = A (A - 1) ordered pairs.
+Shapes: S instances, X prompts, C = S X cells, A responses, P = A (A - 1) / 2 pairs i < j.
 """
 
 from __future__ import annotations
@@ -22,47 +22,55 @@ from rpo.core.objectives import Objective, preference_derivatives
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """C = S X prompts in a row. weights: (C, P) of the ordered pairs. d: (C,). log_reference, base: (C, A)."""
+    """C = S X prompts in a row.
+
+    compared, lost: (C, P), shares n / N of a pair's comparisons, and of those its first response lost.
+    d: (C,). log_reference, base: (C, A).
+    """
 
     objective: Any
-    weights: Array
+    compared: Array
+    lost: Array
     d: Array
     log_reference: Array
     base: Array
 
-    def evaluate(self, r: Array, which: Index) -> Evaluation:
-        """Return the prompts' parts of the loss with gradients and Hessians in r (c, A)."""
-        objective, weights, base = self.objective, self.weights[which], self.base[which]
+    def evaluate(self, r: Array, which: Index, *, curved: bool = True) -> Evaluation:
+        """Return the prompts' parts of the loss with gradients and, if `curved`, Hessians in r (c, A)."""
+        whole = which.size == len(self.d)
+        compared, lost, base, d, log_reference = (
+            part if whole else part[which] for part in (self.compared, self.lost, self.base, self.d, self.log_reference)
+        )
+        objective = self.objective
         beta, incidence = objective.beta, incidence_matrix(r.shape[1])
-        half = incidence.shape[0]
-        z = r @ incidence.T / beta
-        margins = np.concatenate([z, -z], axis=1)
-        logps = log_softmax(self.log_reference[which] + r / beta)
+        margins = r @ incidence.T / beta
+        logps = log_softmax(log_reference + r / beta)
         base_logps = np.where(base > 0, base * np.where(base > 0, logps, 0.0), 0.0).sum(axis=1, keepdims=True)
-        value, _ = objective.terms(margins, base_logps, weights, self.d[which][:, None])
+        # Both directions of a pair at once: softplus(z) = softplus(-z) + z, so the losses of the first
+        # response add a term linear in z = beta * margins.
+        value, _ = objective.terms(margins, base_logps, compared, d[:, None])
+        value = value + beta * np.einsum("cp,cp->c", lost, margins)
 
         slope, curvature = preference_derivatives(margins, beta)
-        slope, curvature = weights * slope / beta, weights * curvature / beta**2
-        gradient = (slope[:, :half] - slope[:, half:]) @ incidence
-        hessian = laplacians(curvature[:, :half] + curvature[:, half:], r.shape[1])
+        gradient = (compared * (slope / beta) + lost) @ incidence
+        weight, policy = (objective.sft_weight * d / beta)[:, None], np.exp(logps)
         if objective.eta > 0:
-            policy = np.exp(logps)
-            weight = objective.sft_weight * self.d[which] / beta
-            gradient = gradient + weight[:, None] * (policy - base)
-            curved = (weight / beta)[:, None] * policy
-            hessian -= curved[:, :, None] * policy[:, None, :]
-            np.einsum("cii->ci", hessian)[...] += curved
+            gradient = gradient + weight * (policy - base)
+        if not curved:
+            return value, gradient, np.zeros((0, 0, 0))
+        hessian = laplacians(compared * (curvature / beta**2), r.shape[1])
+        if objective.eta > 0:
+            bent = weight / beta * policy
+            hessian -= bent[:, :, None] * policy[:, None, :]
+            np.einsum("cii->ci", hessian)[...] += bent
         return value, gradient, hessian
 
     def pessimism(self, instances: Index, prompts: int) -> Cells:
         """Return these instances' cells with the penalty alone: what breaks ties at eta = 0."""
         mine = (instances[:, None] * prompts + np.arange(prompts)).ravel()
+        none = np.zeros((mine.size, self.lost.shape[1]))
         return Cells(
-            PenaltyAlone(self.objective.beta),
-            np.zeros((mine.size, self.weights.shape[1])),
-            self.d[mine],
-            self.log_reference[mine],
-            self.base[mine],
+            PenaltyAlone(self.objective.beta), none, none, self.d[mine], self.log_reference[mine], self.base[mine]
         )
 
 
@@ -104,11 +112,13 @@ def incidence_matrix(a: int) -> Array:
     return matrix
 
 
+@lru_cache(maxsize=32)
+def _laplacian_basis(a: int) -> Array:
+    """Return the (A (A - 1) / 2, A^2) matrix whose rows are the flattened Laplacians of single edges."""
+    rows = incidence_matrix(a)
+    return np.asarray((rows[:, :, None] * rows[:, None, :]).reshape(len(rows), a * a))
+
+
 def laplacians(conductance: Array, a: int) -> Array:
     """Return the Laplacians, (C, A, A), of graphs with edge weights (C, A (A - 1) / 2)."""
-    first, second = np.triu_indices(a, k=1)
-    matrix = np.zeros((len(conductance), a, a))
-    matrix[:, first, second] = -conductance
-    matrix[:, second, first] = -conductance
-    np.einsum("cii->ci", matrix)[...] = conductance @ np.abs(incidence_matrix(a))
-    return matrix
+    return np.asarray((conductance @ _laplacian_basis(a)).reshape(-1, a, a))

@@ -20,7 +20,7 @@ from rpo.core.checks import Array
 def solve_boxes(cells: Cells, reward_class: RewardClass, start: Array, exists: NDArray[np.bool_]) -> tuple[Array, int]:
     bound = reward_class.bound if isinstance(reward_class, Box) else np.inf
     support = np.isfinite(cells.log_reference)
-    enters = exists & ((cells.d > 0) | (cells.weights > 0).any(axis=1))
+    enters = exists & ((cells.d > 0) | (cells.compared > 0).any(axis=1))
     lives = support & enters[:, None]
     lower = np.where(lives, 0.0 if np.isfinite(bound) else -np.inf, 0.0)
     upper = np.where(lives, bound, 0.0)
@@ -40,9 +40,8 @@ def pessimistic_shifts(cells: Cells, reward: Array, lives: NDArray[np.bool_], bo
     """Shift the components of each comparison graph to the most pessimistic maximum-likelihood reward."""
     a = reward.shape[1]
     first, second = np.triu_indices(a, k=1)
-    half = first.size
     joined = np.zeros((len(reward), a, a), dtype=bool)
-    joined[:, first, second] = (cells.weights[:, :half] + cells.weights[:, half:]) > 0
+    joined[:, first, second] = cells.compared > 0
     # A component is named by its first response; member maps responses to components.
     name = closure(joined | joined.transpose(0, 2, 1)).argmax(axis=2)
     member = ((name[:, :, None] == np.arange(a)) & lives[:, :, None]).astype(np.float64)
@@ -63,7 +62,8 @@ def pessimistic_shifts(cells: Cells, reward: Array, lives: NDArray[np.bool_], bo
         low = np.where(m > 0, -r[:, :, None], -np.inf).max(axis=1)
         high = np.where(m > 0, bound - r[:, :, None], np.inf).min(axis=1)
         # In the shift of a component the penalty is the same function, of the component's masses.
-        merged = Cells(PenaltyAlone(beta), np.zeros((several.size, 2 * half)), np.ones(several.size), log_mass, base)
+        none = np.zeros((several.size, first.size))
+        merged = Cells(PenaltyAlone(beta), none, none, np.ones(several.size), log_mass, base)
         low, high = np.where(exists, np.minimum(low, 0.0), 0.0), np.where(exists, np.maximum(high, 0.0), 0.0)
         shift = minimize_boxes(merged.evaluate, np.zeros_like(low), low, high).x
     moved = reward.copy()
@@ -116,8 +116,7 @@ def pessimistic_thetas(cells: Cells, ball: LinearBall, theta: Array) -> Array:
     x, a, _ = ball.features.shape
     first, second = np.triu_indices(a, k=1)
     difference = ball.features[:, first] - ball.features[:, second]
-    half = first.size
-    seen = (cells.weights[:, :half] + cells.weights[:, half:]).reshape(len(theta), x, half) > 0
+    seen = cells.compared.reshape(len(theta), x, first.size) > 0
     design = np.einsum("sxp,xpd,xpe->sde", seen.astype(np.float64), difference, difference, optimize=True)
     values, vectors = np.linalg.eigh(design)
     blind = (values <= 1e-10 * np.maximum(values[:, -1:], 1e-300)).sum(axis=1)

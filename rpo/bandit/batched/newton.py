@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from rpo.bandit.data import Index
-from rpo.bandit.newton import ARMIJO, MAX_DAMPING, MIN_DAMPING, ROUNDING
+from rpo.bandit.newton import ARMIJO, MAX_DAMPING, MIN_DAMPING
 from rpo.core.checks import Array
 
 Evaluation = tuple[Array, Array, Array]
 RIDGE = 1e-14
+TOLERANCE = 1e-13  # of the residual; the next step would only polish rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,7 @@ def minimize_boxes(
     problems `which`. Method and safeguards as in `newton.minimize_box`.
     """
     fixed = lower == upper
+    walls = bool(np.isfinite(lower).any() or np.isfinite(upper).any())
     span = np.where(np.isfinite(upper - lower), upper - lower, 1.0)
 
     def residual(x: Array, g: Array, which: Index) -> Array:
@@ -49,6 +51,10 @@ def minimize_boxes(
         return np.asarray(np.abs(g * np.minimum(room, span[which])).sum(axis=1))
 
     def candidate(x: Array, g: Array, h: Array, which: Index) -> Array:
+        if not walls:
+            # A constant is free: the rank-one term fixes it and changes no step, the slope summing to zero.
+            top = np.einsum("cii->ci", h).max(axis=1)
+            return np.asarray(x - np.linalg.solve(h + top[:, None, None], g[:, :, None])[:, :, 0])
         low, high = lower[which], upper[which]
         near = np.minimum(1e-6 * span[which], residual(x, g, which)[:, None] + 1e-300)
         pinned = fixed[which] | ((x - low <= near) & (g > 0)) | ((high - x <= near) & (g < 0))
@@ -81,37 +87,42 @@ def _descend(
     x: Array,
     max_iterations: int,
 ) -> BatchResult:
-    count, n = x.shape
-    active = np.arange(count)
-    x = x.copy()
+    # The unfinished problems are kept packed at the front of their own arrays, so that a round costs
+    # what they cost and nothing is gathered twice.
+    final_x, active = x.copy(), np.arange(len(x))
     value, g, h = evaluate(x, active)
-    left = residual(x, g, active)
-    damping = np.zeros(count)
-    rounds = 0
-    active = active[left > ROUNDING * (1.0 + np.abs(value))]
-    while active.size and rounds < max_iterations:
+    final_value, final_g = value.copy(), g.copy()
+    left, damping, rounds = residual(x, g, active), np.zeros(len(x)), 0
+    keep = left > TOLERANCE * (1.0 + np.abs(value))
+    while rounds < max_iterations:
+        if not keep.all():
+            x, g, h, value = x[keep], g[keep], h[keep], value[keep]
+            left, damping, active = left[keep], damping[keep], active[keep]
+        if not active.size:
+            break
         rounds += 1
-        scale = np.maximum(np.diagonal(h[active], axis1=1, axis2=2).max(axis=1), np.abs(g[active]).max(axis=1))
-        damped = h[active] + ((damping[active] + RIDGE * scale)[:, None] * np.ones(n))[:, :, None] * np.eye(n)
-        y = candidate(x[active], g[active], damped, active)
+        scale = np.maximum(np.einsum("cii->ci", h).max(axis=1), np.abs(g).max(axis=1))
+        np.einsum("cii->ci", h)[...] += (damping + RIDGE * scale)[:, None]
+        y = candidate(x, g, h, active)
+        np.einsum("cii->ci", h)[...] -= (damping + RIDGE * scale)[:, None]
         new_value, new_g, new_h = evaluate(y, active)
         new_left = residual(y, new_g, active)
-        expected = (g[active] * (x[active] - y)).sum(axis=1)
-        drowned = expected < 1e-11 * (1.0 + np.abs(value[active]))
-        accept = np.where(drowned, new_left < left[active], new_value <= value[active] - ARMIJO * expected)
-        stuck = ~accept & (damping[active] > MAX_DAMPING * scale)
-
-        took = active[accept]
-        x[took], value[took], g[took], h[took] = y[accept], new_value[accept], new_g[accept], new_h[accept]
-        left[took] = new_left[accept]
+        expected = np.einsum("ci,ci->c", g, x - y)
+        # Where the decrease drowns in rounding, the residual is the better judge.
+        drowned = expected < 1e-11 * (1.0 + np.abs(value))
+        accept = np.where(drowned, new_left < left, new_value <= value - ARMIJO * expected)
         floor = MIN_DAMPING * scale
-        damping[active] = np.where(
-            accept,
-            np.where(damping[active] > floor, damping[active] / 10.0, 0.0),
-            np.maximum(10.0 * damping[active], floor),
-        )
-        active = active[~stuck & (left[active] > ROUNDING * (1.0 + np.abs(value[active])))]
-    return BatchResult(x, value, g, rounds)
+        stuck = ~accept & (damping > MAX_DAMPING * scale)
+        eased = np.where(damping > floor, damping / 10.0, 0.0)
+        damping = np.where(accept, eased, np.maximum(10.0 * damping, floor))
+        if accept.all():
+            x, value, g, h, left = y, new_value, new_g, new_h, new_left
+        else:
+            x[accept], value[accept], g[accept] = y[accept], new_value[accept], new_g[accept]
+            h[accept], left[accept] = new_h[accept], new_left[accept]
+        final_x[active], final_value[active], final_g[active] = x, value, g
+        keep = ~stuck & (left > TOLERANCE * (1.0 + np.abs(value)))
+    return BatchResult(final_x, final_value, final_g, rounds)
 
 
 def _walk_to_walls(

@@ -95,12 +95,19 @@ def solve_batch(
     first, second = np.triu_indices(a, k=1)
     cells = Cells(
         objective,
-        np.concatenate([weights[:, :, first, second], weights[:, :, second, first]], axis=2).reshape(s * x, -1),
+        (weights[:, :, first, second] + weights[:, :, second, first]).reshape(s * x, -1),
+        weights[:, :, second, first].reshape(s * x, -1),
         d.reshape(-1),
         log_reference,
         base.reshape(s * x, a),
     )
-    r0 = np.zeros((s, x, a)) if start is None else checks.finite("start", start, shape=(s, x, a))
+    if start is None:
+        # A quarter of the smoothed log-odds of winning: two steps nearer than zero, and not yet where a
+        # low temperature saturates the softmax.
+        r0 = 0.25 * np.log((table.sum(axis=3) + 0.5) / (table.sum(axis=2) + 0.5))
+        r0 -= r0.min(axis=2, keepdims=True)
+    else:
+        r0 = checks.finite("start", start, shape=(s, x, a))
     if isinstance(reward_class, LinearBall):
         reward, rounds = solve_balls(cells, reward_class, r0)
         exists = np.ones(s, dtype=bool)
@@ -138,7 +145,7 @@ def _certified(
     """Certify every instance as `certificate.certify` does with p = sigmoid(-z): see docs/theory.md, section 3."""
     s, x, a = reward.shape
     objective = cells.objective
-    value, gradient, _ = cells.evaluate(reward.reshape(-1, a), np.arange(s * x))
+    value, gradient, _ = cells.evaluate(reward.reshape(-1, a), np.arange(s * x), curved=False)
     logps = log_softmax(cells.log_reference + reward.reshape(-1, a) / objective.beta)
     gibbs = np.exp(logps)
     g = -gradient

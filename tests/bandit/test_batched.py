@@ -1,0 +1,191 @@
+"""The batched solver against the single one, instance by instance, and against limits it must keep."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+from rpo.bandit import (
+    Box,
+    ContextualBandit,
+    LinearBall,
+    PreferenceCounts,
+    Unconstrained,
+    build_saddle,
+    certify,
+    instances,
+    minimizer_exists,
+    solve,
+)
+from rpo.bandit.batched import sample_wins, solve_batch
+from rpo.bandit.batched.newton import minimize_balls, minimize_boxes
+from rpo.core.errors import InvalidArgument, NoMinimizer
+from rpo.core.objectives import DPO, RPO
+
+
+@pytest.fixture(scope="module")
+def problem() -> ContextualBandit:
+    rng = np.random.default_rng(0)
+    return ContextualBandit(
+        d0=rng.dirichlet([3.0, 3.0]),
+        reference=rng.dirichlet(np.full(5, 2.0), size=2),
+        reward=rng.uniform(0, 3, size=(2, 5)),
+        reward_bound=3.0,
+        features=rng.normal(size=(2, 5, 3)),
+    )
+
+
+CLASSES = {"unconstrained": None, "box": 3.0, "small box": 0.7, "ball": 1.0, "large ball": 5.0}
+OBJECTIVES = [
+    RPO(beta=0.1, eta=0.05),
+    RPO(beta=0.02, eta=0.3, base="reference"),
+    RPO(beta=1.0, eta=0.001, base="responses"),
+    DPO(beta=0.2, base="reference"),
+    DPO(beta=0.1),
+]
+
+
+def reward_class(name: str, problem: ContextualBandit) -> Any:
+    if name == "unconstrained":
+        return Unconstrained()
+    size = CLASSES[name]
+    assert size is not None
+    return LinearBall(problem.features, size) if "ball" in name else Box(size)
+
+
+@pytest.mark.parametrize("weights", ["data", "population"])
+@pytest.mark.parametrize("n", [12, 300])
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_instance_equals_the_single_solver(
+    problem: ContextualBandit, name: str, objective: Any, n: int, weights: str
+) -> None:
+    """Same policy, same value, same gap, and a missing minimiser on the same instances."""
+    wins = sample_wins(problem, n, 12, rng=7)
+    chosen = reward_class(name, problem)
+    d0 = None if weights == "data" else problem.d0
+    batch = solve_batch(wins, objective, reference=problem.reference, reward_class=chosen, d0=d0)
+    for s in range(12):
+        data = PreferenceCounts.from_wins(wins[s])
+        try:
+            single = solve(
+                problem, data, objective, reward_class=chosen, method="newton", prompt_weights=weights
+            )  # fmt: skip
+        except NoMinimizer:
+            assert not batch.exists[s]
+            assert np.isnan(batch.policy[s]).all()
+            assert batch.gap[s] == np.inf
+            assert not batch.certified[s]
+            continue
+        assert batch.exists[s]
+        assert batch.certified[s]
+        np.testing.assert_allclose(batch.policy[s], single.policy, atol=2e-6)
+        assert batch.value[s] == pytest.approx(single.certificate.reward_value, abs=1e-11)
+        # the batch's certificate is the single one's, of the same reward
+        again = certify(build_saddle(problem, data, objective, chosen, prompt_weights=weights), batch.reward[s])
+        assert batch.gap[s] == pytest.approx(again.gap, rel=1e-3, abs=1e-14)
+        if objective.eta > 0:
+            assert batch.tv_bound[s] == pytest.approx(again.tv_bound, rel=1e-3, abs=1e-6)
+
+
+def test_existence_agrees_with_the_single_test_on_sparse_data(problem: ContextualBandit) -> None:
+    agreed = {True: 0, False: 0}
+    for n in (8, 20, 40):
+        wins = sample_wins(problem, n, 60, rng=n)
+        for objective in (RPO(beta=0.1, eta=0.1), RPO(beta=0.1, eta=0.1, base="responses")):
+            batch = solve_batch(wins, objective, reference=problem.reference, reward_class=Unconstrained())
+            for s in range(60):
+                saddle = build_saddle(problem, PreferenceCounts.from_wins(wins[s]), objective, Unconstrained())
+                assert batch.exists[s] == minimizer_exists(saddle).exists
+                agreed[bool(batch.exists[s])] += 1
+    assert min(agreed.values()) > 20
+
+
+def test_responses_outside_the_reference_stay_out() -> None:
+    reference = np.array([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]])
+    problem = ContextualBandit(d0=[0.5, 0.5], reference=reference, reward=np.ones((2, 3)), reward_bound=1.0)
+    wins = sample_wins(problem, 200, 5, rng=0)
+    objective = RPO(beta=0.3, eta=0.2)
+    batch = solve_batch(wins, objective, reference=reference, reward_class=Box(1.0))
+    assert (batch.policy[:, 0, 2] == 0).all()
+    single = solve(problem, PreferenceCounts.from_wins(wins[2]), objective, method="newton")
+    np.testing.assert_allclose(batch.policy[2], single.policy, atol=1e-8)
+
+
+def test_an_instance_does_not_depend_on_its_neighbours_and_a_warm_start_changes_nothing(
+    problem: ContextualBandit,
+) -> None:
+    wins = sample_wins(problem, 100, 6, rng=1)
+    options: dict[str, Any] = {"reference": problem.reference, "reward_class": Box(3.0)}
+    objective = RPO(beta=0.1, eta=0.05)
+    whole = solve_batch(wins, objective, **options)
+    alone = solve_batch(wins[3:4], objective, **options)
+    np.testing.assert_allclose(whole.policy[3], alone.policy[0], atol=1e-9)
+    near = solve_batch(wins, RPO(beta=0.12, eta=0.05), **options)
+    warm = solve_batch(wins, objective, **options, start=near.reward)
+    np.testing.assert_allclose(whole.policy, warm.policy, atol=1e-9)
+    assert np.abs(whole.policy - near.policy).max() > 1e-3  # the control: another beta is another answer
+
+
+def test_cost_does_not_grow_with_n_and_large_counts_are_solved() -> None:
+    problem = instances.coverage_skew(rng=0)
+    wins = sample_wins(problem, 10**12, 3, rng=0)
+    assert (wins.sum(axis=(1, 2, 3)) == 10**12).all()
+    batch = solve_batch(wins, RPO(beta=0.1, eta=0.01), reference=problem.reference, reward_class=Box(3.0))
+    assert batch.certified.all()
+
+
+def test_sampling_is_the_problems_own_and_repeats_with_the_seed(problem: ContextualBandit) -> None:
+    first, again = (sample_wins(problem, 50, 4, rng=3) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    assert len({table.tobytes() for table in first}) == 4
+    child = np.random.default_rng(3).spawn(4)[2]
+    np.testing.assert_array_equal(first[2], problem.sample_preferences(50, rng=child).wins())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_boxes_and_balls_against_scipy_on_random_quadratics(seed: int) -> None:
+    """20 quadratics of 4 variables, some singular, minimised by L-BFGS-B and SLSQP."""
+    rng = np.random.default_rng(seed)
+    factor = rng.normal(size=(20, 4, 3 + seed % 2))
+    h = factor @ factor.transpose(0, 2, 1)
+    b = np.einsum("cij,cj->ci", h, rng.normal(size=(20, 4)) * 2)
+
+    def evaluate(x: Any, which: Any) -> Any:
+        hx = np.einsum("cij,cj->ci", h[which], x)
+        return 0.5 * (x * hx).sum(1) - (b[which] * x).sum(1), hx - b[which], h[which].copy()
+
+    box = minimize_boxes(evaluate, np.zeros((20, 4)), np.full((20, 4), -0.5), np.full((20, 4), 1.0))
+    ball = minimize_balls(evaluate, np.zeros((20, 4)), 1.0)
+    assert np.linalg.norm(ball.x, axis=1).max() <= 1 + 1e-12
+    for c in range(20):
+        f = lambda x, c=c: (0.5 * x @ h[c] @ x - b[c] @ x, h[c] @ x - b[c])  # noqa: E731
+        reached = minimize(f, np.zeros(4), jac=True, bounds=[(-0.5, 1.0)] * 4, options={"ftol": 1e-15, "gtol": 1e-10})
+        assert box.value[c] <= reached.fun + 1e-10
+        within = {"type": "ineq", "fun": lambda x: 1 - x @ x}
+        other = minimize(f, np.zeros(4), jac=True, constraints=[within], method="SLSQP", options={"ftol": 1e-13})
+        assert ball.value[c] <= other.fun + 1e-7
+        assert other.fun <= ball.value[c] + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"wins": np.zeros((2, 2, 5, 5))}, "wins: expected counts >= 0"),
+        ({"wins": np.ones((2, 2, 5, 5))}, "wins: expected counts >= 0, zero diagonal"),
+        ({"wins": np.ones((2, 2, 5))}, r"wins: expected shape"),
+        ({"reference": np.full((2, 4), 0.25)}, r"reference: expected shape \(2, 5\)"),
+        ({"base_policy": np.full((2, 5), 0.2)}, "base_policy: expected an array exactly when"),
+        ({"d0": [0.2, 0.2]}, "d0: expected probabilities"),
+        ({"start": np.zeros((1, 2, 5))}, "start: expected shape"),
+    ],
+)
+def test_bad_input_is_refused_by_name(problem: ContextualBandit, change: dict[str, Any], message: str) -> None:
+    options: dict[str, Any] = {
+        "wins": sample_wins(problem, 20, 2, rng=0),
+        "reference": problem.reference,
+        "reward_class": Box(1.0),
+    } | change
+    with pytest.raises(InvalidArgument, match=message):
+        solve_batch(options.pop("wins"), RPO(beta=0.1, eta=0.1), **options)
