@@ -11,6 +11,7 @@ from scipy.special import kl_div
 from rpo.bandit.reward_class import Unconstrained
 from rpo.bandit.saddle import Saddle
 from rpo.core.checks import Array
+from rpo.core.errors import InvalidArgument
 from rpo.core.numerics import sigmoid
 
 NEGATIVE_MASS = 1e-9
@@ -68,6 +69,13 @@ def certify(saddle: Saddle, reward: Array, *, policy: Array | None = None, p: Ar
     p: (K,) in [0, 1], default sigmoid(-z). policy: (X, A), default the Gibbs policy of r; for
     the unconstrained class it is always the policy that balances p (`Saddle.balanced_policy`).
     """
+    if not saddle.reward_class.contains(reward):
+        raise InvalidArgument(
+            "reward",
+            expected=f"a member of {saddle.reward_class}",
+            got=f"entries in [{np.min(reward):g}, {np.max(reward):g}] outside it",
+            remedy="Project it onto the class first: outside it the gap bounds nothing.",
+        )
     objective = saddle.objective
     z = saddle.margins(reward)
     dual = sigmoid(-z) if p is None else np.clip(p, 0.0, 1.0)

@@ -24,7 +24,7 @@ class PreferenceCounts:
 
     prompt, chosen, rejected: (K,) indices. count: (K,), > 0; whole numbers, or halves where ties
     were split. num_prompts X, num_responses A. Build it with `from_pairs`, `from_wins` or
-    `rpo.bandit.read_preferences`. Raises InvalidArgument.
+    `rpo.bandit.read_preferences`, which check and aggregate; the constructor itself does not.
     """
 
     prompt: Index

@@ -187,6 +187,8 @@ def _pessimistic_theta(saddle: Saddle, reward_class: LinearBall, theta: Array) -
     """Move theta within the ball, along directions no comparison sees, to the most pessimistic reward."""
     phi = reward_class.features
     seen = phi[saddle.prompt, saddle.chosen] - phi[saddle.prompt, saddle.rejected]
+    if len(seen) > seen.shape[1]:
+        seen = np.linalg.qr(seen, mode="r")  # the same row space, without a K x K factor
     _, singular, rows = np.linalg.svd(seen, full_matrices=True)
     rank = int((singular > 1e-10 * max(float(singular.max()), 1e-300)).sum())
     theta = rows[:rank].T @ (rows[:rank] @ theta)

@@ -125,9 +125,17 @@ def build_saddle(
 ) -> Saddle:
     """Resolve pi_base and the prompt weights, and check that data, base and class fit the problem.
 
-    Prompts without data take pi_base = pi_ref; with prompt weights "data" their weight is zero.
+    Prompts without data take pi_base = pi_ref, unless base_policy says otherwise; with prompt weights
+    "data" their weight is zero. A response here is one token: every sft_reduction is the same.
     """
     checks.one_of("prompt_weights", prompt_weights, PROMPT_WEIGHTS)
+    if not hasattr(reward_class, "support_gap"):
+        raise InvalidArgument(
+            "reward_class",
+            expected="Unconstrained(), Box(R) or LinearBall(features, B)",
+            got=repr(reward_class),
+            remedy="Pass Box(3.0) rather than 3.0, for example.",
+        )
     shape = problem.reference.shape
     if (data.num_prompts, data.num_responses) != shape:
         raise InvalidArgument(

@@ -341,8 +341,10 @@ def test_a_shift_of_the_reward_of_a_prompt_matters_only_to_a_bounded_class(
     assert gaps[0][1] == pytest.approx(gaps[0][0], abs=1e-13) and np.isfinite(gaps[0][0])
     # sum_a g(x, a) = 0, so S_R(g) - <g, r> moves only through r leaving or nearing the walls: it does not.
     assert gaps[1][1] == pytest.approx(gaps[1][0], abs=1e-13)
-    outside = maximin.certify(box, reward + 3.0 * (np.arange(4) == 0))
-    assert outside.gap != pytest.approx(gaps[1][0], abs=1e-3)
+    other = maximin.certify(box, reward + 0.5 * (np.arange(4) == 0))
+    assert other.gap != pytest.approx(gaps[1][0], abs=1e-3)
+    with pytest.raises(InvalidArgument, match=r"^reward: expected a member of Box\(bound=1.0\)"):
+        maximin.certify(box, reward + 3.0 * (np.arange(4) == 0))
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
