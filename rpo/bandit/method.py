@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from rpo.bandit.data import PreferenceCounts
@@ -46,4 +46,8 @@ class Baseline(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a record stores: the class's name and every field."""
-        return {"name": type(self).__name__, **asdict(self)}  # type: ignore[call-overload]
+        values = ((item.name, getattr(self, item.name)) for item in fields(self))  # type: ignore[arg-type]
+        return {
+            "name": type(self).__name__,
+            **{name: value.describe() if hasattr(value, "describe") else value for name, value in values},
+        }

@@ -115,6 +115,7 @@ def _descend(
     taken, damping = 0, 0.0
     while taken < max_iterations and left > ROUNDING * (1.0 + abs(value)):
         scale = max(float(np.diag(h).max()), float(np.abs(g).max()))
+        inherited = damping > 0.0
         while True:
             y = move(x, direction(x, g, h + damping * np.eye(x.size)))
             new = function(y)
@@ -124,9 +125,13 @@ def _descend(
                 accept = residual(y, new[1]) < left
             else:
                 accept = new[0] <= value - ARMIJO * expected
-            if accept or damping > MAX_DAMPING * scale:
+            if accept:
                 break
             damping = max(10.0 * damping, MIN_DAMPING * scale)
+            if damping > MAX_DAMPING * scale:
+                if not inherited:
+                    break
+                damping, inherited = 0.0, False  # damping inherited from the last step hid the longer steps
         if not accept:
             break
         damping = damping / 10.0 if damping > MIN_DAMPING * scale else 0.0

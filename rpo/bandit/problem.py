@@ -25,7 +25,8 @@ class ContextualBandit:
     reward: (X, A), the true r* in [0, reward_bound], log-odds units; None for real data.
     reward_bound: R; defaults to the largest reward. features: (X, A, D) or None.
     behavior: (X, A) response distribution, or (X, A, A) pair distribution mu(a1, a0 | x), from which
-    preferences are drawn; defaults to the reference. Raises InvalidArgument. Source: paper, Section 2.
+    preferences are drawn; defaults to the reference. label_noise: probability in [0, 1/2] that a drawn
+    winner is recorded as the loser; r* stays what it is. Raises InvalidArgument. Source: paper, Section 2.
     """
 
     d0: Array
@@ -34,6 +35,7 @@ class ContextualBandit:
     reward_bound: float | None = None
     features: Array | None = None
     behavior: Array | None = None
+    label_noise: float = 0.0
     prompt_labels: tuple[str, ...] | None = None
     response_labels: tuple[str, ...] | None = None
     name: str = "bandit"
@@ -66,6 +68,14 @@ class ContextualBandit:
             flat = checks.finite("behavior", self.behavior, shape=shape)
             checks.probabilities("behavior", flat.reshape(x, -1))
             set_(self, "behavior", flat)
+        set_(self, "label_noise", checks.nonnegative("label_noise", self.label_noise))
+        if self.label_noise > 0.5:
+            raise InvalidArgument(
+                "label_noise",
+                expected="a probability in [0, 1/2]",
+                got=self.label_noise,
+                remedy="Above one half the labels mean the opposite: swap chosen and rejected.",
+            )
         for what, labels, size in (
             ("prompt_labels", self.prompt_labels, x),
             ("response_labels", self.response_labels, a),
@@ -117,6 +127,18 @@ class ContextualBandit:
             object.__setattr__(self, "_pairs", mu / total)
         return self._pairs  # type: ignore[return-value]
 
+    def preference_probability(self) -> Array:
+        """Return P(a1 is recorded as beating a0 | x), (X, A, A): Bradley-Terry, then flips at rate `label_noise`."""
+        reward = self.true_reward()
+        win = bradley_terry(reward[:, :, None], reward[:, None, :])
+        return np.asarray((1.0 - self.label_noise) * win + self.label_noise * (1.0 - win))
+
+    def draw_pairs(self, n: int, generator: np.random.Generator) -> Any:
+        """Return how often each prompt and pair a1 < a0 is drawn, (X, A (A - 1) / 2) integers that sum to n."""
+        first, second = np.triu_indices(self.num_responses, k=1)
+        mass = 2.0 * self.d0[:, None] * self.pair_distribution()[:, first, second]
+        return generator.multinomial(n, mass.ravel() / mass.sum()).reshape(mass.shape)
+
     def sample_preferences(self, n: int, *, rng: Any) -> PreferenceCounts:
         """Draw n preferences x ~ d0, (a1, a0) ~ mu(.|x), winner ~ Bradley-Terry, as win counts.
 
@@ -127,11 +149,9 @@ class ContextualBandit:
 
         total = checks.integer("n", n, minimum=1, maximum=MAX_COUNT)
         generator = checks.generator("rng", rng)
-        reward = self.true_reward()
         first, second = np.triu_indices(self.num_responses, k=1)
-        mass = 2.0 * self.d0[:, None] * self.pair_distribution()[:, first, second]
-        drawn = generator.multinomial(total, mass.ravel() / mass.sum()).reshape(mass.shape)
-        win = bradley_terry(reward[:, first], reward[:, second])
+        win = self.preference_probability()[:, first, second]
+        drawn = self.draw_pairs(total, generator)
         first_wins = generator.binomial(drawn, win)
         wins = np.zeros((self.num_prompts, self.num_responses, self.num_responses), dtype=np.int64)
         wins[:, first, second] = first_wins
@@ -140,6 +160,7 @@ class ContextualBandit:
 
     def expected_reward(self, policy: Array) -> float:
         """Return gold J(pi) = E_{d0, pi}[r*], in reward units. policy: (X, A). Source: paper, Eq. (2.3)."""
+        checks.has_shape("policy", np.asarray(policy), self.reference.shape)
         return float(self.d0 @ (policy * self.true_reward()).sum(axis=1))
 
     def greedy_policy(self) -> Array:

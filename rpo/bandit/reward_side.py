@@ -188,7 +188,7 @@ def _pessimistic_theta(saddle: Saddle, reward_class: LinearBall, theta: Array) -
     phi = reward_class.features
     seen = phi[saddle.prompt, saddle.chosen] - phi[saddle.prompt, saddle.rejected]
     if len(seen) > seen.shape[1]:
-        seen = np.linalg.qr(seen, mode="r")  # the same row space, without a K x K factor
+        seen = np.asarray(np.linalg.qr(seen, mode="r"))  # the same row space, without a K x K factor
     _, singular, rows = np.linalg.svd(seen, full_matrices=True)
     rank = int((singular > 1e-10 * max(float(singular.max()), 1e-300)).sum())
     theta = rows[:rank].T @ (rows[:rank] @ theta)

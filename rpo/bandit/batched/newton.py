@@ -93,11 +93,12 @@ def _descend(
     value, g, h = evaluate(x, active)
     final_value, final_g = value.copy(), g.copy()
     left, damping, rounds = residual(x, g, active), np.zeros(len(x)), 0
+    inherited = np.zeros(len(x), dtype=bool)
     keep = left > TOLERANCE * (1.0 + np.abs(value))
     while rounds < max_iterations:
         if not keep.all():
             x, g, h, value = x[keep], g[keep], h[keep], value[keep]
-            left, damping, active = left[keep], damping[keep], active[keep]
+            left, damping, inherited, active = left[keep], damping[keep], inherited[keep], active[keep]
         if not active.size:
             break
         rounds += 1
@@ -112,9 +113,12 @@ def _descend(
         drowned = expected < 1e-11 * (1.0 + np.abs(value))
         accept = np.where(drowned, new_left < left, new_value <= value - ARMIJO * expected)
         floor = MIN_DAMPING * scale
-        stuck = ~accept & (damping > MAX_DAMPING * scale)
+        spent = ~accept & (damping > MAX_DAMPING * scale)
+        stuck = spent & ~inherited
         eased = np.where(damping > floor, damping / 10.0, 0.0)
-        damping = np.where(accept, eased, np.maximum(10.0 * damping, floor))
+        damping = np.where(accept, eased, np.where(spent, 0.0, np.maximum(10.0 * damping, floor)))
+        # Damping inherited from the last step hides the longer steps: before giving up, start again from none.
+        inherited = np.where(accept, damping > 0.0, inherited & ~spent)
         if accept.all():
             x, value, g, h, left = y, new_value, new_g, new_h, new_left
         else:

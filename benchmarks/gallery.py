@@ -1,0 +1,235 @@
+"""Make the figures of overoptimization, policies and phases with their data: python benchmarks/gallery.py FOLDER.
+
+Every figure is a PNG with the CSV it was drawn from beside it; the animation is a GIF. Under a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rpo.bandit import instances
+from rpo.bandit.advisor import advise
+from rpo.bandit.batched import solve_batch
+from rpo.bandit.maximin import default_class, solve
+from rpo.bandit.metrics import policy_outcome
+from rpo.bandit.plots import animation, heatmap, overoptimization, phase, policies
+from rpo.bandit.problem import ContextualBandit
+from rpo.core.objectives import DPO, RPO, Objective
+from rpo.plotting import save
+
+
+class Draws:
+    """S fresh coverage_skew problems with n preferences each, solved together."""
+
+    def __init__(self, n: int, seeds: int, rng: Any, **options: Any) -> None:
+        pairs = [child.spawn(2) for child in np.random.SeedSequence(rng).spawn(seeds)]
+        self.problems: list[ContextualBandit] = [instances.coverage_skew(rng=a, **options) for a, _ in pairs]
+        self.data = [p.sample_preferences(n, rng=b) for p, (_, b) in zip(self.problems, pairs, strict=True)]
+        self.wins = np.stack([counts.wins() for counts in self.data])
+        self.reference = self.problems[0].reference
+        self.reward_class = default_class(self.problems[0])
+
+    def solve(self, objective: Objective, start: Any = None) -> Any:
+        return solve_batch(self.wins, objective, reference=self.reference, reward_class=self.reward_class, start=start)
+
+    def gaps(self, policy: Any) -> list[float]:
+        return [problem.suboptimality(table) for problem, table in zip(self.problems, policy, strict=True)]
+
+
+def overoptimization_frame(n: int = 100, seeds: int = 400, etas: tuple[float, ...] = (0.0, 0.03, 0.1)) -> pd.DataFrame:
+    """Return gold, proxy and KL along beta on coverage_skew with pi_ref = the policy that made the data.
+
+    The seeds are solved as the prompts of one problem, n pairs each: tables separate over prompts, and
+    equal weights scale both terms alike.
+    """
+    pairs = [child.spawn(2) for child in np.random.SeedSequence(11).spawn(seeds)]
+    drawn = [instances.coverage_skew(skew=2.0, rng=a) for a, _ in pairs]
+    problems = [dataclasses.replace(p, reference=p.behavior) for p in drawn]
+    data = [p.sample_preferences(n, rng=b) for p, (_, b) in zip(problems, pairs, strict=True)]
+    wins = np.concatenate([counts.wins() for counts in data])[None]
+    reference = np.concatenate([p.reference for p in problems])
+    rows: list[dict[str, Any]] = []
+    bases = [counts.response_frequencies("chosen") for counts in data]
+
+    def solve_all(objective: Objective, start: Any = None) -> Any:
+        return solve_batch(wins, objective, reference=reference, reward_class=default_class(problems[0]), start=start)
+
+    proxy = solve_all(DPO(beta=1.0)).reward[0]
+
+    def add(policy: Any, **labels: Any) -> None:
+        for seed, problem in enumerate(problems):
+            outcome = policy_outcome(policy[seed][None], problem, bases[seed], proxy[seed][None])
+            rows.append({**labels, "seed": seed, **outcome})
+
+    add(reference, method="reference", beta=np.inf)
+    for eta in etas:
+        start = None
+        for beta in np.geomspace(10.0, 0.02, 22):
+            solved = solve_all(RPO(beta=beta, eta=eta) if eta else DPO(beta=beta), start)
+            start = solved.reward
+            add(solved.policy[0], method=f"RPO, eta = {eta:g}" if eta else "DPO", beta=beta)
+    return pd.DataFrame(rows)
+
+
+def gap_frame(ns: Any, betas: Any, etas: Any, seeds: int) -> pd.DataFrame:
+    """Return the gap in every cell (n, beta, eta, seed); the seeds' problems are the same for every n."""
+    rows = []
+    for n in ns:
+        draws = Draws(int(n), seeds, 12)
+        for beta in betas:
+            for eta in etas:
+                gaps = draws.gaps(draws.solve(RPO(beta=beta, eta=eta)).policy)
+                rows += [{"n": n, "beta": beta, "eta": eta, "seed": s, "gap": gap} for s, gap in enumerate(gaps)]
+    return pd.DataFrame(rows)
+
+
+def three_responses() -> tuple[ContextualBandit, Any]:
+    """Return a bandit whose best-looking response was seen twice, and its data."""
+    problem = ContextualBandit(
+        d0=np.ones(1),
+        reference=np.full((1, 3), 1 / 3),
+        reward=np.array([[1.6, 1.0, 0.2]]),
+        reward_bound=3.0,
+        behavior=np.array([[0.6, 0.37, 0.03]]),
+    )
+    for seed in range(1000):  # the sampling accident the figure is about: the worst, rare response won all its pairs
+        data = problem.sample_preferences(60, rng=seed)
+        wins = data.wins()[0]
+        if wins[2].sum() >= 2 and wins[:, 2].sum() == 0 and wins[0, 1] > wins[1, 0] + 3:
+            return problem, data
+    raise RuntimeError("no such data set in 1,000 seeds")
+
+
+def linear_problem(rng: np.random.Generator, arms: int = 6) -> ContextualBandit:
+    """Return one prompt with standard normal features in three dimensions and r* linear in them, in [0, 3]."""
+    features = rng.normal(size=(1, arms, 3))
+    reward = features @ rng.normal(size=3)
+    reward = np.minimum(3.0, 3.0 * (reward - reward.min()) / (reward.max() - reward.min()))
+    uniform = np.full((1, arms), 1.0 / arms)
+    return ContextualBandit(d0=np.ones(1), reference=uniform, reward=reward, reward_bound=3.0, features=features)
+
+
+def failing_run() -> tuple[ContextualBandit, Any]:
+    """Return, of 40 draws, the linear bandit on which gradient descent leaves DPO's gold farthest below RPO's."""
+    worst: tuple[float, Any] = (-np.inf, None)
+    for child in np.random.SeedSequence(14).spawn(40):
+        a, b = child.spawn(2)
+        problem = linear_problem(np.random.default_rng(a))
+        data = problem.sample_preferences(12, rng=b)
+        frame = animation.run_frame(
+            problem, data, beta=0.1, eta=0.3, policy=problem.linear_softmax_policy(), points=[100], learning_rate=5.0
+        )
+        last = frame.groupby("method").last()
+        lead = last.loc["RPO", "reward/gold"] - last.loc["DPO", "reward/gold"]
+        if lead > worst[0]:
+            worst = (lead, (problem, data))
+    return worst[1]
+
+
+def make(folder: Path) -> None:
+    """Make every figure into `folder` and print how long each took."""
+    folder.mkdir(parents=True, exist_ok=True)
+    steps: dict[str, Callable[[], None]] = {}
+
+    def step(function: Callable[[], None]) -> None:
+        steps[function.__name__] = function
+
+    @step
+    def gold_and_proxy() -> None:
+        frame = overoptimization_frame()
+        fitted = overoptimization.fits(frame, form="closest", rng=1)
+        for method, law in fitted.items():
+            print(f"    {method}, {law.form} law: {law.message}")
+        figure = overoptimization.overoptimization(
+            frame, fitted, title="coverage_skew (skew 2), pi_ref = behaviour, N = 100"
+        )
+        save(figure, folder / "overoptimization.png", overoptimization.curves(frame))
+
+    @step
+    def beta_eta_heatmap() -> None:
+        frame = gap_frame((30, 100, 300), np.geomspace(0.01, 1.0, 7), np.geomspace(1e-3, 1.0, 10), 100)
+        save(heatmap.heatmap(frame, title="coverage_skew, 100 seeds"), folder / "heatmap.png", frame)
+
+    @step
+    def best_eta() -> None:
+        ns = np.unique(np.geomspace(20, 600, 9).round().astype(int))
+        frame = gap_frame(ns, (0.05,), np.geomspace(3e-4, 1.0, 16), 200)
+        result = heatmap.best_eta_exponent(frame, rng=2)
+        print(f"    {result.message}")
+        save(heatmap.movement(result), folder / "best_eta.png", result.to_frame())
+
+    @step
+    def where_did_the_mass_go() -> None:
+        draws = Draws(60, 40, 13)
+        gains = np.subtract(
+            draws.gaps(draws.solve(DPO(beta=0.1)).policy), draws.gaps(draws.solve(RPO(beta=0.1, eta=0.1)).policy)
+        )
+        worst = int(np.argmax(gains))  # chosen because it shows the failure, and said so in the title
+        problem, data = draws.problems[worst], draws.data[worst]
+        objectives = {"DPO": DPO(beta=0.1), "RPO": RPO(beta=0.1, eta=0.1)}
+        shown = {
+            name: solve(problem, data, objective, method="newton").policy for name, objective in objectives.items()
+        }
+        frame = policies.mass_frame(problem, data, {"reference": problem.reference, **shown})
+        title = f"Where did the mass go? N = {data.n:g}, beta = 0.1, eta = 0.1; the clearest of 40 draws"
+        save(policies.mass(frame, title=title), folder / "mass.png", frame)
+
+    @step
+    def three_response_simplex() -> None:
+        problem, data = three_responses()
+        frame = policies.simplex_frame(problem, data, etas=(0.0, 0.02, 0.1), betas=np.geomspace(10, 0.03, 40))
+        save(policies.simplex(frame, problem, data), folder / "simplex.png", frame)
+
+    @step
+    def phases() -> None:
+        frame = phase.phase_frame(
+            lambda skew, rng: instances.coverage_skew(skew=skew, rng=rng),
+            np.linspace(0.0, 3.0, 9), np.unique(np.geomspace(10, 3000, 10).round().astype(int)),
+            seeds=150, beta=0.05, eta=lambda n: min(1.0, 3.0 / n), knob="skew", rng=3,
+        )  # fmt: skip
+        figure = phase.phase_diagram(
+            frame,
+            x="skew",
+            y="n",
+            threshold=0.3,
+            x_label="coverage skew",
+            title="mean gap above 0.3 (beta 0.05, eta 3/N)",
+        )
+        save(figure, folder / "phase.png", phase.regions(frame, x="skew", y="n", threshold=0.3))
+
+    @step
+    def one_run() -> None:
+        problem, data = failing_run()
+        policy = problem.linear_softmax_policy()
+        points = np.unique(np.geomspace(1, 1000, 36).round())
+        frame = animation.run_frame(problem, data, beta=0.1, eta=0.3, policy=policy, learning_rate=5.0, points=points)
+        title = "Linear softmax, 12 pairs, gradient descent, beta = 0.1, eta = 0.3 for RPO; clearest of 40 draws"
+        path = animation.animate_run(frame, problem, data, folder / "run.gif", title=title)
+        frame.to_csv(path.with_suffix(".csv"), index=False)
+        print(f"    {path.name}: {path.stat().st_size / 1e3:.0f} kB")
+
+    @step
+    def advice() -> None:
+        draws = Draws(100, 1, 15)
+        found = advise(draws.data[0], draws.problems[0], rng=4)
+        print(f"    {found.message}")
+        found.to_frame().to_csv(folder / "advice.csv", index=False)
+
+    for name, function in steps.items():
+        began = time.perf_counter()
+        function()
+        print(f"{name}: {time.perf_counter() - began:.1f} s")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    make(parser.parse_args().folder)
