@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 DEMO ?= demo-report
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint clean
+.PHONY: help demo test test-slow bench lint clean
 
 help:  ## Show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,9 @@ test: lint  ## Lint, types and the default tests (minutes on 2 cores)
 
 test-slow: $(VENV)/.installed-dev  ## The slow tier: grids and long runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow $(TESTS)
+
+bench: $(VENV)/.installed-dev  ## The benchmarks: tables into benchmarks/results (minutes)
+	for name in batched coverage_skew zhu bounds; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:  ## Remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -18,10 +18,13 @@ import pandas as pd
 from rpo.bandit import instances
 from rpo.bandit.advisor import advise
 from rpo.bandit.batched import solve_batch
+from rpo.bandit.bounds import suboptimality_bound
+from rpo.bandit.covering import covering_radius, log_covering
 from rpo.bandit.maximin import default_class, solve
 from rpo.bandit.metrics import policy_outcome
 from rpo.bandit.plots import animation, heatmap, overoptimization, phase, policies
 from rpo.bandit.problem import ContextualBandit
+from rpo.bandit.reward_class import Box
 from rpo.core.objectives import DPO, RPO, Objective
 from rpo.plotting import save
 
@@ -134,6 +137,13 @@ def failing_run() -> tuple[ContextualBandit, Any]:
     return worst[1]
 
 
+def theorem_eta(n: int) -> float:
+    """Return the eta of the paper's Theorem 5.3 for ten arms and R = 3: what a user without r* would take."""
+    covering = log_covering(Box(3.0), prompts=1, arms=10, radius=covering_radius(n, 3.0))
+    bound = suboptimality_bound("paper", coverage=1.0, n=n, margin_bound=3.0, log_covering=covering)
+    return bound.theorem_eta
+
+
 def make(folder: Path) -> None:
     """Make every figure into `folder` and print how long each took."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -185,15 +195,16 @@ def make(folder: Path) -> None:
     @step
     def three_response_simplex() -> None:
         problem, data = three_responses()
+        title = "A draw chosen for its accident, N = 60: beta from infinity to 0.03"
         frame = policies.simplex_frame(problem, data, etas=(0.0, 0.02, 0.1), betas=np.geomspace(10, 0.03, 40))
-        save(policies.simplex(frame, problem, data), folder / "simplex.png", frame)
+        save(policies.simplex(frame, problem, data, title=title), folder / "simplex.png", frame)
 
     @step
     def phases() -> None:
         frame = phase.phase_frame(
             lambda skew, rng: instances.coverage_skew(skew=skew, rng=rng),
             np.linspace(0.0, 3.0, 9), np.unique(np.geomspace(10, 3000, 10).round().astype(int)),
-            seeds=150, beta=0.05, eta=lambda n: min(1.0, 3.0 / n), knob="skew", rng=3,
+            seeds=150, beta=0.05, eta=theorem_eta, knob="skew", rng=3,
         )  # fmt: skip
         figure = phase.phase_diagram(
             frame,
@@ -201,7 +212,7 @@ def make(folder: Path) -> None:
             y="n",
             threshold=0.3,
             x_label="coverage skew",
-            title="mean gap above 0.3 (beta 0.05, eta 3/N)",
+            title="coverage_skew, beta = 0.05, eta of the theorem",
         )
         save(figure, folder / "phase.png", phase.regions(frame, x="skew", y="n", threshold=0.3))
 

@@ -22,7 +22,11 @@ class _Parser(ArgumentParser):
         raise SystemExit(2)
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"solve": commands.solve_command, "compare": commands.compare_command}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "solve": commands.solve_command,
+    "simulate": commands.simulate_command,
+    "compare": commands.compare_command,
+}
 
 
 def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:

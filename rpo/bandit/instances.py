@@ -61,7 +61,7 @@ def random(
         phi = generator.normal(size=(x, a, d))
         reward = phi @ generator.normal(size=d)
         reward = reward - reward.min(axis=1, keepdims=True)
-        reward = reward * (bound / reward.max())
+        reward = np.minimum(reward * (bound / reward.max()), bound)  # rounding may exceed the bound
     return ContextualBandit(
         d0=generator.dirichlet(np.ones(x)),
         reference=generator.dirichlet(np.ones(a), size=x),

@@ -1,0 +1,281 @@
+"""One cell's draws: problems and data from their seeds, every method on them, and the rows that come of it.
+
+Shapes: S seeds, X prompts, A responses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from rpo.bandit.batched import solve_batch
+from rpo.bandit.data import PreferenceCounts
+from rpo.bandit.entrants import Maximin, Template, describe
+from rpo.bandit.grid import NOISE, Source, canonical, digest
+from rpo.bandit.method import Baseline
+from rpo.bandit.metrics import policy_outcome
+from rpo.bandit.problem import ContextualBandit
+from rpo.bandit.reward_class import RewardClass, Unconstrained
+from rpo.bandit.saddle import build_saddle
+from rpo.core import checks
+from rpo.core.checks import Array
+from rpo.core.errors import RPOError
+from rpo.core.objectives import BASES, DPO
+
+NUMBERS = ("gap", "reward/gold", "reward/proxy", "kl/reference", "duality_gap", "relative_gap", "tv_bound")
+OBJECTIVE = ("objective/name", "objective/beta", "objective/eta", "objective/base", "reward_class")
+OUTCOMES: dict[str, type] = {
+    **dict.fromkeys(NUMBERS, np.float64),
+    "status": object,
+    "message": object,
+    "objective/name": object,
+    "objective/beta": np.float64,
+    "objective/eta": np.float64,
+    "objective/base": object,
+    "reward_class": object,
+}
+NAN = float("nan")
+PROBLEM, DATA, METHOD = 0, 1, 2  # streams of one seed
+
+
+@dataclass(frozen=True, eq=False)
+class _Draw:
+    problem: ContextualBandit
+    data: PreferenceCounts
+    wins: Array
+
+
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    """A method's policy on one draw, or why there is none."""
+
+    status: str
+    message: str
+    policy: Array | None = None
+    reward: Array | None = None
+    gap: float = NAN
+    relative_gap: float = NAN
+    tv_bound: float = NAN
+    reward_class: str = ""
+
+
+class Cell:
+    """Draws of one combination of instance parameters and n, for a list of seeds."""
+
+    def __init__(self, source: Source, unit: dict[str, Any], seeds: Sequence[int], root: int) -> None:
+        self.source, self.seeds, self.root = source, seeds, root
+        self.n = int(unit["n"])
+        self.parameters = {key: value for key, value in unit.items() if key != "n"}
+        # Flipped labels change the data, not the problem.
+        shown = {key: value for key, value in unit.items() if key != NOISE and (key != "n" or source.depends_on_n)}
+        self._problem_hash = int(digest(source.name, shown), 16)
+        self._data_hash = int(digest(source.name, unit), 16)
+        self._draws: list[_Draw | Exception] | None = None
+        self._answers: dict[str, list[_Answer]] = {}
+        self._bases: dict[tuple[int, str], Array] = {}
+
+    def generator(self, stream: int, content: int, seed: int) -> np.random.Generator:
+        """Return the Generator of one seed: a function of root, stream, the cell's content and seed alone."""
+        return np.random.default_rng(np.random.SeedSequence([self.root, stream, content, seed]))
+
+    def problem(self, seed: int) -> ContextualBandit:
+        """Return the problem of one seed."""
+        return self.source.build(self.parameters, self.n, self.generator(PROBLEM, self._problem_hash, seed))
+
+    def check(self, methods: Iterable[Maximin | Baseline]) -> None:
+        """Build the first seed's problem, and each method's reward class on it; raise what is mistaken."""
+        problem = self.problem(self.seeds[0])
+        problem.true_reward()
+        self.entries = problem.num_prompts * problem.num_responses**2
+        for method in methods:
+            if isinstance(method, Maximin):
+                method.class_for(problem)
+
+    @property
+    def draws(self) -> list[_Draw | Exception]:
+        """One problem with its data a seed; what went wrong in its place."""
+        if self._draws is None:
+            self._draws = [self._draw(seed) for seed in self.seeds]
+        return self._draws
+
+    def _draw(self, seed: int) -> _Draw | Exception:
+        try:
+            problem = self.problem(seed)
+            data = problem.sample_preferences(self.n, rng=self.generator(DATA, self._data_hash, seed))
+            return _Draw(problem, data, data.wins())
+        except Exception as error:  # a user's function may raise anything: it becomes a row
+            return error
+
+    def rows(
+        self, settings: Sequence[dict[str, float]], templates: Sequence[Template], proxy: bool
+    ) -> dict[str, list[Any]]:
+        """Return columns of outcomes, by setting, seed and method, the last fastest."""
+        columns: dict[str, list[Any]] = {name: [] for name in OUTCOMES}
+        measured: dict[str, list[dict[str, Any]]] = {}
+        for setting in settings:
+            resolved = [item.resolve(setting) for item in templates]
+            for method in resolved:
+                key = canonical(describe(method))
+                if key not in measured:  # a method without eta is the same at every eta
+                    measured[key] = self._measure(method, proxy)
+            lists = [measured[canonical(describe(method))] for method in resolved]
+            for i in range(len(self.seeds)):
+                for outcomes in lists:
+                    for name in OUTCOMES:
+                        columns[name].append(outcomes[i][name])
+        return columns
+
+    def _measure(self, method: Maximin | Baseline, proxy: bool) -> list[dict[str, Any]]:
+        """Return what the method's policy is worth on each draw, with its evidence."""
+        answers = self._answered(method)
+        shadow = self._answered(_likelihood(method)) if proxy else [None] * len(answers)
+        inner = method.objective if isinstance(method, Maximin) else method
+        fixed = {
+            "objective/name": type(inner).__name__,
+            "objective/beta": _number(getattr(inner, "beta", NAN)),
+            "objective/eta": _number(getattr(inner, "eta", NAN)),
+            "objective/base": getattr(inner, "base", ""),
+        }
+        rows = []
+        for i, (draw, answer, likely) in enumerate(zip(self.draws, answers, shadow, strict=True)):
+            row = dict.fromkeys(NUMBERS, NAN) | {"duality_gap": answer.gap, **fixed}
+            row |= {"relative_gap": answer.relative_gap, "tv_bound": answer.tv_bound}
+            row |= {"status": answer.status, "message": answer.message, "reward_class": answer.reward_class}
+            if isinstance(draw, _Draw) and answer.policy is not None:
+                proxy_reward = likely.reward if likely is not None and likely.status == "certified" else None
+                base = self._base(i, draw, method)
+                row |= policy_outcome(answer.policy, draw.problem, base, proxy_reward)
+                row["gap"] = draw.problem.suboptimality(answer.policy)
+            rows.append(row)
+        return rows
+
+    def _base(self, i: int, draw: _Draw, method: Maximin | Baseline) -> Array:
+        if isinstance(method, Maximin) and method.base_policy is not None:
+            return np.asarray(method.base_for(draw.problem))
+        name = _base_name(method.objective if isinstance(method, Maximin) else method)
+        if (i, name) not in self._bases:
+            saddle = build_saddle(draw.problem, draw.data, DPO(beta=1.0, base=name), Unconstrained())
+            self._bases[i, name] = saddle.base
+        return self._bases[i, name]
+
+    def _answered(self, method: Maximin | Baseline) -> list[_Answer]:
+        key = canonical(describe(method))
+        if key not in self._answers:
+            answers: list[_Answer | None] = [_failed(d) if isinstance(d, Exception) else None for d in self.draws]
+            whole = [i for i, answer in enumerate(answers) if answer is None]
+            if isinstance(method, Maximin):
+                for group, reward_class in self._groups(method, whole, answers):
+                    for i, answer in zip(group, self._batch(method, group, reward_class), strict=True):
+                        answers[i] = answer
+            else:
+                content = int(digest(f"{self._data_hash:x}", describe(method)), 16)
+                for i in whole:
+                    answers[i] = self._baseline(method, i, self.generator(METHOD, content, self.seeds[i]))
+            self._answers[key] = [answer or _failed(RPOError("no answer")) for answer in answers]
+        return self._answers[key]
+
+    def _groups(
+        self, method: Maximin, whole: list[int], answers: list[_Answer | None]
+    ) -> list[tuple[list[int], RewardClass]]:
+        """Return the draws that share what a batch must share: reference, reward class, prompt weights."""
+        groups: dict[Any, tuple[list[int], RewardClass]] = {}
+        for i in whole:
+            problem = self._whole(i).problem
+            try:
+                reward_class = method.class_for(problem)
+            except Exception as error:
+                answers[i] = _failed(error)
+                continue
+            features = getattr(reward_class, "features", None)
+            key = (
+                problem.reference.shape,
+                problem.reference.tobytes(),
+                repr(reward_class) if features is None else (features.tobytes(), repr(reward_class.describe())),
+                problem.d0.tobytes() if method.prompt_weights == "population" else b"",
+            )
+            groups.setdefault(key, ([], reward_class))[0].append(i)
+        return list(groups.values())
+
+    def _whole(self, i: int) -> _Draw:
+        draw = self.draws[i]
+        if isinstance(draw, Exception):
+            raise draw
+        return draw
+
+    def _batch(self, method: Maximin, group: list[int], reward_class: RewardClass) -> list[_Answer]:
+        problems = [self._whole(i).problem for i in group]
+        problem = problems[0]
+        shown = reward_class.describe()
+        fields = ", ".join(f"{key}={value:g}" for key, value in shown.items() if key != "name")
+        name = f"{shown['name']}({fields})"
+        try:
+            solved = solve_batch(
+                np.stack([self._whole(i).wins for i in group]),
+                method.objective,
+                reference=problem.reference,
+                reward_class=reward_class,
+                base_policy=None if method.base_policy is None else np.stack([method.base_for(p) for p in problems]),
+                d0=problem.d0 if method.prompt_weights == "population" else None,
+            )
+        except Exception as error:
+            if len(group) == 1:
+                return [_failed(error)]
+            # one draw's trouble is not its neighbours'
+            return [answer for i in group for answer in self._batch(method, [i], reward_class)]
+        answers = []
+        for k in range(len(group)):
+            gap, relative, bound = (float(v[k]) for v in (solved.gap, solved.relative_gap, solved.tv_bound))
+            status, message = "certified", ""
+            if not solved.exists[k]:
+                answers.append(_Answer("failed", f"no minimiser exists on this data in {name}", reward_class=name))
+                continue
+            if not solved.certified[k]:
+                status = "inaccurate"
+                message = f"over tolerance: relative gap {relative:.1e}, tv_bound {bound:.1e}"
+            answer = _Answer(status, message, solved.policy[k], solved.reward[k], gap, relative, bound, name)
+            answers.append(answer)
+        return answers
+
+    def _baseline(self, method: Baseline, i: int, rng: np.random.Generator) -> _Answer:
+        draw = self._whole(i)
+        try:
+            made = getattr(method, "reward_class", None)
+            if callable(made):  # a class made for each problem, such as a ball in its features
+                method = replace(method, reward_class=made(draw.problem))  # type: ignore[type-var]
+            result = method.solve(draw.problem, draw.data, rng=rng)
+            policy = checks.probabilities("policy", result.policy, shape=draw.problem.reference.shape)
+        except Exception as error:
+            return _failed(error)
+        evidence = [_number(result.evidence.get(key, NAN)) for key in ("gap", "relative_gap", "tv_bound")]
+        message = "" if result.status == "certified" else result.message
+        gap, relative, bound = evidence
+        return _Answer(result.status, message, policy, result.reward, gap, relative, bound)
+
+
+def _likelihood(method: Maximin | Baseline) -> Maximin:
+    """Return what finds the proxy's reward: the maximum likelihood in the method's class."""
+    if isinstance(method, Maximin):
+        plain = DPO(beta=method.objective.beta, base=method.objective.base)
+        return replace(method, objective=plain)
+    beta = _number(getattr(method, "beta", NAN))
+    # beta only breaks ties among maximum-likelihood rewards
+    plain = DPO(beta=beta if beta > 0 else 1.0, base=_base_name(method))
+    reward_class = getattr(method, "reward_class", None)
+    return Maximin(plain, "box" if reward_class is None else reward_class)
+
+
+def _base_name(method: Any) -> str:
+    name = getattr(method, "base", "chosen")
+    return name if isinstance(name, str) and name in BASES and name != "custom" else "chosen"
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float, np.number)) and not isinstance(value, bool) else NAN
+
+
+def _failed(error: Exception) -> _Answer:
+    text = " ".join(str(error).split())
+    return _Answer("failed", text if isinstance(error, RPOError) else f"{type(error).__name__}: {text}")

@@ -1,0 +1,135 @@
+"""`rpo simulate` as its user meets it."""
+
+import contextlib
+import io
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+
+from rpo.bandit.simulate import simulate
+from rpo.cli import main
+from rpo.core.objectives import DPO, RPO
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").glob("simulate_*.yaml"))
+GRID = '{"n": [30, 60], "beta": [0.1], "eta": [0.1], "arms": [4]}'
+
+
+def rpo(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run `rpo simulate` in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main(["simulate", *(str(item) for item in arguments)])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return subprocess.CompletedProcess([], code, out.getvalue(), err.getvalue())
+
+
+def test_the_table_is_that_of_the_function_and_the_summary_says_what_is_in_it(tmp_path: Path) -> None:
+    result = rpo("--grid", GRID, "--seeds", 5, "--output", tmp_path / "out")
+    assert result.returncode == 0, result
+    assert result.stderr == ""
+    assert "20 rows: 20 certified" in result.stdout
+    frame = pandas.read_parquet(tmp_path / "out" / "table.parquet")
+    grid = {"n": [30, 60], "beta": [0.1], "eta": [0.1], "arms": [4]}
+    pandas.testing.assert_frame_equal(frame, simulate("coverage_skew", [RPO, DPO], grid, 5, rng=0), check_exact=True)
+    mean = frame[(frame["n"] == 60) & (frame["method"] == "DPO")]["gap"].mean()
+    assert f"{mean:.4g}" in result.stdout
+    names = {"config.yaml", "manifest.json", "shards", "table.parquet", "timings.csv"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+
+
+def test_the_saved_configuration_runs_again_to_the_same_bytes(tmp_path: Path) -> None:
+    assert rpo("--grid", GRID, "--seeds", "[3, 1]", "--seed", 9, "--output", tmp_path / "a").returncode == 0
+    again = rpo("--config", tmp_path / "a" / "config.yaml", "--output", tmp_path / "b", "--jobs", 2)
+    assert again.returncode == 0, again
+    tables = [(tmp_path / name / "table.parquet").read_bytes() for name in "ab"]
+    assert tables[0] == tables[1]
+    assert rpo("--config", tmp_path / "a" / "config.yaml", "--output", tmp_path / "c", "--seed", 8).returncode == 0
+    assert (tmp_path / "c" / "table.parquet").read_bytes() != tables[0]
+
+
+def test_the_same_command_continues_and_another_grid_is_refused(tmp_path: Path) -> None:
+    command: list[Any] = ["--seeds", 5, "--output", tmp_path, "--table_format", "csv"]
+    assert rpo("--grid", GRID, *command).returncode == 0
+    table = (tmp_path / "table.csv").read_bytes()
+    shard = tmp_path / "shards" / "0000001.json"
+    shard.write_bytes(shard.read_bytes()[:100])
+    result = rpo("--grid", GRID, *command)
+    assert result.returncode == 0
+    assert result.stderr.count("\n") == 1
+    assert "warning" in result.stderr and "0000001.json" in result.stderr and "computed again" in result.stderr
+    assert (tmp_path / "table.csv").read_bytes() == table
+    other = rpo("--grid", GRID.replace("60", "61"), *command)
+    assert other.returncode == 2 and other.stdout == ""
+    assert other.stderr.count("\n") == 1
+    assert "grid.n: [30, 60] there, [30, 61] here" in other.stderr and "--overwrite true" in other.stderr
+    assert (tmp_path / "table.csv").read_bytes() == table
+    assert rpo("--grid", GRID.replace("60", "61"), *command, "--overwrite", "true").returncode == 0
+
+
+def test_what_failed_is_counted_and_said(tmp_path: Path) -> None:
+    """Two preferences over four arms leave some arm without a win: no minimiser without a bound."""
+    methods = '[{"method": "DPO", "name": "free", "reward_class": "unconstrained"}]'
+    grid = '{"n": [2], "beta": [1.0], "arms": [4]}'
+    result = rpo("--grid", grid, "--methods", methods, "--seeds", 3, "--output", tmp_path)
+    assert result.returncode == 0
+    assert "3 rows: 3 failed" in result.stdout
+    assert "no minimiser" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["grid"]),
+        (["--grid", "[1]"], ["grid"]),
+        (["--grid", '{"n": 30}'], ["grid"]),
+        (["--grid", '{"beta": [1], "eta": [1]}'], ["grid", "'n'"]),
+        (["--grid", '{"n": [30], "beta": [-1], "eta": [1]}'], ["grid.beta", "> 0", "got -1"]),
+        (["--grid", GRID, "--instance", "zhou"], ["instance", "coverage_skew"]),
+        (["--grid", GRID, "--methods", '[{"method": "PPO"}]'], ["methods", "PPO"]),
+        (["--grid", GRID, "--methods", '[{"method": "RPO"}, {"method": "RPO"}]'], ["methods", "different names"]),
+        (["--grid", GRID, "--methods", '[{"method": "RPO", "base": "nobody"}]'], ["base", "nobody"]),
+        (["--grid", GRID, "--seeds", "0"], ["seeds", ">= 1"]),
+        (["--grid", GRID, "--seed", "-1"], ["rng", "-1"]),
+        (["--grid", GRID, "--jobs", "0"], ["jobs"]),
+        (["--grid", GRID, "--backend", "cloud"], ["backend", "cloud"]),
+        (["--grid", GRID, "--table_format", "xlsx"], ["table_format", "xlsx"]),
+        (["--grid", GRID, "--output", "/proc/nowhere/out"], ["output", "expected a writable folder"]),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(
+    arguments: list[str], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = rpo(*([] if "--output" in arguments else ["--output", "out"]), *arguments)
+    assert result.returncode == 2, result
+    assert result.stdout == "" and result.stderr.count("\n") == 1 and "Traceback" not in result.stderr, result
+    for word in words:
+        assert word in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_there_is_a_recipe_for_each_figure_family() -> None:
+    assert [path.stem for path in RECIPES] == [
+        "simulate_coverage",
+        "simulate_gap_vs_n",
+        "simulate_heatmap",
+        "simulate_overoptimization",
+    ]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_each_recipe_parses_runs_and_comments_every_key(recipe: Path, tmp_path: Path) -> None:
+    """Run with two seeds: every method and cell of the recipe, in about a second."""
+    for line in recipe.read_text().splitlines():
+        assert not line or "#" in line, line
+    assert rpo("--output", "unused", "--config", recipe, "--print_config").returncode == 0
+    result = rpo("--config", recipe, "--output", tmp_path, "--seeds", 2)
+    assert result.returncode == 0 and result.stderr == "", result
+    frame = pandas.read_parquet(tmp_path / "table.parquet")
+    assert not (frame["status"] == "failed").any() and frame["gap"].notna().all()
