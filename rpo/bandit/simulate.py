@@ -85,14 +85,14 @@ def simulate(
     proxy: bool = True,
     progress: bool | None = None,
 ) -> pandas.DataFrame:
-    r"""Run methods on every combination of a grid and every seed; return one row a cell, seed and method.
+    """Run methods on every combination of a grid and every seed; return one row a cell, seed and method.
 
     instance: a name in `rpo.bandit.instances`, a function of grid parameters and `rng` (and `n`, if
     it takes it) that returns a `ContextualBandit`, or one fixed bandit. methods: RPO, DPO, `Maximin`
     (with its reward class) or `Baseline`, in a list or a dict of names. An instance of one is taken as it is;
     a class, or functools.partial of it, takes beta and eta from the grid. A baseline's reward_class may be a
-    function of the problem, as `Maximin`'s. grid: lists over n, beta, eta and
-    instance parameters. seeds: a number or a list.
+    function of the problem, as `Maximin`'s. grid: lists over n, beta, eta, instance parameters and, for any
+    instance, label_noise. seeds: a number or a list.
 
     Columns: the grid's, seed, method, gap (comparator greedy on r*; reward units), reward/gold,
     reward/proxy (NaN with proxy=False or without a certified maximum-likelihood reward in the method's class),
