@@ -25,8 +25,9 @@ import pandas as pd
 
 from rpo.bandit import Box, ContextualBandit, PreferenceCounts, instances, solve
 from rpo.bandit.batched import sample_wins, solve_batch
-from rpo.bandit.bounds import ROUTES, Bound, bound_arguments, clopper_pearson, loglog_slope, suboptimality_bound
-from rpo.bandit.ledger import likelihood_difference, pair_distances, slack_ledger
+from rpo.bandit.bounds import Bound, bound_arguments, clopper_pearson, loglog_slope, suboptimality_bound
+from rpo.bandit.bounds.ledger import likelihood_difference, pair_distances, slack_ledger
+from rpo.bandit.bounds.theorem import ROUTES
 from rpo.core.objectives import DPO, RPO
 from rpo.core.records import environment, write_json
 
@@ -226,7 +227,7 @@ def main() -> None:
 
 
 def figures(tables: dict[str, pd.DataFrame], folder: Path) -> None:
-    from rpo.bandit.bounds import Slope
+    from rpo.bandit.bounds.theorem import Slope
     from rpo.bandit.plots.bounds import gap_against_n, slack_waterfall
     from rpo.plotting import save
 

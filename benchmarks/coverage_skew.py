@@ -49,9 +49,7 @@ def gaps(problems: list[tuple[ContextualBandit, Any]], n: int, etas: tuple[float
         if eta == 0:
             base = wins.sum(axis=3) / wins.sum(axis=(2, 3))[:, :, None]
             proxy = ((batch.policy - base) * batch.reward).sum(axis=(1, 2))
-        out.append(
-            [problem.suboptimality(policy) for (problem, _), policy in zip(problems, batch.policy, strict=True)]
-        )
+        out.append([problem.suboptimality(policy) for (problem, _), policy in zip(problems, batch.policy, strict=True)])
     return np.array(out), proxy, failed
 
 

@@ -18,8 +18,8 @@ import pandas as pd
 from rpo.bandit import instances
 from rpo.bandit.advisor import advise
 from rpo.bandit.batched import solve_batch
-from rpo.bandit.bounds import suboptimality_bound
-from rpo.bandit.covering import covering_radius, log_covering
+from rpo.bandit.bounds.covering import covering_radius, log_covering
+from rpo.bandit.bounds.theorem import suboptimality_bound
 from rpo.bandit.maximin import default_class, solve
 from rpo.bandit.metrics import policy_outcome
 from rpo.bandit.plots import animation, heatmap, overoptimization, phase, policies

@@ -20,10 +20,10 @@ import numpy as np
 from scipy.stats import chi2
 
 from rpo.bandit import instances, solve
-from rpo.bandit.baselines import Greedy
+from rpo.bandit.baselines.pessimism import PessimisticMLE
+from rpo.bandit.baselines.plain import Greedy
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.instances import FixedDesign
-from rpo.bandit.pessimism import PessimisticMLE
 from rpo.bandit.reward_class import LinearBall
 from rpo.core.objectives import RPO
 from rpo.core.records import environment, write_json

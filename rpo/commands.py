@@ -149,9 +149,9 @@ def simulate_command(
         backend: joblib's: "loky", "threading", or "dask" or "ray" where a cluster is connected.
         overwrite: drop an earlier simulation in that folder instead of continuing it.
     """
-    from rpo.bandit.entrants import from_dict
-    from rpo.bandit.grid_store import CorruptShard, MixedCode
-    from rpo.bandit.simulate import simulate
+    from rpo.bandit.simulation.engine import simulate
+    from rpo.bandit.simulation.entrants import from_dict
+    from rpo.bandit.simulation.store import CorruptShard, MixedCode
 
     pairs = [from_dict(entry) for entry in ([{"method": "RPO"}, {"method": "DPO"}] if methods is None else methods)]
     if len({name for name, _ in pairs}) < len(pairs):

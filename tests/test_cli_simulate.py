@@ -9,7 +9,7 @@ from typing import Any
 import pandas
 import pytest
 
-from rpo.bandit.simulate import simulate
+from rpo.bandit.simulation.engine import simulate
 from rpo.cli import main
 from rpo.core.objectives import DPO, RPO
 

@@ -61,7 +61,7 @@ def test_import_rpo_takes_less_than_300_ms() -> None:
 
 
 def test_bandit_loads_neither_torch_nor_transformers() -> None:
-    names = loaded_by("rpo.bandit.maximin, rpo.bandit.programs, rpo.bandit")
+    names = loaded_by("rpo.bandit.maximin, rpo.bandit.solver.programs, rpo.bandit")
     assert {"numpy", "scipy", "cvxpy"} <= names
     assert not names & {"torch", "transformers"}
 

@@ -1,9 +1,9 @@
 """The theory, exactly: small contextual bandits solved, certified and measured in float64."""
 
-from rpo.bandit import instances
-from rpo.bandit.certificate import Certificate, certify
+from rpo.bandit import baselines, bounds, coverage, instances
+from rpo.bandit.advisor import Advice, advise
+from rpo.bandit.batched import BatchSolution, sample_wins, solve_batch
 from rpo.bandit.data import PreferenceCounts
-from rpo.bandit.existence import Existence, minimizer_exists
 from rpo.bandit.fitting import fit, maximum_likelihood_reward
 from rpo.bandit.maximin import Solution, solve
 from rpo.bandit.method import Baseline, PolicyResult
@@ -11,11 +11,16 @@ from rpo.bandit.metrics import policy_metrics, policy_outcome
 from rpo.bandit.policies import LinearSoftmaxPolicy, TabularSoftmaxPolicy
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, LinearBall, Unconstrained
-from rpo.bandit.saddle import Saddle, build_saddle
+from rpo.bandit.simulation import simulate
+from rpo.bandit.solver.certificate import Certificate, certify
+from rpo.bandit.solver.existence import Existence, minimizer_exists
+from rpo.bandit.solver.saddle import Saddle, build_saddle
 from rpo.bandit.tables import PreferenceTable, bandit_from_preferences, read_preferences
 
 __all__ = [
+    "Advice",
     "Baseline",
+    "BatchSolution",
     "Box",
     "Certificate",
     "ContextualBandit",
@@ -29,9 +34,13 @@ __all__ = [
     "Solution",
     "TabularSoftmaxPolicy",
     "Unconstrained",
+    "advise",
     "bandit_from_preferences",
+    "baselines",
+    "bounds",
     "build_saddle",
     "certify",
+    "coverage",
     "fit",
     "instances",
     "maximum_likelihood_reward",
@@ -39,5 +48,8 @@ __all__ = [
     "policy_metrics",
     "policy_outcome",
     "read_preferences",
+    "sample_wins",
+    "simulate",
     "solve",
+    "solve_batch",
 ]

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rpo.bandit.batched import solve_batch
-from rpo.bandit.bounds import suboptimality_bound
-from rpo.bandit.covering import covering_radius, largest_margin, log_covering
+from rpo.bandit.bounds.covering import covering_radius, largest_margin, log_covering
+from rpo.bandit.bounds.theorem import suboptimality_bound
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.maximin import default_class
 from rpo.bandit.metrics import policy_metrics
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, RewardClass
-from rpo.bandit.saddle import Saddle, build_saddle
+from rpo.bandit.solver.saddle import Saddle, build_saddle
 from rpo.bandit.tables import bandit_from_preferences
 from rpo.core import checks
 from rpo.core.checks import Array

@@ -8,15 +8,15 @@ import numpy as np
 from scipy.optimize import minimize
 
 from rpo.bandit.data import PreferenceCounts
-from rpo.bandit.existence import minimizer_exists
 from rpo.bandit.maximin import solve
 from rpo.bandit.metrics import policy_metrics
-from rpo.bandit.newton import Derivatives, minimize_box
 from rpo.bandit.policies import SoftmaxPolicy
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, RewardClass, Unconstrained
-from rpo.bandit.reward_side import blocks, derivatives
-from rpo.bandit.saddle import Saddle, build_saddle
+from rpo.bandit.solver.existence import minimizer_exists
+from rpo.bandit.solver.newton import Derivatives, minimize_box
+from rpo.bandit.solver.reward_side import blocks, derivatives
+from rpo.bandit.solver.saddle import Saddle, build_saddle
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument

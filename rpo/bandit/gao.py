@@ -112,7 +112,7 @@ def fit_gao(
     Source: Gao, Schulman, Hilton 2023, Section 3.1.
     """
     checks.one_of("form", form, FORMS)
-    confidence = _level(level)
+    confidence = checks.fraction("level", level)
     kl = _distances(kl, shape=(None,))
     y = checks.finite("gold", gold, shape=kl.shape) - float(checks.finite("reference_gold", reference_gold, shape=()))
     errors = None
@@ -159,7 +159,7 @@ def bootstrap_gao(
     peak at infinity. rng: Generator, SeedSequence or int. Raises InvalidArgument.
     """
     checks.one_of("form", form, FORMS)
-    confidence = _level(level)
+    confidence = checks.fraction("level", level)
     count = checks.integer("resamples", resamples, minimum=20)
     kl = _distances(kl, shape=(None, None))
     seeds = kl.shape[0]
@@ -262,10 +262,3 @@ def _enough(form: str, d: Array) -> None:
         raise InvalidArgument(
             "kl", expected="values spread over a range", got=f"{d.min() ** 2} to {d.max() ** 2}", remedy="Widen it."
         )
-
-
-def _level(level: float) -> float:
-    value = checks.positive("level", level)
-    if value >= 1:
-        raise InvalidArgument("level", expected="a confidence in (0, 1)", got=level, remedy="Pass 0.95.")
-    return value

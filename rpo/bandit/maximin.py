@@ -8,14 +8,14 @@ from typing import Any, overload
 
 import numpy as np
 
-from rpo.bandit.certificate import Certificate, certify
 from rpo.bandit.data import PreferenceCounts
-from rpo.bandit.existence import minimizer_exists
 from rpo.bandit.method import Baseline, PolicyResult
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, RewardClass, Unconstrained
-from rpo.bandit.reward_side import minimize_reward_side
-from rpo.bandit.saddle import Saddle, build_saddle
+from rpo.bandit.solver.certificate import Certificate, certify
+from rpo.bandit.solver.existence import minimizer_exists
+from rpo.bandit.solver.reward_side import minimize_reward_side
+from rpo.bandit.solver.saddle import Saddle, build_saddle
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InaccurateSolution, InvalidArgument, NoMinimizer
@@ -152,7 +152,7 @@ def _solve_maximin(
     programs: dict[str, Any] = {}
     dual = None
     if method == "programs":
-        from rpo.bandit.programs import installed_solvers, solve_policy_program, solve_reward_program
+        from rpo.bandit.solver.programs import installed_solvers, solve_policy_program, solve_reward_program
 
         checks.one_of("solver", solver, installed_solvers())
         primal = solve_reward_program(saddle, solver=solver)

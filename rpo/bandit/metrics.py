@@ -6,7 +6,7 @@ import numpy as np
 from scipy.special import kl_div
 
 from rpo.bandit.problem import ContextualBandit
-from rpo.bandit.saddle import Saddle
+from rpo.bandit.solver.saddle import Saddle
 from rpo.core.checks import Array
 
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from rpo.bandit.certificate import certify
 from rpo.bandit.data import PreferenceCounts
-from rpo.bandit.existence import minimizer_exists
 from rpo.bandit.fitting import fit as fit_table
 from rpo.bandit.maximin import Solution, solve
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Unconstrained
-from rpo.bandit.saddle import build_saddle
+from rpo.bandit.solver.certificate import certify
+from rpo.bandit.solver.existence import minimizer_exists
+from rpo.bandit.solver.saddle import build_saddle
 from rpo.compare.curves import beta_path, coverage_skew_curves
 from rpo.compare.enumerable import EnumerableLM, tiny_gpt2
 from rpo.compare.training import fit_language_model

@@ -14,7 +14,7 @@ from rpo.bandit.fitting import maximum_likelihood_reward
 from rpo.bandit.metrics import policy_metrics
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Unconstrained
-from rpo.bandit.saddle import build_saddle
+from rpo.bandit.solver.saddle import build_saddle
 from rpo.compare.enumerable import EnumerableLM
 from rpo.core import checks
 from rpo.core.checks import Array

@@ -32,6 +32,14 @@ def nonnegative(name: str, value: object, *, remedy: str = "Pass zero or a finit
     return number
 
 
+def fraction(name: str, value: object) -> float:
+    """Return `value` as a float, or refuse it unless it lies strictly between zero and one."""
+    number = positive(name, value)
+    if number >= 1:
+        raise InvalidArgument(name, expected="a number in (0, 1)", got=value, remedy="Pass 0.05 or 0.95, for example.")
+    return number
+
+
 def _number(name: str, value: object, expected: str, remedy: str) -> float:
     if isinstance(value, (bool, str, bytes)):
         raise InvalidArgument(name, expected=expected, got=repr(value), remedy=remedy)

@@ -9,7 +9,7 @@ import pytest
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Unconstrained
-from rpo.bandit.saddle import Saddle, build_saddle
+from rpo.bandit.solver.saddle import Saddle, build_saddle
 from rpo.core.objectives import RPO
 
 

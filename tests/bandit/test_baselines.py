@@ -13,7 +13,10 @@ from scipy.optimize import brentq, minimize
 from scipy.special import expit
 
 from rpo.bandit import instances
-from rpo.bandit.baselines import (
+from rpo.bandit.baselines.chi_squared import ChiSquaredPO, chi_squared_policy
+from rpo.bandit.baselines.ensembles import RewardEnsemble, bootstrap, combine
+from rpo.bandit.baselines.pessimism import EllipticGame, PessimisticMLE, covariance
+from rpo.bandit.baselines.plain import (
     BasePolicy,
     BestOfN,
     Greedy,
@@ -23,13 +26,10 @@ from rpo.bandit.baselines import (
     list_baselines,
     maximum_likelihood,
 )
-from rpo.bandit.chi_squared import ChiSquaredPO, chi_squared_policy
 from rpo.bandit.data import PreferenceCounts
-from rpo.bandit.ensembles import RewardEnsemble, bootstrap, combine
 from rpo.bandit.maximin import solve
 from rpo.bandit.method import Baseline
 from rpo.bandit.metrics import policy_outcome
-from rpo.bandit.pessimism import EllipticGame, PessimisticMLE, covariance
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, LinearBall, Unconstrained
 from rpo.core.errors import InvalidArgument

@@ -7,19 +7,24 @@ import pytest
 from scipy import stats
 from scipy.optimize import minimize_scalar
 
-from rpo.bandit.bounds import (
+from rpo.bandit.bounds.covering import (
+    covering_radius,
+    largest_margin,
+    log_covering,
+    log_covering_ball,
+    log_covering_box,
+)
+from rpo.bandit.bounds.intervals import clopper_pearson, loglog_slope
+from rpo.bandit.bounds.theorem import (
     Bound,
     bound_arguments,
-    clopper_pearson,
     curvature_constant,
     hellinger_bound,
-    loglog_slope,
     paper_bound,
     sharper_bound,
     slope_constant,
     suboptimality_bound,
 )
-from rpo.bandit.covering import covering_radius, largest_margin, log_covering, log_covering_ball, log_covering_box
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, LinearBall, Unconstrained

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from rpo.bandit.certificate import Certificate, certify
 from rpo.bandit.maximin import solve
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, LinearBall, Unconstrained
-from rpo.bandit.saddle import Saddle, build_saddle
+from rpo.bandit.solver.certificate import Certificate, certify
+from rpo.bandit.solver.saddle import Saddle, build_saddle
 from rpo.core.objectives import DPO, RPO
 
 KINDS = ("box", "ball")

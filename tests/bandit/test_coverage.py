@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog, minimize
 
-from rpo.bandit.coverage import coverage_coefficient
-from rpo.bandit.coverage_cone import ConeSolution, box_bounds, cone_program
+from rpo.bandit.coverage.coefficient import coverage_coefficient
+from rpo.bandit.coverage.cone import ConeSolution, box_bounds, cone_program
+from rpo.bandit.coverage.pair_distributions import chosen_distribution, empirical_pair_distribution
+from rpo.bandit.coverage.resistance import effective_resistance, reduce_network
 from rpo.bandit.data import PreferenceCounts
-from rpo.bandit.pair_distributions import chosen_distribution, empirical_pair_distribution
 from rpo.bandit.problem import ContextualBandit
-from rpo.bandit.resistance import effective_resistance, reduce_network
 from rpo.bandit.reward_class import Box, LinearBall, Unconstrained
-from rpo.bandit.saddle import build_saddle
+from rpo.bandit.solver.saddle import build_saddle
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import RPO
 
@@ -453,7 +453,7 @@ def test_an_open_bracket_is_flagged_and_reported_from_above(monkeypatch: pytest.
     problem = four_arms([2.0, 1.0, 1.0, 0.0], [(0, 1), (1, 2), (2, 3)])
     high, low = [[0.5, 0.15, 0.15, 0.2]], [[0.2, 0.15, 0.15, 0.5]]
     early = ConeSolution(upper=1.0, lower=0.9, direction=np.array([3.0, 1.0, -1.0, -3.0]), status="optimal_inaccurate")
-    monkeypatch.setattr("rpo.bandit.coverage.box_supremum", lambda *_, **__: early)
+    monkeypatch.setattr("rpo.bandit.coverage.coefficient.box_supremum", lambda *_, **__: early)
     found = coverage_coefficient(problem, high, low)
     assert found.status == "inaccurate" and found.solver_status == "optimal_inaccurate"
     assert found.value == 1.0 and found.lower == pytest.approx(0.9) and "bracket" in found.message

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from rpo.bandit.existence import comparison_components, minimizer_exists
-from rpo.bandit.saddle import Saddle
+from rpo.bandit.solver.existence import comparison_components, minimizer_exists
+from rpo.bandit.solver.saddle import Saddle
 
 
 def brute_force(wins: Any, base: Any, support: Any, eta: float) -> bool:

@@ -10,12 +10,12 @@ from scipy.optimize import minimize
 from scipy.stats import binom
 
 from rpo.bandit import instances
-from rpo.bandit.baselines import Greedy
+from rpo.bandit.baselines.plain import Greedy
 from rpo.bandit.data import PreferenceCounts
-from rpo.bandit.existence import comparison_components
 from rpo.bandit.maximin import solve
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import LinearBall
+from rpo.bandit.solver.existence import comparison_components
 from rpo.core.errors import InvalidArgument
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from rpo.bandit import bounds, ledger
-from rpo.bandit.bounds import bound_arguments, clopper_pearson, suboptimality_bound
-from rpo.bandit.ledger import Ledger, likelihood_difference, pair_distances, slack_ledger, worst_reward
+from rpo.bandit.bounds import bound_arguments, clopper_pearson, ledger, suboptimality_bound
+from rpo.bandit.bounds import theorem as bounds
+from rpo.bandit.bounds.ledger import Ledger, likelihood_difference, pair_distances, slack_ledger, worst_reward
 from rpo.bandit.maximin import Solution, solve
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, LinearBall, Unconstrained

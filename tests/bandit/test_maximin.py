@@ -15,7 +15,7 @@ from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.maximin import Solution, solve
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, LinearBall, Unconstrained
-from rpo.bandit.saddle import Saddle, build_saddle
+from rpo.bandit.solver.saddle import Saddle, build_saddle
 from rpo.core.errors import InaccurateSolution, InvalidArgument, NoMinimizer
 from rpo.core.objectives import DPO, RPO
 

@@ -8,7 +8,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from rpo.bandit.newton import minimize_ball, minimize_box
+from rpo.bandit.solver.newton import minimize_ball, minimize_box
 
 Function = Callable[[Any], tuple[float, Any, Any]]
 

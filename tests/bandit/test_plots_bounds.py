@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rpo.bandit.bounds import loglog_slope
+from rpo.bandit.bounds.intervals import loglog_slope
 from rpo.bandit.plots.bounds import gap_against_n, slack_waterfall
 from rpo.core.errors import InvalidArgument
 from rpo.plotting import save

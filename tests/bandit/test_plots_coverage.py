@@ -9,9 +9,9 @@ import pytest
 from matplotlib.patches import Circle, FancyArrowPatch, Wedge
 
 from rpo.bandit import instances
+from rpo.bandit.coverage.resistance import effective_resistance
 from rpo.bandit.plots.coverage import gap_against_coverage
 from rpo.bandit.plots.network import comparison_network
-from rpo.bandit.resistance import effective_resistance
 from rpo.core.errors import InvalidArgument
 
 PATH = np.diag([1.0, 2.0, 0.0, 4.0], k=1) + np.diag([1.0, 2.0, 0.0, 4.0], k=-1)  # 0-1-2 and 3-4, separate

@@ -21,12 +21,12 @@ import scipy
 from scipy.special import expit
 
 from rpo.bandit import Baseline, Box, ContextualBandit, LinearBall, PolicyResult, Unconstrained, instances, solve
-from rpo.bandit.baselines import BestOfN, Greedy, ReferencePolicy
-from rpo.bandit.cell import Cell
-from rpo.bandit.entrants import Maximin, from_dict
-from rpo.bandit.grid import canonical
-from rpo.bandit.grid_store import CorruptShard, GridMismatch, GridStore, MixedCode
-from rpo.bandit.simulate import make_plan, simulate
+from rpo.bandit.baselines.plain import BestOfN, Greedy, ReferencePolicy
+from rpo.bandit.simulation.cell import Cell
+from rpo.bandit.simulation.engine import make_plan, simulate
+from rpo.bandit.simulation.entrants import Maximin, from_dict
+from rpo.bandit.simulation.grid import canonical
+from rpo.bandit.simulation.store import CorruptShard, GridMismatch, GridStore, MixedCode
 from rpo.core.errors import InvalidArgument, MissingDependency, OutputError, RPOError
 from rpo.core.objectives import DPO, RPO
 
@@ -327,7 +327,7 @@ def test_draws_without_a_minimiser_or_without_a_problem_are_rows() -> None:
 
 
 def test_one_draw_the_solver_refuses_does_not_take_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rpo.bandit import cell
+    from rpo.bandit.simulation import cell
 
     original = cell.solve_batch
 
@@ -370,8 +370,8 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path: Path, solved_chunks:
     grid = {**GRID, "n": [30, 50, 70, 100]}
     code = f"""
 import time
-from rpo.bandit import grid_store
-from rpo.bandit.simulate import simulate
+from rpo.bandit.simulation import store as grid_store
+from rpo.bandit.simulation.engine import simulate
 from rpo.core.objectives import DPO, RPO
 save = grid_store.GridStore.save
 def slow(self, *arguments):
@@ -547,7 +547,7 @@ def test_the_number_of_blas_threads_does_not_show(tmp_path: Path) -> None:
     """60 arms x 3 prompts: large enough that OpenBLAS splits a product among threads, which moves last bits."""
     code = """
 import sys
-from rpo.bandit.simulate import simulate
+from rpo.bandit.simulation.engine import simulate
 from rpo.core.objectives import RPO
 grid = {"n": [30, 1000], "beta": [0.05], "eta": [0.1], "arms": [60], "prompts": [3]}
 simulate("coverage_skew", RPO, grid, 8, rng=0, output=sys.argv[1])
@@ -596,7 +596,7 @@ def test_the_bar_counts_chunks_and_is_silent_when_stderr_is_not_a_terminal(
             seen.append((len(items), item, show))
             yield item
 
-    monkeypatch.setattr(sys.modules["rpo.bandit.simulate"], "track", track)
+    monkeypatch.setattr(sys.modules["rpo.bandit.simulation.engine"], "track", track)
     simulate("coverage_skew", [RPO], GRID, 2, rng=0)
     assert seen == [(4, i, None) for i in range(4)]
 
@@ -688,7 +688,7 @@ def test_recipe_entries_make_methods_and_mistakes_in_them_are_named() -> None:
 
 
 def test_chunks_are_cut_by_size_and_their_rows_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules["rpo.bandit.simulate"]
+    module = sys.modules["rpo.bandit.simulation.engine"]
     whole = simulate("coverage_skew", [RPO], GRID, 7, rng=0)
     monkeypatch.setattr(module, "CHUNK_SEEDS", 3)
     plan = make_plan("coverage_skew", [RPO], GRID, 7, rng=0)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rpo.bandit.batched.newton import Evaluation
 from rpo.bandit.data import Index
-from rpo.bandit.reward_side import PenaltyAlone
+from rpo.bandit.solver.reward_side import PenaltyAlone
 from rpo.core.checks import Array
 from rpo.core.numerics import log_softmax
 from rpo.core.objectives import Objective, preference_derivatives

@@ -12,7 +12,7 @@ from rpo.bandit.batched.cells import Cells, closure
 from rpo.bandit.batched.newton import Evaluation, minimize_balls, minimize_boxes
 from rpo.bandit.data import Index
 from rpo.bandit.reward_class import Box, LinearBall, RewardClass
-from rpo.bandit.reward_side import PenaltyAlone
+from rpo.bandit.solver.reward_side import PenaltyAlone
 from rpo.core import checks
 from rpo.core.checks import Array
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rpo.bandit.data import Index
-from rpo.bandit.newton import ARMIJO, MAX_DAMPING, MIN_DAMPING
+from rpo.bandit.solver.newton import ARMIJO, MAX_DAMPING, MIN_DAMPING
 from rpo.core.checks import Array
 
 Evaluation = tuple[Array, Array, Array]

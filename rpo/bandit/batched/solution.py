@@ -14,10 +14,10 @@ from scipy.special import kl_div
 
 from rpo.bandit.batched.cells import Cells, minimizers_exist
 from rpo.bandit.batched.classes import solve_balls, solve_boxes
-from rpo.bandit.certificate import NEGATIVE_MASS
 from rpo.bandit.maximin import RELATIVE_GAP, TV_BOUND
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, LinearBall, RewardClass, Unconstrained
+from rpo.bandit.solver.certificate import NEGATIVE_MASS
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from rpo.bandit.bounds import Slope
+from rpo.bandit.bounds.intervals import Slope
 from rpo.core.errors import InvalidArgument
 from rpo.plotting import CYCLE, new_figure, style
 

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, FancyArrowPatch, Wedge
 
-from rpo.bandit.pair_distributions import chosen_distribution
+from rpo.bandit.coverage.pair_distributions import chosen_distribution
+from rpo.bandit.coverage.resistance import Network, check_conductance, effective_resistance, reduce_network
 from rpo.bandit.problem import ContextualBandit
-from rpo.bandit.resistance import Network, check_conductance, effective_resistance, reduce_network
 from rpo.core import checks
 from rpo.core.checks import PROBABILITY_TOLERANCE, Array
 from rpo.core.errors import InvalidArgument

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import kl_div
 
 from rpo.bandit.reward_class import Unconstrained
-from rpo.bandit.saddle import Saddle
+from rpo.bandit.solver.saddle import Saddle
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
 from rpo.core.numerics import sigmoid

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from rpo.bandit.baselines import check_temperature, likelihood_evidence, likelihood_sentence, maximum_likelihood
+from rpo.bandit.baselines.plain import check_temperature, likelihood_evidence, likelihood_sentence, maximum_likelihood
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.maximin import Solution, default_class
 from rpo.bandit.method import Baseline, PolicyResult
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import LinearBall, RewardClass, Unconstrained
-from rpo.bandit.saddle import PROMPT_WEIGHTS
+from rpo.bandit.solver.saddle import PROMPT_WEIGHTS
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument, SolverFailed
@@ -208,7 +208,7 @@ class EllipticGame:
         """Solve min over the ellipsoid of E_d[max_a <phi, theta>] - <v, theta>; its multipliers are d pi."""
         import cvxpy as cp
 
-        from rpo.bandit.programs import installed_solvers
+        from rpo.bandit.solver.programs import installed_solvers
 
         checks.one_of("solver", solver, installed_solvers())
         root = np.linalg.cholesky(self.gram)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rpo.bandit.grid import canonical, digest
+from rpo.bandit.simulation.grid import canonical, digest
 from rpo.core.errors import InvalidArgument, OutputError
 from rpo.core.records import check_output, environment, jsonable
 

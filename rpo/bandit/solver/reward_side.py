@@ -14,10 +14,10 @@ import numpy as np
 from scipy.special import logsumexp
 
 from rpo.bandit.data import Index
-from rpo.bandit.existence import comparison_components
-from rpo.bandit.newton import Derivatives, minimize_ball, minimize_box
 from rpo.bandit.reward_class import Box, LinearBall, Unconstrained
-from rpo.bandit.saddle import Saddle
+from rpo.bandit.solver.existence import comparison_components
+from rpo.bandit.solver.newton import Derivatives, minimize_ball, minimize_box
+from rpo.bandit.solver.saddle import Saddle
 from rpo.core.checks import Array
 from rpo.core.errors import NoMinimizer
 from rpo.core.numerics import log_softmax

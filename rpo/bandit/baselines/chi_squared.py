@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.special import wrightomega
 
-from rpo.bandit.baselines import (
+from rpo.bandit.baselines.plain import (
     check_temperature,
     class_bound,
     likelihood_evidence,

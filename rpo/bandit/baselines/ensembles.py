@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rpo.bandit.baselines import check_temperature, likelihood_evidence, maximum_likelihood
+from rpo.bandit.baselines.plain import check_temperature, likelihood_evidence, maximum_likelihood
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.method import Baseline, PolicyResult
 from rpo.bandit.problem import ContextualBandit

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from rpo.bandit.baselines import list_baselines
-from rpo.bandit.grid import digest, qualified_name
+from rpo.bandit.baselines.plain import list_baselines
 from rpo.bandit.maximin import default_class
 from rpo.bandit.method import Baseline
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, LinearBall, RewardClass, Unconstrained
-from rpo.bandit.saddle import PROMPT_WEIGHTS
+from rpo.bandit.simulation.grid import digest, qualified_name
+from rpo.bandit.solver.saddle import PROMPT_WEIGHTS
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import DPO, RPO, Objective

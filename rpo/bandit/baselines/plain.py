@@ -18,7 +18,7 @@ from rpo.bandit.method import Baseline, PolicyResult
 from rpo.bandit.metrics import policy_outcome
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, RewardClass
-from rpo.bandit.saddle import build_saddle
+from rpo.bandit.solver.saddle import build_saddle
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
@@ -275,9 +275,9 @@ class BaselineInfo:
 
 def list_baselines() -> dict[str, BaselineInfo]:
     """Return name -> BaselineInfo of every baseline that `solve` runs. DPO and RPO are objectives."""
-    from rpo.bandit.chi_squared import ChiSquaredPO
-    from rpo.bandit.ensembles import RewardEnsemble
-    from rpo.bandit.pessimism import PessimisticMLE
+    from rpo.bandit.baselines.chi_squared import ChiSquaredPO
+    from rpo.bandit.baselines.ensembles import RewardEnsemble
+    from rpo.bandit.baselines.pessimism import PessimisticMLE
 
     methods: dict[str, type[Baseline]] = {
         "plug_in": PlugIn,

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from rpo.bandit.reward_class import Box, LinearBall
-from rpo.bandit.saddle import Saddle
+from rpo.bandit.solver.saddle import Saddle
 from rpo.core.checks import Array
 
 USABLE = (cp.OPTIMAL, cp.OPTIMAL_INACCURATE)

@@ -13,13 +13,13 @@ import numpy as np
 
 from rpo.bandit.batched import solve_batch
 from rpo.bandit.data import PreferenceCounts
-from rpo.bandit.entrants import Maximin, Template, describe
-from rpo.bandit.grid import NOISE, Source, canonical, digest
 from rpo.bandit.method import Baseline
 from rpo.bandit.metrics import policy_outcome
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import RewardClass, Unconstrained
-from rpo.bandit.saddle import build_saddle
+from rpo.bandit.simulation.entrants import Maximin, Template, describe
+from rpo.bandit.simulation.grid import NOISE, Source, canonical, digest
+from rpo.bandit.solver.saddle import build_saddle
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import RPOError

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rpo.bandit.cell import OUTCOMES, Cell
-from rpo.bandit.entrants import Template, describe, template
-from rpo.bandit.grid import Source, axes, product, root_seed, seed_list, source
-from rpo.bandit.grid_store import TABLES, TIMINGS, GridStore
+from rpo.bandit.simulation.cell import OUTCOMES, Cell
+from rpo.bandit.simulation.entrants import Template, describe, template
+from rpo.bandit.simulation.grid import Source, axes, product, root_seed, seed_list, source
+from rpo.bandit.simulation.store import TABLES, TIMINGS, GridStore
 from rpo.core import checks
 from rpo.core.errors import InaccurateSolution, InvalidArgument, MissingDependency, RPOError
 from rpo.core.progress import track

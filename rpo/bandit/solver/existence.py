@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-from rpo.bandit.saddle import Saddle
+from rpo.bandit.solver.saddle import Saddle
 
 BoolArray = NDArray[np.bool_]
 

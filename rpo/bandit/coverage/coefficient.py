@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from rpo.bandit.coverage_boundary import RESIDUAL, check_class, on_sphere, on_walls
-from rpo.bandit.coverage_cone import box_supremum, half_space_supremum, seminorm, uncovered_in_box
-from rpo.bandit.pair_distributions import check_data, chosen_distribution
+from rpo.bandit.coverage.boundary import RESIDUAL, check_class, on_sphere, on_walls
+from rpo.bandit.coverage.cone import box_supremum, half_space_supremum, seminorm, uncovered_in_box
+from rpo.bandit.coverage.pair_distributions import check_data, chosen_distribution
+from rpo.bandit.coverage.resistance import mass_tolerance, reduce_network
 from rpo.bandit.problem import ContextualBandit
-from rpo.bandit.resistance import mass_tolerance, reduce_network
 from rpo.bandit.reward_class import LinearBall, RewardClass
 from rpo.core import checks
 from rpo.core.checks import PROBABILITY_TOLERANCE, Array

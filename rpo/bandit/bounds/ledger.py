@@ -23,15 +23,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rpo.bandit.bounds import LIKELIHOOD_CONSTANT, ROUTES, Bound, bound_arguments, suboptimality_bound
+from rpo.bandit.bounds.theorem import LIKELIHOOD_CONSTANT, ROUTES, Bound, bound_arguments, suboptimality_bound
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.maximin import Solution
 from rpo.bandit.metrics import policy_outcome
-from rpo.bandit.newton import Derivatives, NewtonResult, minimize_ball, minimize_box
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, LinearBall
-from rpo.bandit.reward_side import PromptBlock, blocks, derivatives
-from rpo.bandit.saddle import Saddle
+from rpo.bandit.solver.newton import Derivatives, NewtonResult, minimize_ball, minimize_box
+from rpo.bandit.solver.reward_side import PromptBlock, blocks, derivatives
+from rpo.bandit.solver.saddle import Saddle
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 
-from rpo.bandit.resistance import Network, reduce_network
+from rpo.bandit.coverage.resistance import Network, reduce_network
 from rpo.core.checks import Array
 from rpo.core.errors import SolverFailed
 

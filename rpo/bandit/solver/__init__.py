@@ -1,0 +1,1 @@
+"""How one maximin is solved: the saddle, two convex programs, Newton's method, the certificate."""
