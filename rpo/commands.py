@@ -130,6 +130,7 @@ def simulate_command(
     table_format: Literal["parquet", "csv"] = "parquet",
     jobs: int = 1,
     backend: str = "loky",
+    figure: Literal["overoptimization", "gap_against_n", "heatmap"] | None = None,
     overwrite: bool = False,
     resolved: str = "",
 ) -> None:
@@ -147,6 +148,7 @@ def simulate_command(
         table_format: "parquet" (needs pyarrow) or "csv".
         jobs: processes; -1 for one a core. The table does not depend on it.
         backend: joblib's: "loky", "threading", or "dask" or "ray" where a cluster is connected.
+        figure: what to draw from the table, as PNG with its data beside it; null for nothing.
         overwrite: drop an earlier simulation in that folder instead of continuing it.
     """
     from rpo.bandit.simulation.engine import simulate
@@ -176,6 +178,12 @@ def simulate_command(
     for warning in caught:
         print(f"rpo simulate: warning: {' '.join(str(warning.message).split())}", file=sys.stderr)
     (Path(output) / "config.yaml").write_text(resolved, encoding="utf-8")
+    if figure is not None:
+        from rpo.bandit.simulation.figures import draw
+        from rpo.plotting import save
+
+        drawn, data = draw(frame, figure)
+        save(drawn, Path(output) / f"{figure}.png", data)
     _print_simulation(frame, list(grid))
     print(f"Written to {output}")
 

@@ -16,6 +16,7 @@ from rpo.bandit import (
     certify,
     instances,
     minimizer_exists,
+    simulate,
     solve,
 )
 from rpo.bandit.batched import sample_wins, solve_batch
@@ -203,3 +204,12 @@ def test_no_draw_of_a_skewed_problem_is_left_inaccurate() -> None:
         tables.append(data.wins())
     batch = solve_batch(np.stack(tables), objective, reference=problem.reference, reward_class=Box(3.0))
     assert batch.certified.all()
+
+
+def test_a_response_that_ends_beside_the_wall_is_not_pinned_to_it() -> None:
+    """Seed 89 of the heat map once ended 1e-6 below the wall: snapping it there only moved the residual."""
+    grid = {
+        "n": [100], "beta": [0.05], "eta": [1.0], "arms": [10], "reward_bound": [3.0],
+    }  # fmt: skip
+    frame = simulate("coverage_skew", [RPO], grid, list(range(100)), rng=0, proxy=False)
+    assert (frame["status"] == "certified").all()

@@ -56,10 +56,8 @@ def minimize_boxes(
             top = np.einsum("cii->ci", h).max(axis=1)
             return np.asarray(x - np.linalg.solve(h + top[:, None, None], g[:, :, None])[:, :, 0])
         low, high = lower[which], upper[which]
-        near = np.minimum(1e-6 * span[which], residual(x, g, which)[:, None] + 1e-300)
-        pinned = fixed[which] | ((x - low <= near) & (g > 0)) | ((high - x <= near) & (g < 0))
-        step = np.where(pinned & ~fixed[which], np.where(g > 0, low - x, high - x), 0.0)
-        step = _walk_to_walls(x, g, h, low, high, step, ~pinned, fixed[which])
+        pinned = fixed[which] | ((x <= low) & (g > 0)) | ((x >= high) & (g < 0))
+        step = _walk_to_walls(x, g, h, low, high, ~pinned, fixed[which])
         return np.asarray(np.clip(x + step, low, high))
 
     return _descend(evaluate, candidate, residual, np.clip(start, lower, upper), max_iterations)
@@ -129,10 +127,9 @@ def _descend(
     return BatchResult(final_x, final_value, final_g, rounds)
 
 
-def _walk_to_walls(
-    x: Array, g: Array, h: Array, low: Array, high: Array, step: Array, free: Array, fixed: Array
-) -> Array:
+def _walk_to_walls(x: Array, g: Array, h: Array, low: Array, high: Array, free: Array, fixed: Array) -> Array:
     """Return each quadratic model's minimiser on the way from x, pinning an entry at each wall met, (c, n)."""
+    step = np.zeros_like(x)
     todo = np.flatnonzero(free.any(axis=1))
     while todo.size:
         mask = free[todo].astype(np.float64)

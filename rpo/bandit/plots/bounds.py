@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 CHAIN_COLORS = {"paper": CYCLE[1], "sharper": CYCLE[4], "hellinger": CYCLE[0]}
 DASHES = ((0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1, 2)), (0, (1, 1)))
-SERIES_COLORS = (CYCLE[2], CYCLE[3], CYCLE[6], CYCLE[5], "#777777")  # none of a bound
+SERIES_COLORS = (CYCLE[2], CYCLE[3], CYCLE[6], CYCLE[5], "#777777", CYCLE[0], CYCLE[1])  # a bound has the last two
 LINEAR_BELOW = 1e-4  # a gap this far under the bound has no place on a logarithmic axis
 
 

@@ -48,9 +48,8 @@ def minimize_box(
         return float(np.abs(g * np.minimum(room, span)).sum())
 
     def direction(x: Array, g: Array, h: Array) -> Array:
-        near = np.minimum(1e-6 * span, residual(x, g) + 1e-300)
-        pinned = ((x - lower <= near) & (g > 0)) | ((upper - x <= near) & (g < 0))
-        step = np.where(pinned, np.where(g > 0, lower - x, upper - x), 0.0)
+        pinned = ((x <= lower) & (g > 0)) | ((x >= upper) & (g < 0))
+        step = np.zeros(x.size)
         free = ~pinned
         # Walk to the model's minimum, pinning each coordinate at the wall it meets: clipping the whole
         # step at once would tear coupled coordinates apart.

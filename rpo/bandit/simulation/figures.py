@@ -1,0 +1,64 @@
+"""From a simulated table to its figure and the data behind it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from rpo.bandit.plots.bounds import gap_against_n
+from rpo.bandit.plots.heatmap import heatmap
+from rpo.bandit.plots.overoptimization import curves, fits, overoptimization
+from rpo.core import checks
+from rpo.core.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    import pandas
+
+KINDS = ("overoptimization", "gap_against_n", "heatmap")
+
+
+def draw(table: pandas.DataFrame, kind: str) -> tuple[Figure, pandas.DataFrame]:
+    """Return (figure, its data) of a table from `simulate`.
+
+    kind: "overoptimization" (path: beta; needs ReferencePolicy among the methods and one n),
+    "gap_against_n" or "heatmap" (over beta and eta, one panel an
+    N; needs RPO). Rows that are not certified are left out and counted in the title. Raises InvalidArgument.
+    """
+    checks.one_of("kind", kind, KINDS)
+    solved = table[table["status"].isin(["certified", "exact"])].copy()
+    left_out = len(table) - len(solved)
+    title = f"{table['seed'].nunique()} seeds" + (f", {left_out} rows not certified left out" if left_out else "")
+    # A method that takes no eta repeats itself along the grid's; each row of it is kept once.
+    solved["series"] = [
+        f"{method}, eta = {eta:g}" if kind_of == "RPO" else str(method)
+        for method, kind_of, eta in zip(solved["method"], solved["objective/name"], solved["eta"], strict=True)
+    ]
+    solved = solved.drop_duplicates(["series", "n", "beta", "seed"])
+    if kind == "heatmap":
+        rows = solved[solved["objective/name"] == "RPO"]
+        if rows.empty:
+            raise InvalidArgument("table", expected="rows of RPO", got="none", remedy="Add RPO to the methods.")
+        return heatmap(rows, title=title), rows[["n", "beta", "eta", "seed", "gap"]]
+    if kind == "gap_against_n":
+        grouped = solved.groupby(["series", "n"], sort=False)["gap"].agg(["mean", "sem"]).reset_index()
+        grouped = grouped.rename(columns={"sem": "standard_error"})
+        # No slopes: all N share the same problems, and a fitted interval needs independent points.
+        figure = gap_against_n(grouped)
+        figure.suptitle(title, fontsize=10)
+        return figure, grouped
+    anchor = solved[solved["objective/name"] == "ReferencePolicy"].drop_duplicates("seed")
+    if anchor.empty or solved["n"].nunique() != 1:
+        raise InvalidArgument(
+            "table",
+            expected="rows of ReferencePolicy and a single n",
+            got=f"{len(anchor)} such rows, n = {sorted(solved['n'].unique())}",
+            remedy="Add {method: ReferencePolicy} to the methods, and one n to the grid.",
+        )
+    others = solved[solved["objective/name"] != "ReferencePolicy"]
+    import pandas
+
+    frame = pandas.concat([others.assign(method=others["series"]), anchor.assign(method="reference")])
+    title = f"N = {int(np.asarray(solved['n'])[0])}" + (f", {left_out} rows not certified left out" if left_out else "")
+    return overoptimization(frame, fits(frame, form="closest", rng=0), title=title), curves(frame)
