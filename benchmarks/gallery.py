@@ -20,9 +20,12 @@ from rpo.bandit.advisor import advise
 from rpo.bandit.batched import solve_batch
 from rpo.bandit.bounds.covering import covering_radius, log_covering
 from rpo.bandit.bounds.theorem import suboptimality_bound
+from rpo.bandit.coverage import coverage_coefficient
 from rpo.bandit.maximin import default_class, solve
 from rpo.bandit.metrics import policy_outcome
 from rpo.bandit.plots import animation, heatmap, overoptimization, phase, policies
+from rpo.bandit.plots.coverage import gap_against_coverage
+from rpo.bandit.plots.network import comparison_network
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box
 from rpo.core.objectives import DPO, RPO, Objective
@@ -198,6 +201,31 @@ def make(folder: Path) -> None:
         title = "A draw chosen for its accident, N = 60: beta from infinity to 0.03"
         frame = policies.simplex_frame(problem, data, etas=(0.0, 0.02, 0.1), betas=np.geomspace(10, 0.03, 40))
         save(policies.simplex(frame, problem, data, title=title), folder / "simplex.png", frame)
+
+    @step
+    def coverage_as_a_network() -> None:
+        problem = instances.coverage_skew(arms=6, skew=1.5, rng=16)
+        conductance = 2.0 * problem.pair_distribution()[0]
+        edges = [
+            {"first": a, "second": b, "frequency": conductance[a, b]} for a in range(6) for b in range(a + 1, 6)
+        ]  # fmt: skip
+        save(comparison_network(problem), folder / "network.png", pd.DataFrame(edges))
+
+    @step
+    def gap_and_coverage() -> None:
+        rows = []
+        for skew in (0.0, 1.0, 2.0, 3.0):
+            draws = Draws(300, 100, 17 + int(skew), skew=skew)
+            # base = reference, the same for both methods and free of sampling noise
+            cover = [coverage_coefficient(p, base=p.reference, boundary=False).value for p in draws.problems]
+            for name, objective in (
+                ("DPO", DPO(beta=0.05, base="reference")),
+                ("RPO", RPO(beta=0.05, eta=0.01, base="reference")),
+            ):
+                gaps = draws.gaps(draws.solve(objective).policy)
+                rows += [{"coverage": c, "gap": g, "method": name} for c, g in zip(cover, gaps, strict=True)]
+        frame = pd.DataFrame(rows)
+        save(gap_against_coverage(frame), folder / "gap_against_coverage.png", frame)
 
     @step
     def phases() -> None:

@@ -58,12 +58,12 @@ class Cells:
             gradient = gradient + weight * (policy - base)
         if not curved:
             return value, gradient, np.zeros((0, 0, 0))
-        hessian = laplacians(compared * (curvature / beta**2), r.shape[1])
+        conductance = compared * (curvature / beta**2)
         if objective.eta > 0:
-            bent = weight / beta * policy
-            hessian -= bent[:, :, None] * policy[:, None, :]
-            np.einsum("cii->ci", hessian)[...] += bent
-        return value, gradient, hessian
+            # diag(pi) - pi pi' is the Laplacian of the complete graph with conductances pi_i pi_j.
+            first, second = np.triu_indices(r.shape[1], k=1)
+            conductance += weight / beta * (policy[:, first] * policy[:, second])
+        return value, gradient, laplacians(conductance, r.shape[1])
 
     def pessimism(self, instances: Index, prompts: int) -> Cells:
         """Return these instances' cells with the penalty alone: what breaks ties at eta = 0."""
