@@ -77,6 +77,8 @@ class Cells:
 def minimizers_exist(wins: Array, d: Array, base: Array, support: Any, objective: Objective) -> NDArray[np.bool_]:
     """Test existence per instance: the reachability of `existence.minimizer_exists`, by boolean closure."""
     s, x, a, _ = wins.shape
+    if objective.eta > 0 and (d > 0).all() and ((base > 0) | ~np.broadcast_to(support, base.shape)).all():
+        return np.ones(s, dtype=bool)  # a base of full support anchors every response
     beats = (wins > 0).reshape(s * x, a, a)
     reach, linked = closure(beats), closure(beats | beats.transpose(0, 2, 1))
     anchored = base.reshape(s * x, a) > 0

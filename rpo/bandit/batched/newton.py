@@ -52,9 +52,10 @@ def minimize_boxes(
 
     def candidate(x: Array, g: Array, h: Array, which: Index) -> Array:
         if not walls:
-            # A constant is free: the rank-one term fixes it and changes no step, the slope summing to zero.
-            top = np.einsum("cii->ci", h).max(axis=1)
-            return np.asarray(x - np.linalg.solve(h + top[:, None, None], g[:, :, None])[:, :, 0])
+            # A constant is free: ground the last entry, solve for the others, and centre the step.
+            step = np.zeros_like(x)
+            step[:, :-1] = -np.linalg.solve(h[:, :-1, :-1], g[:, :-1, None])[:, :, 0]
+            return np.asarray(x + step - step.mean(axis=1, keepdims=True))
         low, high = lower[which], upper[which]
         pinned = fixed[which] | ((x <= low) & (g > 0)) | ((x >= high) & (g < 0))
         step = _walk_to_walls(x, g, h, low, high, ~pinned, fixed[which])
