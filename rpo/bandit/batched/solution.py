@@ -18,6 +18,7 @@ from rpo.bandit.maximin import RELATIVE_GAP, TV_BOUND
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, LinearBall, RewardClass, Unconstrained
 from rpo.bandit.solver.certificate import NEGATIVE_MASS
+from rpo.bandit.solver.saddle import check_base
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
@@ -122,13 +123,7 @@ def solve_batch(
 
 def base_tables(wins: Array, objective: Objective, reference: Array, base_policy: Any) -> Array:
     s, x, a, _ = wins.shape
-    if (objective.base == "custom") != (base_policy is not None):
-        raise InvalidArgument(
-            "base_policy",
-            expected="an array exactly when objective.base is 'custom'",
-            got=f"base={objective.base!r} with base_policy {'given' if base_policy is not None else None}",
-            remedy="Set objective.base='custom' and pass base_policy, or neither.",
-        )
+    check_base(objective, base_policy)
     if base_policy is not None:
         return np.broadcast_to(checks.probabilities("base_policy", base_policy), (s, x, a))
     if objective.base == "reference":

@@ -179,16 +179,21 @@ def build_saddle(
 
 
 def _base_table(problem: ContextualBandit, data: PreferenceCounts, objective: Objective, base_policy: Any) -> Array:
-    if (objective.base == "custom") != (base_policy is not None):
-        raise InvalidArgument(
-            "base_policy",
-            expected="an (X, A) array exactly when objective.base is 'custom'",
-            got=f"base={objective.base!r} with base_policy {'given' if base_policy is not None else None}",
-            remedy="Set objective.base='custom' and pass base_policy, or neither.",
-        )
+    check_base(objective, base_policy)
     if base_policy is not None:
         return checks.probabilities("base_policy", base_policy, shape=problem.reference.shape)
     if objective.base == "reference":
         return problem.reference
     frequencies = data.response_frequencies(objective.base)
     return np.where(frequencies.sum(axis=1, keepdims=True) > 0, frequencies, problem.reference)
+
+
+def check_base(objective: Objective, base_policy: Any) -> None:
+    """Refuse a base_policy without objective.base "custom", and "custom" without one."""
+    if (objective.base == "custom") != (base_policy is not None):
+        raise InvalidArgument(
+            "base_policy",
+            expected="an array exactly when objective.base is 'custom'",
+            got=f"base={objective.base!r} with base_policy {'given' if base_policy is not None else None}",
+            remedy="Set objective.base='custom' and pass base_policy, or neither.",
+        )
