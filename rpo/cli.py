@@ -16,9 +16,11 @@ from rpo.core.errors import InaccurateSolution, RPOError
 class _Parser(ArgumentParser):
     """An ArgumentParser that answers a mistake with one line."""
 
+    help_command = "rpo"
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         text = " ".join(str(message).split())
-        print(f"rpo: error: {text} (see {self.prog.split(' [')[0]} --help)", file=sys.stderr)
+        print(f"rpo: error: {text} (see {self.help_command} --help)", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -48,7 +50,9 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, or 2 after one line on stderr for anything the user can mend."""
     parser, subparsers = build_parser()
-    config = parser.parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    _Parser.help_command = f"rpo {given[0]}" if given and given[0] in COMMANDS else "rpo"
+    config = parser.parse_args(given)
     name = config.command
     options = config[name].clone()
     options.pop("config", None)

@@ -202,7 +202,7 @@ def _policy_rows(table: PreferenceTable, solution: Solution):  # type: ignore[no
             "response": counts.response_labels[a],
             "wins": wins[x, a].sum(),
             "losses": wins[x, :, a].sum(),
-            "reward": solution.reward[x, a],
+            "reward": round(solution.reward[x, a], 12),  # a box's rewards start at 0, up to rounding
             "policy": solution.policy[x, a],
             "pi_base": saddle.base[x, a],
             "pi_ref": float(saddle.support[x, a]) / saddle.support[x].sum(),
@@ -221,13 +221,20 @@ def _print_solution(table: PreferenceTable, solution: Solution) -> None:
     if table.counts.num_prompts == 1:
         shown = shown.drop(columns="prompt")
     print(f"{table.counts.n:g} comparisons from {table.source}")
+    if table.unused_columns:
+        print(f"columns not used: {', '.join(table.unused_columns)}")
     for reason, number in table.dropped.items():
         print(f"left out: {number} rows ({reason})")
     print(shown.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     if len(frame) > MAX_ROWS:
         print(f"... and {len(frame) - MAX_ROWS} more rows; --output DIR writes all of them.")
     print(f"objective: {solution.objective}")
-    print(f"reward class: {solution.reward_class}, {'binding' if solution.active else 'not binding'}")
+    from rpo.bandit.reward_class import Unconstrained
+
+    binding = (
+        "" if isinstance(solution.reward_class, Unconstrained) else "binding" if solution.active else "not binding"
+    )
+    print(f"reward class: {solution.reward_class}{binding and ', ' + binding}")
     print(solution.message, file=sys.stdout if solution.status == "certified" else sys.stderr)
 
 

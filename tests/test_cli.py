@@ -137,8 +137,22 @@ def test_data_without_a_minimiser_is_refused_with_the_reason(tmp_path: Path) -> 
         rpo("solve", tmp_path / "pairs.csv", "--reward_class", "unconstrained", "--output", tmp_path / "out")
     )
     assert "response 2 has no mass under pi_base" in line
-    assert "Use Box(R)" in line
+    assert "response 2 is 'c'" in line
+    assert "Use Box(R) (--reward_class box), or a base of full support" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_at_eta_zero_no_base_is_offered_as_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("question,chosen,rejected\nq,a,b\n")
+    options = ["--reward_class", "unconstrained", "--objective.eta", "0", "--prompt_column", "question"]
+    line = refused(rpo("solve", tmp_path / "pairs.csv", *options))
+    assert "response 0 is 'a', response 1 is 'b'" in line
+    assert "base" not in line.split("Use Box(R)")[1]
+
+
+def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("my question,chosen,rejected,note\nq,a,b,x\n")
+    assert "columns not used: my question, note" in rpo("solve", tmp_path / "pairs.csv").stdout
 
 
 def test_an_earlier_result_is_kept_unless_overwrite_is_asked(tmp_path: Path) -> None:

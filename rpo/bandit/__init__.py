@@ -1,6 +1,6 @@
 """The theory, exactly: small contextual bandits solved, certified and measured in float64."""
 
-from rpo.bandit import baselines, bounds, coverage, instances
+from rpo.bandit import baselines, bounds, coverage, datasets, instances, plots
 from rpo.bandit.advisor import Advice, advise
 from rpo.bandit.batched import BatchSolution, sample_wins, solve_batch
 from rpo.bandit.data import PreferenceCounts
@@ -41,10 +41,12 @@ __all__ = [
     "build_saddle",
     "certify",
     "coverage",
+    "datasets",
     "fit",
     "instances",
     "maximum_likelihood_reward",
     "minimizer_exists",
+    "plots",
     "policy_metrics",
     "policy_outcome",
     "read_preferences",

@@ -342,7 +342,11 @@ def _total_variation(d: Array, first: Array, second: Array) -> float:
 
 def _warnings(row: dict[str, Any], grid: list[dict[str, Any]]) -> list[str]:
     active = [other["eta"] for other in grid if other["regime"] == "active"]
-    instead = f" On this grid eta from {min(active):.2g} to {max(active):.2g} does neither." if active else ""
+    instead = (
+        f" On this grid eta from {min(active):.2g} to {max(active):.2g} is neither negligible nor dominant."
+        if active
+        else ""
+    )
     found = []
     if row["regime"] == "negligible":
         found.append(
@@ -377,7 +381,7 @@ def _sentence(
     return (
         f"Use beta = {row['beta']:.3g} and eta = {row['eta']:.3g}, {why} for N = {n:g} pairs, margins within "
         f"{margin:.3g} log-odds and delta = {delta:g}. Against eta = 0 this moves {100 * row['tv/zero']:.2g} % of the "
-        f"probability, raises the preference loss from {zero['loss/preference']:.3f} to {row['loss/preference']:.3f} "
+        f"probability, raises the preference loss from {zero['loss/preference']:.5f} to {row['loss/preference']:.5f} "
         f"nats a pair, and moves the mean log-probability of chosen responses from {zero['logps/chosen']:.2f} to "
         f"{row['logps/chosen']:.2f}; the SFT term is {100 * row['gradient_share/reference']:.2g} % of the gradient at "
         "the reference."

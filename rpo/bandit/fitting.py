@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.maximin import solve
 from rpo.bandit.metrics import policy_metrics
-from rpo.bandit.policies import SoftmaxPolicy
+from rpo.bandit.policies import SoftmaxPolicy, TabularSoftmaxPolicy
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, RewardClass, Unconstrained
 from rpo.bandit.solver.existence import minimizer_exists
@@ -119,7 +119,7 @@ def fit(
     if not existence.exists:
         message += f"; over all tables no minimiser exists: {existence.reason}"
     return Run(
-        label=label or "table",
+        label=label or ("table" if isinstance(policy, TabularSoftmaxPolicy) else "linear softmax"),
         objective=objective.to_dict(),
         config={
             "policy": type(policy).__name__,

@@ -13,7 +13,7 @@ from rpo.bandit.method import Baseline, PolicyResult
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, RewardClass, Unconstrained
 from rpo.bandit.solver.certificate import Certificate, certify
-from rpo.bandit.solver.existence import minimizer_exists
+from rpo.bandit.solver.existence import Existence, minimizer_exists
 from rpo.bandit.solver.reward_side import minimize_reward_side
 from rpo.bandit.solver.saddle import Saddle, build_saddle
 from rpo.core import checks
@@ -54,8 +54,9 @@ class Solution:
 
     @property
     def label(self) -> str:
-        """A short name for legends."""
-        return "theory"
+        """A short name for legends: the objective with its numbers."""
+        beta, eta = self.objective.beta, self.objective.eta
+        return f"RPO (beta = {beta:g}, eta = {eta:g})" if eta > 0 else f"DPO (beta = {beta:g})"
 
     @property
     def logps(self) -> Array:
@@ -113,6 +114,13 @@ def solve(
     InvalidArgument, NoMinimizer (unconstrained class only); warns InaccurateSolution.
     Source: paper, Algorithm 1, Eq. (3.3).
     """
+    if isinstance(objective, type):
+        raise InvalidArgument(
+            "objective",
+            expected="an objective or a baseline, such as RPO(beta=0.1, eta=0.05) or Greedy()",
+            got=f"the class {objective.__name__}",
+            remedy=f"Call it: {objective.__name__}(...).",
+        )
     if not isinstance(objective, Baseline):
         return _solve_maximin(problem, data, objective, **options)
     if options:
@@ -145,7 +153,11 @@ def _solve_maximin(
     if isinstance(reward_class, Unconstrained):
         existence = minimizer_exists(saddle)
         if not existence.exists:
-            raise NoMinimizer(f"{existence.reason} Use Box(R), or a base of full support such as base='reference'.")
+            named = _labels(problem, existence)
+            remedy = "Use Box(R) (--reward_class box)"
+            if objective.eta > 0:
+                remedy += ", or a base of full support such as base='reference' (--objective.base reference)"
+            raise NoMinimizer(f"{existence.reason}{named} {remedy}.")
 
     if start is not None:
         start = checks.finite("start", start, shape=problem.reference.shape)
@@ -187,6 +199,16 @@ def _solve_maximin(
     if solution.status != "certified":
         warnings.warn(solution.message, InaccurateSolution, stacklevel=3)
     return solution
+
+
+def _labels(problem: ContextualBandit, existence: Existence) -> str:
+    """Return the labels of the indices that a reason names, where the problem has any."""
+    named = []
+    if problem.prompt_labels is not None and existence.prompt is not None and problem.num_prompts > 1:
+        named.append(f"prompt {existence.prompt} is {problem.prompt_labels[existence.prompt]!r}")
+    if problem.response_labels is not None:
+        named += [f"response {a} is {problem.response_labels[a]!r}" for a in existence.responses]
+    return f" ({', '.join(named)})" if named else ""
 
 
 def default_class(problem: ContextualBandit) -> RewardClass:

@@ -40,12 +40,14 @@ class PreferenceTable:
     """What was read from a file, and what was left out of it.
 
     counts: labelled win counts. dropped: reason -> number of rows left out; empty when none was.
-    unused_labels: response labels that occur in dropped rows only. source: the file.
+    unused_labels: response labels that occur in dropped rows only. unused_columns: columns not read.
+    source: the file.
     """
 
     counts: PreferenceCounts
     dropped: dict[str, int]
     unused_labels: tuple[str, ...]
+    unused_columns: tuple[str, ...]
     source: str
 
 
@@ -57,6 +59,7 @@ class _Layout:
     responses: tuple[str, str]
     winner: str | None
     count: str | None
+    unused: tuple[str, ...]
 
     @property
     def columns(self) -> list[str]:
@@ -168,7 +171,7 @@ def _count(source: Path, rows: Iterator[Any], ties: str, unit: str) -> Preferenc
     if not wins:
         got = f"only dropped rows in {source}: {dropped}" if dropped else f"no rows in {source}"
         raise InvalidArgument("path", expected="at least one preference", got=got, remedy="Pass some data.")
-    return _table(source, prompts, responses, wins, dropped)
+    return _table(source, prompts, responses, wins, dropped, layout.unused)
 
 
 def _table(
@@ -177,6 +180,7 @@ def _table(
     responses: dict[str, int],
     wins: dict[tuple[int, int, int], float],
     dropped: dict[str, int],
+    unused_columns: tuple[str, ...],
 ) -> PreferenceTable:
     """Renumber the labels in sorted order, without those that only dropped rows hold."""
     used = {index for _, w, lost in wins for index in (w, lost)}
@@ -195,7 +199,9 @@ def _table(
         response_labels=response_labels,
     )
     unused = tuple(sorted(label for label, index in responses.items() if index not in used))
-    return PreferenceTable(counts=counts, dropped=dropped, unused_labels=unused, source=str(source))
+    return PreferenceTable(
+        counts=counts, dropped=dropped, unused_labels=unused, unused_columns=unused_columns, source=str(source)
+    )
 
 
 def _label(value: Any, column: str, unit: str, where: int) -> str:
@@ -269,11 +275,14 @@ def _layout(columns: Sequence[str], prompt_column: str | None) -> _Layout:
         raise InvalidArgument(
             "prompt_column", expected=f"one of the columns {found}", got=repr(prompt_column), remedy="Correct the name."
         )
+    prompt = prompt_column if prompt_column is not None else "prompt" if "prompt" in columns else None
+    named = {*(PAIR_COLUMNS if pairs else MATCH_COLUMNS), prompt, "count"}
     return _Layout(
-        prompt=prompt_column if prompt_column is not None else "prompt" if "prompt" in columns else None,
+        prompt=prompt,
         responses=("chosen", "rejected") if pairs else ("model_a", "model_b"),
         winner="winner" if matches else None,
         count="count" if "count" in columns else None,
+        unused=tuple(name for name in columns if name not in named),
     )
 
 

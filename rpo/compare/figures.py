@@ -15,15 +15,19 @@ from rpo.core.errors import InvalidArgument
 from rpo.plotting import COLORS, CYCLE, new_figure, style
 
 FLOOR = 1e-17
+ORDERED = 20
 MARKERS = ("o", "x", "+", "s", "^")
 
 
-def plot(results: Sequence[Any]) -> Figure:
+def plot(results: Any, *, labels: Sequence[str] | None = None) -> Figure:
     """Draw the policies of solutions and runs on the same problem, one panel a prompt.
 
-    results: objects with `.label` and `.policy` (X, A), such as Solution and Run. Responses are
-    sorted by the first result's probability. Raises InvalidArgument.
+    results: one object, or several, with `.label` and `.policy` (X, A), such as Solution and Run.
+    labels: for the legend, default their own. Up to 20 responses stand in their own order; more are
+    sorted by the first result's probability, each prompt for itself. Raises InvalidArgument.
     """
+    if hasattr(results, "policy"):
+        results = [results]
     if not results:
         raise InvalidArgument("results", expected="at least one solution or run", got="none", remedy="Pass some.")
     shape = np.shape(results[0].policy)
@@ -35,15 +39,21 @@ def plot(results: Sequence[Any]) -> Figure:
                 got=f"{np.shape(result.policy)} from {result.label!r}",
                 remedy="Compare results on the same problem.",
             )
+    names = [result.label for result in results] if labels is None else list(labels)
+    if len(names) != len(results):
+        raise InvalidArgument(
+            "labels", expected=f"{len(results)} labels", got=len(names), remedy="Pass one for each result."
+        )
+    in_order = shape[1] <= ORDERED
     with style():
         figure, axes = new_figure(shape[0], 1, width=8.0, height=0.6 + 2.0 * shape[0], sharex=True)
         for x, axis in enumerate(axes[:, 0]):
-            order = np.argsort(-results[0].policy[x], kind="stable")
+            order = np.arange(shape[1]) if in_order else np.argsort(-results[0].policy[x], kind="stable")
             position = np.arange(shape[1])
             for index, result in enumerate(results):
-                color = COLORS.get(result.label, CYCLE[index % len(CYCLE)])
+                color = COLORS.get(names[index], CYCLE[(index - 1) % len(CYCLE)])
                 if index == 0:
-                    axis.bar(position, result.policy[x, order], color="#bbbbbb", width=0.9, label=result.label)
+                    axis.bar(position, result.policy[x, order], color="#bbbbbb", width=0.9, label=names[index])
                 else:
                     axis.plot(
                         position,
@@ -52,12 +62,14 @@ def plot(results: Sequence[Any]) -> Figure:
                         markersize=4.5,
                         fillstyle="none",
                         color=color,
-                        label=result.label,
+                        label=names[index],
                     )
             axis.set_ylabel("probability")
             axis.set_title(f"prompt {x}")
         axes[0, 0].legend(loc="upper right")
-        axes[-1, 0].set_xlabel(f"response, sorted by {results[0].label}")
+        axes[-1, 0].set_xlabel("response" if in_order else f"response, sorted by {names[0]}")
+        if in_order:
+            axes[-1, 0].set_xticks(np.arange(shape[1]))
     return figure
 
 

@@ -141,7 +141,7 @@ def test_a_warning_names_what_would_do() -> None:
     frame = advice.to_frame()
     active = frame.loc[frame["regime"] == "active", "eta"]
     assert advice.eta < 1e-5 and advice.row["regime"] == "negligible" and len(active) > 0
-    assert f"eta from {active.min():.2g} to {active.max():.2g} does neither" in advice.warnings[0]
+    assert f"eta from {active.min():.2g} to {active.max():.2g} is neither negligible" in advice.warnings[0]
 
 
 def test_a_costly_eta_is_reported() -> None:

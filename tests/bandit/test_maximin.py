@@ -499,6 +499,12 @@ def test_active_does_not_depend_on_the_size_of_eta() -> None:
         assert small.active
 
 
+def test_a_class_in_place_of_an_objective_is_refused(make_bandit: Callable[..., ContextualBandit]) -> None:
+    problem = make_bandit(11, prompts=2, arms=3, dim=2)
+    with pytest.raises(InvalidArgument, match=r"^objective: .*got the class RPO. Call it: RPO\(...\)"):
+        solve(problem, problem.sample_preferences(20, rng=0), RPO)  # type: ignore[call-overload]
+
+
 def test_refusals_name_the_argument_and_the_remedy(make_bandit: Callable[..., ContextualBandit]) -> None:
     problem = make_bandit(11, prompts=2, arms=3, dim=2)
     data = problem.sample_preferences(20, rng=0)

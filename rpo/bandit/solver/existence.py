@@ -16,10 +16,12 @@ BoolArray = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Existence:
-    """Whether a minimiser exists over all reward tables, and a sentence saying why not."""
+    """Whether a minimiser exists over all reward tables; if not, a sentence, and the prompt and responses."""
 
     exists: bool
     reason: str
+    prompt: int | None = None
+    responses: tuple[int, ...] = ()
 
 
 def minimizer_exists(saddle: Saddle) -> Existence:
@@ -40,6 +42,8 @@ def minimizer_exists(saddle: Saddle) -> Existence:
                     False,
                     f"prompt {x}: responses {stranded[0]} and {stranded[1]} were compared, but no chain of wins "
                     "leads back, so the likelihood grows for ever as their rewards part.",
+                    int(x),
+                    stranded,
                 )
             continue
         anchored = saddle.base[x] > 0
@@ -54,6 +58,8 @@ def minimizer_exists(saddle: Saddle) -> Existence:
                 False,
                 f"prompt {x}: response {int(loose[0])} has no mass under pi_base and no chain of wins that ends at a "
                 "response that has, so the loss keeps falling as its probability goes to zero.",
+                int(x),
+                (int(loose[0]),),
             )
     return Existence(True, "a minimiser exists")
 
