@@ -193,15 +193,15 @@ def _policy_rows(table: PreferenceTable, solution: Solution):  # type: ignore[no
     import pandas
 
     counts, saddle = table.counts, solution.saddle
-    wins = counts.wins()
+    won, lost = counts.response_counts("chosen"), counts.response_counts("rejected")
     if counts.prompt_labels is None or counts.response_labels is None:
         raise InvalidArgument("pairs", expected="labelled counts", got="none", remedy="Use read_preferences.")
     rows = [
         {
             "prompt": counts.prompt_labels[x],
             "response": counts.response_labels[a],
-            "wins": wins[x, a].sum(),
-            "losses": wins[x, :, a].sum(),
+            "wins": won[x, a],
+            "losses": lost[x, a],
             "reward": round(solution.reward[x, a], 12),  # a box's rewards start at 0, up to rounding
             "policy": solution.policy[x, a],
             "pi_base": saddle.base[x, a],
@@ -216,6 +216,8 @@ def _policy_rows(table: PreferenceTable, solution: Solution):  # type: ignore[no
 
 
 def _print_solution(table: PreferenceTable, solution: Solution) -> None:
+    from rpo.bandit.reward_class import Unconstrained
+
     frame = _policy_rows(table, solution)
     shown = frame.head(MAX_ROWS)
     if table.counts.num_prompts == 1:
@@ -229,12 +231,11 @@ def _print_solution(table: PreferenceTable, solution: Solution) -> None:
     if len(frame) > MAX_ROWS:
         print(f"... and {len(frame) - MAX_ROWS} more rows; --output DIR writes all of them.")
     print(f"objective: {solution.objective}")
-    from rpo.bandit.reward_class import Unconstrained
-
-    binding = (
-        "" if isinstance(solution.reward_class, Unconstrained) else "binding" if solution.active else "not binding"
-    )
-    print(f"reward class: {solution.reward_class}{binding and ', ' + binding}")
+    print(f"reward class: {solution.reward_class}", end="")
+    if isinstance(solution.reward_class, Unconstrained):
+        print()
+    else:
+        print(", binding" if solution.active else ", not binding")
     print(solution.message, file=sys.stdout if solution.status == "certified" else sys.stderr)
 
 

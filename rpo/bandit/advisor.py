@@ -16,7 +16,7 @@ from rpo.bandit.bounds.covering import covering_radius, largest_margin, log_cove
 from rpo.bandit.bounds.theorem import suboptimality_bound
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.maximin import default_class
-from rpo.bandit.metrics import policy_metrics
+from rpo.bandit.metrics import policy_metrics, total_variation
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, RewardClass
 from rpo.bandit.solver.saddle import Saddle, build_saddle
@@ -337,7 +337,7 @@ def _sft_share(saddle: Saddle, reward: Array, policy: Array) -> float:
 
 
 def _total_variation(d: Array, first: Array, second: Array) -> float:
-    return float(0.5 * d @ np.abs(first - second).sum(axis=1))
+    return float(d @ total_variation(first, second))
 
 
 def _warnings(row: dict[str, Any], grid: list[dict[str, Any]]) -> list[str]:

@@ -146,15 +146,19 @@ class PreferenceCounts:
 
         Each row sums to one, or is zero for a prompt without data.
         """
+        table = self.response_counts(which)
+        total = table.sum(axis=1, keepdims=True)
+        return np.divide(table, total, out=np.zeros(table.shape), where=total > 0)
+
+    def response_counts(self, which: str) -> Array:
+        """Return (X, A): how many times each response is "chosen", "rejected" or either ("responses")."""
         checks.one_of("which", which, ("chosen", "rejected", "responses"))
-        shape = (self.num_prompts, self.num_responses)
-        table = np.zeros(shape)
+        table = np.zeros((self.num_prompts, self.num_responses))
         if which != "rejected":
             np.add.at(table, (self.prompt, self.chosen), self.count)
         if which != "chosen":
             np.add.at(table, (self.prompt, self.rejected), self.count)
-        total = table.sum(axis=1, keepdims=True)
-        return np.divide(table, total, out=np.zeros(shape), where=total > 0)
+        return table
 
     def wins(self) -> Array:
         """Return the dense table n[x, w, l], (X, A, A)."""

@@ -180,10 +180,11 @@ def _solve_maximin(
     if dual is not None and dual.p is not None:
         program_certificate = certify(saddle, reward, policy=dual.policy, p=dual.p)
 
-    p = saddle.losing_probabilities(reward)
-    multiplier = float(np.abs(saddle.multiplier(saddle.gibbs(reward), p)).sum())
+    gibbs = saddle.gibbs(reward)
+    multiplier = float(np.abs(saddle.multiplier(gibbs, saddle.losing_probabilities(reward))).sum())
+    empty = int((data.prompt_frequencies == 0).sum())
     solution = Solution(
-        policy=np.where(saddle.d[:, None] > 0, saddle.gibbs(reward), problem.reference),
+        policy=np.where(saddle.d[:, None] > 0, gibbs, problem.reference),
         reward=reward,
         objective=objective,
         reward_class=reward_class,
@@ -193,8 +194,8 @@ def _solve_maximin(
         programs=programs,
         active=not isinstance(reward_class, Unconstrained) and multiplier > ACTIVE * objective.eta + ROUNDING,
         multiplier=multiplier,
-        prompts_without_data=int((data.prompt_frequencies == 0).sum()),
-        **_verdict(certificate, objective, int((data.prompt_frequencies == 0).sum())),
+        prompts_without_data=empty,
+        **_verdict(certificate, objective, empty),
     )
     if solution.status != "certified":
         warnings.warn(solution.message, InaccurateSolution, stacklevel=3)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import kl_div
 
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.solver.saddle import Saddle
 from rpo.core.checks import Array
+from rpo.core.numerics import kl_divergence
 
 
 def policy_metrics(
@@ -19,7 +19,7 @@ def policy_metrics(
     E_{d0, pi}[r*]. reward/proxy: E_{d0, pi}[r] - E_{d0, pi_base}[r] with r = proxy_reward (X, A).
     """
     loss, terms = saddle.loss(logps)
-    h = np.where(saddle.support, logps - np.where(saddle.support, saddle.log_reference, 0.0), 0.0)
+    h = saddle.log_ratio(logps)
     w, lost, x, weights = saddle.chosen, saddle.rejected, saddle.prompt, saddle.weights
     margins = saddle.objective.beta * saddle.margins(h)
     return {
@@ -43,10 +43,15 @@ def policy_outcome(
 
     base: (X, A), pi_base. Units and definitions as in `policy_metrics`.
     """
-    kl = problem.d0 @ np.maximum(kl_div(policy, problem.reference), 0.0).sum(axis=1)
+    kl = problem.d0 @ kl_divergence(policy, problem.reference)
     outcome = {"kl/reference": float(kl)}
     if problem.reward is not None:
         outcome["reward/gold"] = problem.expected_reward(policy)
     if proxy_reward is not None:
         outcome["reward/proxy"] = float(problem.d0 @ ((policy - base) * proxy_reward).sum(axis=1))
     return outcome
+
+
+def total_variation(first: Array, second: Array) -> Array:
+    """Return half the L1 distance of two policies (X, A), one number a prompt: (X,)."""
+    return np.asarray(0.5 * np.abs(first - second).sum(axis=1))

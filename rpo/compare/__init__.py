@@ -1,7 +1,8 @@
 """Theory against practice: the only place that imports both worlds."""
 
+from rpo.bandit.metrics import total_variation
 from rpo.compare.enumerable import EnumerableLM, tiny_gpt2
-from rpo.compare.equivalence import Comparison, compare, distance, draw_problem, measure, total_variation
+from rpo.compare.equivalence import Comparison, compare, distance, draw_problem, measure
 from rpo.compare.figures import plot
 from rpo.compare.report import write_report
 from rpo.compare.training import NonFiniteLoss, fit_language_model

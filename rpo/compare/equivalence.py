@@ -10,6 +10,7 @@ import numpy as np
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.fitting import fit as fit_table
 from rpo.bandit.maximin import Solution, solve
+from rpo.bandit.metrics import total_variation
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Unconstrained
 from rpo.bandit.solver.certificate import certify
@@ -190,8 +191,7 @@ def distance(logps: Array, theory: Solution) -> dict[str, float]:
     """
     saddle = theory.saddle
     if theory.objective.eta > 0:
-        reward = theory.objective.beta * (logps - np.where(saddle.support, saddle.log_reference, 0.0))
-        reward = np.where(saddle.support, reward, 0.0)
+        reward = theory.objective.beta * saddle.log_ratio(logps)
         gap = certify(saddle, reward, p=saddle.losing_probabilities(theory.reward)).gap
     else:
         gap = float(saddle.loss(logps)[0]) - theory.loss
@@ -209,8 +209,3 @@ def measure(run: Run, theory: Solution) -> dict[str, Any]:
         "status": run.status,
         "message": run.message,
     }
-
-
-def total_variation(first: Array, second: Array) -> Array:
-    """Return half the L1 distance of two policies (X, A), one number a prompt: (X,)."""
-    return np.asarray(0.5 * np.abs(first - second).sum(axis=1))

@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 import numpy as np
-from scipy.special import expit
+from scipy.special import expit, kl_div
 
 
 def backend(*values: Any) -> str:
@@ -47,6 +47,11 @@ def log_softmax(logits: Any) -> Any:
         return logits.log_softmax(-1)
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def kl_divergence(p: Any, q: Any) -> Any:
+    """Return KL(p || q) over the last axis, in nats, NumPy; rounding never makes it negative."""
+    return np.maximum(kl_div(p, q), 0.0).sum(axis=-1)
 
 
 def weighted_mean(values: Any, weights: Any = None) -> Any:

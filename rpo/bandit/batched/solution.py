@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import kl_div
 
 from rpo.bandit.batched.cells import Cells, minimizers_exist
 from rpo.bandit.batched.classes import solve_balls, solve_boxes
@@ -22,7 +21,7 @@ from rpo.bandit.solver.saddle import check_base
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
-from rpo.core.numerics import log_softmax
+from rpo.core.numerics import kl_divergence, log_softmax
 from rpo.core.objectives import Objective
 
 
@@ -154,7 +153,7 @@ def _certified(
         support = np.where(balanced.min(axis=1) < -NEGATIVE_MASS, np.inf, support)
         balanced = np.maximum(balanced, 0.0)
         balanced /= balanced.sum(axis=1, keepdims=True)
-        kl = np.maximum(kl_div(balanced, gibbs), 0.0).sum(axis=1)
+        kl = kl_divergence(balanced, gibbs)
         gap = (objective.sft_weight * cells.d * kl + support).reshape(s, x).sum(axis=1)
     elif isinstance(reward_class, Box):
         gap = reward_class.support_terms(g, reward.reshape(-1, a)).reshape(s, -1).sum(axis=1)

@@ -6,13 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import kl_div
 
 from rpo.bandit.reward_class import Unconstrained
 from rpo.bandit.solver.saddle import Saddle
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
-from rpo.core.numerics import sigmoid
+from rpo.core.numerics import kl_divergence, sigmoid
 
 NEGATIVE_MASS = 1e-9
 
@@ -93,9 +92,8 @@ def certify(saddle: Saddle, reward: Array, *, policy: Array | None = None, p: Ar
     else:
         candidate = gibbs if policy is None else policy
         support_term = saddle.reward_class.support_gap(saddle.multiplier(candidate, dual), reward)
-    # kl_div is non-negative term by term; rounding may still leave -1e-17.
-    kl_per_prompt = np.maximum(kl_div(candidate, gibbs), 0.0).sum(axis=1)
-    likelihood = np.maximum(kl_div(dual, sigmoid(-z)), 0.0) + np.maximum(kl_div(1.0 - dual, sigmoid(z)), 0.0)
+    kl_per_prompt = kl_divergence(candidate, gibbs)
+    likelihood = kl_divergence(np.stack([dual, 1.0 - dual], axis=-1), np.stack([sigmoid(-z), sigmoid(z)], axis=-1))
     active = saddle.d > 0
     return Certificate(
         reward_value=saddle.reward_side(reward),

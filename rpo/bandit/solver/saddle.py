@@ -62,9 +62,13 @@ class Saddle:
         """Return E_{a ~ base}[logps(x, a)], (X,); zero base mass counts zero even where logps is -inf."""
         return np.where(self.base > 0, self.base * np.where(self.base > 0, logps, 0.0), 0.0).sum(axis=1)
 
+    def log_ratio(self, logps: Array) -> Array:
+        """Return h = log(pi / pi_ref), (X, A), zero outside the support; logps: log pi, (X, A)."""
+        return np.where(self.support, logps - np.where(self.support, self.log_reference, 0.0), 0.0)
+
     def loss(self, logps: Array) -> tuple[Any, LossTerms]:
         """Return the objective (loss, terms) of a policy given as log pi, (X, A): docs/theory.md, section 4."""
-        h = np.where(self.support, logps - np.where(self.support, self.log_reference, 0.0), 0.0)
+        h = self.log_ratio(logps)
         return self.objective.terms(self.margins(h), self.base_cross_entropy(logps), self.weights, self.d)
 
     @property
