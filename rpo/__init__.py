@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rpo import bandit, compare, llm
+    from rpo.core.neighbours import SFT, BradleyTerry
     from rpo.core.objectives import DPO, RPO
     from rpo.core.records import Run
     from rpo.fitting import fit
@@ -15,14 +16,16 @@ __version__ = "0.1.0"
 
 # Loaded on first use, so that `import rpo` costs nothing and `rpo.bandit` never loads torch.
 _HOME = {
+    "BradleyTerry": "rpo.core.neighbours",
     "DPO": "rpo.core.objectives",
     "RPO": "rpo.core.objectives",
     "Run": "rpo.core.records",
+    "SFT": "rpo.core.neighbours",
     "fit": "rpo.fitting",
 }
 _PACKAGES = ("bandit", "compare", "core", "llm")
 
-__all__ = ["DPO", "RPO", "Run", "__version__", "bandit", "compare", "fit", "llm"]
+__all__ = ["DPO", "RPO", "SFT", "BradleyTerry", "Run", "__version__", "bandit", "compare", "fit", "llm"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,67 +5,134 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NamedTuple
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from rpo import __version__, commands
+from rpo import __version__, commands, llm_commands, train_command
 from rpo.core.errors import InaccurateSolution, RPOError
+from rpo.parsing import instantiate, parse_mistakes
 
 
-class _Parser(ArgumentParser):
-    """An ArgumentParser that answers a mistake with one line."""
+class Command(NamedTuple):
+    """A function whose signature makes the options; `positional` names the one given without its name.
 
-    help_command = "rpo"
+    several: whether it may be given several times. preflight: looks over the parsed options before
+    anything runs.
+    """
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        text = " ".join(str(message).split())
-        print(f"rpo: error: {text} (see {self.help_command} --help)", file=sys.stderr)
-        raise SystemExit(2)
+    function: Callable[..., None]
+    positional: str | None = None
+    several: bool = False
+    preflight: Callable[[Namespace], list[RPOError]] | None = None
+
+    @property
+    def summary(self) -> str:
+        return (self.function.__doc__ or "").splitlines()[0]
 
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    "solve": commands.solve_command,
-    "simulate": commands.simulate_command,
-    "compare": commands.compare_command,
+COMMANDS: dict[str, Command] = {
+    "solve": Command(commands.solve_command, "pairs"),
+    "simulate": Command(commands.simulate_command),
+    "compare": Command(commands.compare_command),
+    "train": Command(train_command.train_command, preflight=train_command.preflight),
+    "data check": Command(llm_commands.data_check_command, "source"),
+    "generate": Command(llm_commands.generate_command),
+    "plot": Command(llm_commands.plot_command, "runs", several=True),
+    "convert-gguf": Command(llm_commands.convert_gguf_command, "path"),
 }
+GROUPS = {"data": "Look at preference data."}
 
 
-def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
-    """Return the parser of `rpo`, and each subcommand's own."""
+def build_parser(asked: str | None) -> tuple[ArgumentParser, ArgumentParser | None]:
+    """Return the parser of `rpo` and that of the command asked for.
+
+    The others are listed with their summaries only: reading the options of `train` imports transformers.
+    """
     description = "Regularized Preference Optimization: theory, training, and the comparison of both."
-    parser = _Parser(prog="rpo", description=description, version=__version__)
-    subcommands = parser.add_subcommands(dest="command", required=True, metavar="COMMAND")
-    subparsers = {}
-    for name, function in COMMANDS.items():
-        summary = (function.__doc__ or "").splitlines()[0]
-        sub = _Parser(description=summary)
-        sub.add_argument("--config", action="config", help="YAML file with any of the options below")
-        sub.add_function_arguments(function, skip={"resolved"}, as_positional=name == "solve")
-        subcommands.add_subcommand(name, sub, help=summary)
-        subparsers[name] = sub
-    return parser, subparsers
+    parser = ArgumentParser(
+        prog="rpo", description=description, version=__version__, exit_on_error=False, allow_abbrev=False
+    )
+    listed = parser.add_subcommands(dest="command", required=True, metavar="COMMAND")
+    groups = {"": listed}
+    for name, summary in GROUPS.items():
+        group = ArgumentParser(description=summary, exit_on_error=False, allow_abbrev=False)
+        listed.add_subcommand(name, group, help=summary)
+        groups[name] = group.add_subcommands(dest="command", required=True, metavar="COMMAND")
+    chosen = None
+    for name, command in COMMANDS.items():
+        group_name, _, last = name.rpartition(" ")
+        sub = ArgumentParser(description=command.summary, exit_on_error=False, allow_abbrev=False)
+        if name == asked:
+            _add_options(sub, command)
+            chosen = sub
+        groups[group_name].add_subcommand(last, sub, help=command.summary)
+    return parser, chosen
+
+
+def _add_options(sub: ArgumentParser, command: Command) -> None:
+    sub.add_argument("--config", action="config", help="YAML file with any of the options below")
+    skip = {"resolved"}
+    if command.several:
+        sub.add_argument(command.positional, nargs="+", metavar=str(command.positional).upper())
+        skip.add(str(command.positional))
+    one = command.positional is not None and not command.several
+    if one:
+        sub.add_function_arguments(command.function, skip=skip | _others(command), as_positional=True, as_group=False)
+        skip.add(str(command.positional))
+    sub.add_function_arguments(command.function, skip=skip)
+
+
+def _others(command: Command) -> set[str]:
+    return set(command.function.__annotations__) - {command.positional, "return"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return 0, or 2 after one line on stderr for anything the user can mend."""
-    parser, subparsers = build_parser()
+    """Run the command line; return 0, or 2 after one line on stderr for each thing the user can mend."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    _Parser.help_command = f"rpo {given[0]}" if given and given[0] in COMMANDS else "rpo"
-    config = parser.parse_args(given)
-    name = config.command
-    options = config[name].clone()
+    name = next((name for name in COMMANDS if given[: name.count(" ") + 1] == name.split()), None)
+    parser, sub = build_parser(name)
+    if name is None or sub is None:
+        return _without_command(parser, given)
+    rest = given[name.count(" ") + 1 :]
+    try:
+        config: Any = parser.parse_args(given)
+    except ArgumentError as error:
+        lines = [line.replace(f"{name.replace(' ', '.')}.", "") for line in parse_mistakes(sub, rest, error)]
+        return _refuse("rpo", [f"{line} (see rpo {name} --help)" for line in lines])
+    for part in name.split():
+        config = config[part]
+    options = config.clone()
     options.pop("config", None)
+    command = COMMANDS[name]
+    values, errors = instantiate(sub, options)
+    if command.preflight is not None:
+        errors += command.preflight(options)
+    if errors:
+        return _refuse(f"rpo {name}", errors)
     try:
         with warnings.catch_warnings():
             # The same sentence is in the printed status.
             warnings.simplefilter("ignore", InaccurateSolution)
-            resolved = subparsers[name].dump(options, skip_unset=False)
-            COMMANDS[name](**vars(subparsers[name].instantiate(options)), resolved=resolved)
+            command.function(**values, resolved=sub.dump(options, skip_unset=False))
     except RPOError as error:
-        print(f"rpo {name}: error: {error}", file=sys.stderr)
-        return 2
+        return _refuse(f"rpo {name}", [error])
     return 0
+
+
+def _without_command(parser: ArgumentParser, given: list[str]) -> int:
+    """Answer --help, --version and whatever names no command."""
+    try:
+        parser.parse_args(given)
+    except ArgumentError as error:
+        return _refuse("rpo", [f"{' '.join(str(error).split())} (see rpo --help)"])
+    return 0
+
+
+def _refuse(who: str, errors: Sequence[object]) -> int:
+    for error in errors:
+        print(f"{who}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from rpo.compare.enumerable import EnumerableLM, tiny_gpt2
 from rpo.compare.equivalence import Comparison, compare, distance, draw_problem, measure
 from rpo.compare.figures import plot
 from rpo.compare.report import write_report
+from rpo.compare.trainer import fit_with_trainer
 from rpo.compare.training import NonFiniteLoss, fit_language_model
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "distance",
     "draw_problem",
     "fit_language_model",
+    "fit_with_trainer",
     "measure",
     "plot",
     "tiny_gpt2",

@@ -18,14 +18,10 @@ from rpo.bandit.solver.saddle import build_saddle
 from rpo.compare.enumerable import EnumerableLM
 from rpo.core import checks
 from rpo.core.checks import Array
-from rpo.core.errors import RPOError
+from rpo.core.errors import NonFiniteLoss
 from rpo.core.objectives import Objective
 from rpo.core.progress import track
 from rpo.core.records import Run
-
-
-class NonFiniteLoss(RPOError):
-    """The loss became NaN or infinite; the message says at which step and what to change."""
 
 
 def fit_language_model(

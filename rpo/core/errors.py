@@ -31,5 +31,9 @@ class MissingDependency(RPOError, ImportError):
     """An optional package is needed; the message names the extra that brings it."""
 
 
+class NonFiniteLoss(RPOError):
+    """A loss or gradient became NaN or infinite; the message says at which step and what to change."""
+
+
 class InaccurateSolution(UserWarning):
     """A solution whose certificate is over tolerance; its status says by how much."""

@@ -24,7 +24,7 @@ from rpo.core.errors import InvalidArgument, OutputError
 if TYPE_CHECKING:
     import pandas
 
-PACKAGES = ("numpy", "scipy", "cvxpy", "clarabel", "torch", "transformers")
+PACKAGES = ("numpy", "scipy", "cvxpy", "clarabel", "torch", "transformers", "accelerate", "peft", "datasets")
 RECORD_VERSION = 1
 
 

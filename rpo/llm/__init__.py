@@ -1,5 +1,81 @@
 """The practice: the same objective on language models (torch and transformers; never cvxpy)."""
 
-from rpo.llm.logprobs import response_logps, token_logps
+from __future__ import annotations
 
-__all__ = ["response_logps", "token_logps"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rpo.llm.config import RPOConfig
+    from rpo.llm.data import check_pairs, load_preferences, mix, prepare_pairs
+    from rpo.llm.fitting import fit
+    from rpo.llm.generate import generate
+    from rpo.llm.logprobs import response_logps, token_logps
+    from rpo.llm.models import convert_gguf, from_gguf, load_model, load_tokenizer
+    from rpo.llm.plots import plot_runs
+    from rpo.llm.reward_model import RewardConfig, RewardTrainer
+    from rpo.llm.sft import SFTConfig, SFTTrainer
+    from rpo.llm.trainer import RPOTrainer
+
+# Loaded on first use: the comparison needs log-probabilities, not the trainer and all it imports.
+_HOME = {
+    "RPOConfig": "config",
+    "RPOTrainer": "trainer",
+    "RewardConfig": "reward_model",
+    "RewardTrainer": "reward_model",
+    "SFTConfig": "sft",
+    "SFTTrainer": "sft",
+    "check_pairs": "data",
+    "convert_gguf": "models",
+    "fit": "fitting",
+    "from_gguf": "models",
+    "generate": "generate",
+    "load_model": "models",
+    "load_preferences": "data",
+    "load_tokenizer": "models",
+    "mix": "data",
+    "plot_runs": "plots",
+    "prepare_pairs": "data",
+    "response_logps": "logprobs",
+    "token_logps": "logprobs",
+}
+
+__all__ = [
+    "RPOConfig",
+    "RPOTrainer",
+    "RewardConfig",
+    "RewardTrainer",
+    "SFTConfig",
+    "SFTTrainer",
+    "check_pairs",
+    "convert_gguf",
+    "fit",
+    "from_gguf",
+    "generate",
+    "load_model",
+    "load_preferences",
+    "load_tokenizer",
+    "mix",
+    "plot_runs",
+    "prepare_pairs",
+    "response_logps",
+    "token_logps",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        # Submodules come by their own names: rpo.llm.models, rpo.llm.data ...
+        try:
+            return importlib.import_module(f"rpo.llm.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"rpo.llm.{name}":
+                raise
+            raise AttributeError(f"module 'rpo.llm' has no attribute {name!r}") from None
+    value = getattr(importlib.import_module(f"rpo.llm.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rpo.core.errors import InvalidArgument
-from rpo.llm import response_logps, token_logps
+from rpo.llm.logprobs import response_logps, target_logps, token_logps
 
 
 def test_response_logps_sums_the_response_tokens_only() -> None:
@@ -48,6 +48,21 @@ def test_half_precision_logits_are_summed_in_float32() -> None:
     mask[0, 0] = False
     total = response_logps(logits, torch.zeros(1, 513, dtype=torch.long), mask).item()
     assert total == pytest.approx(-512 * math.log(2.0), rel=1e-6)
+
+
+def test_a_large_vocabulary_does_not_bias_the_sum() -> None:
+    """One logit 0 and 49,151 of -18: log p = -ln(1 + 49151 e^-18) = -7.4828e-4, to 1e-6 in float32.
+
+    The control is log_softmax on a CPU, which adds 1.5e-8 to a partial sum of 1 three thousand times
+    and loses it each time: a twentieth of it, too high, at every token of every response.
+    """
+    logits = torch.full((1, 1, 49_152), -18.0)
+    logits[..., 0] = 0.0
+    expected = -math.log1p(49_151 * math.exp(-18.0))
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    targets = torch.zeros(1, 1, dtype=torch.long)
+    assert abs(target_logps(logits, targets, mask).item() - expected) < 1e-6
+    assert token_logps(logits)[0, 0, 0].item() - expected > 1e-5
 
 
 def test_wrong_shapes_and_a_response_without_context_are_refused() -> None:

@@ -1,0 +1,100 @@
+"""The enumerable language model trained by `RPOTrainer` itself, so that its policy can be held against the table."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from rpo.bandit.data import PreferenceCounts
+from rpo.compare.enumerable import EnumerableLM
+from rpo.core import checks
+from rpo.core.errors import InvalidArgument
+from rpo.core.objectives import Objective
+from rpo.core.records import Run
+from rpo.llm.config import RPOConfig
+from rpo.llm.data.pairs import PreparedPairs, TokenizedPair
+from rpo.llm.fitting import record
+from rpo.llm.trainer import RPOTrainer
+
+
+def as_pairs(lm: EnumerableLM, data: PreferenceCounts) -> PreparedPairs:
+    """Return the distinct comparisons as tokens, each weighted by how often it occurred."""
+    prompts, responses = lm.prompts.tolist(), lm.responses.tolist()
+    return PreparedPairs(
+        TokenizedPair(tuple(prompts[x]), tuple(responses[w]), tuple(responses[l]), row, weight=float(weight))
+        for row, (x, w, l, weight) in enumerate(
+            zip(data.prompt, data.chosen, data.rejected, data.weights, strict=True)
+        )
+    )
+
+
+def fit_with_trainer(
+    lm: EnumerableLM,
+    data: PreferenceCounts,
+    objective: Objective,
+    *,
+    steps: int = 1500,
+    learning_rate: float = 3e-3,
+    label: str | None = None,
+    **training: Any,
+) -> Run:
+    """Train a copy of `lm` by `RPOTrainer`: full batch, its own precision, AdamW along a cosine to zero.
+
+    training: further fields of `RPOConfig`, which override. The run has the policy (X, A) as
+    `fit_language_model`'s has, and is held against `solve` in the same way. objective.base: "chosen",
+    "rejected" or "responses". Raises InvalidArgument and what `RPOTrainer` raises.
+    """
+    if objective.base not in ("chosen", "rejected", "responses"):
+        raise InvalidArgument(
+            "objective.base",
+            expected="'chosen', 'rejected' or 'responses'",
+            got=repr(objective.base),
+            remedy="Use fit_language_model, which takes expectations under any base exactly.",
+        )
+    policy = replace(lm, model=copy.deepcopy(lm.model))
+    pairs = as_pairs(lm, data)
+    with tempfile.TemporaryDirectory(prefix="rpo-") as folder:
+        fields: dict[str, Any] = {
+            "output_dir": folder,
+            "max_steps": checks.integer("steps", steps, minimum=1),
+            "learning_rate": checks.positive("learning_rate", learning_rate),
+            "lr_scheduler_type": "cosine",
+            "adam_beta2": 0.99,
+            "max_grad_norm": 0.0,
+            "per_device_train_batch_size": len(pairs),
+            "logging_steps": max(1, steps // 60),
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "max_length": None,
+            "use_cpu": True,
+        }
+        trainer = RPOTrainer(
+            policy.model, args=RPOConfig(**(fields | training)), train_dataset=pairs, objective=objective
+        )
+        run = record(trainer, trainer.train(), label=label or "transformer, RPOTrainer")
+    table = policy.policy()
+    run.arrays["policy"] = table / table.sum(axis=1, keepdims=True)
+    run.history.append({"step": steps, "loss": _loss(policy, lm, data, objective)})
+    run.artifact = policy
+    return run
+
+
+def _loss(policy: EnumerableLM, reference: EnumerableLM, data: PreferenceCounts, objective: Objective) -> float:
+    """Return the objective of the trained policy, in its own precision: Trainer's last log is of the step before."""
+    logps, anchors = policy.logps().detach(), reference.logps().detach()
+    x, w, l = data.prompt, data.chosen, data.rejected
+    base = {"chosen": logps[x, w], "rejected": logps[x, l], "responses": (logps[x, w] + logps[x, l]) / 2}
+    loss, _ = objective(  # type: ignore[operator]
+        logps[x, w],
+        logps[x, l],
+        anchors[x, w],
+        anchors[x, l],
+        base_logps=base[objective.base],
+        weights=np.asarray(data.weights),
+    )
+    return float(loss)

@@ -1,0 +1,64 @@
+"""Preference data as command lines and recipes name it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rpo.core.errors import InvalidArgument
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSource:
+    """Preference data.
+
+    Args:
+        source: JSONL, JSON, CSV or Parquet file, or a hub name.
+        split: of a hub data set.
+        name: its configuration, if it has several.
+        binarize: make pairs of scored completions: the best against the worst, or a random lower one.
+        weight: in a mixture; rows are drawn in proportion to it.
+        streaming: read rows as they are needed; nothing is known of the whole then.
+    """
+
+    source: str
+    split: str = "train"
+    name: str | None = None
+    binarize: Literal["best_vs_worst", "best_vs_random"] | None = None
+    weight: float = 1.0
+    streaming: bool = False
+
+
+def load(given: str | DataSource | list[DataSource], seed: int) -> Any:
+    """Return what `rpo.llm.fit` takes; seed: of mixtures and of random binarization. Raises InvalidArgument.
+
+    A plain name stays one, since records quote it.
+    """
+    if isinstance(given, str):
+        return given
+    if isinstance(given, DataSource):
+        return _load(given, seed)
+    from rpo.llm.data import mix
+
+    if not given:
+        raise InvalidArgument("dataset", expected="at least one source", got="none", remedy="Name one.")
+    mixture = mix([(_load(one, seed), one.weight) for one in given], rng=seed)
+    return mixture if any(one.streaming for one in given) else list(mixture)
+
+
+def _load(one: DataSource, seed: int) -> Any:
+    from rpo.llm.data import binarize, load_preferences
+
+    rows = load_preferences(one.source, split=one.split, name=one.name, streaming=one.streaming)
+    if one.binarize is None:
+        return rows
+    pairs = binarize(rows, strategy=one.binarize, rng=seed)
+    if one.streaming:
+        return pairs
+    kept = list(pairs)
+    report = pairs.report
+    print(
+        f"{one.source}: {report.rows} scored rows gave {report.pairs} pairs; dropped {report.ties} ties and "
+        f"{report.too_few} with fewer than two scores ({report.unscored} completions had none)"
+    )
+    return kept

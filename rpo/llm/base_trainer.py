@@ -1,0 +1,207 @@
+"""`SafeTrainer`: transformers' Trainer with whole checkpoints, exact means and a stop at non-finite numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import Trainer
+
+from rpo.core.errors import InvalidArgument, NonFiniteLoss
+from rpo.core.records import jsonable
+from rpo.llm.checkpoints import (
+    MANIFEST,
+    CheckpointError,
+    complete_checkpoints,
+    read_manifest,
+    rotate,
+    save_failed,
+    write_manifest,
+)
+from rpo.llm.meter import Meter
+
+# A scaler halves its factor at every overflow: after so many in a row it is not looking for one any more.
+MOST_SKIPPED_UPDATES = 20
+MOST_ROWS_NAMED = 16
+
+
+class SafeTrainer(Trainer):
+    """What every trainer here shares; a subclass gives `batch_totals`, `compute_loss` and `run_identity`.
+
+    The loss of an update is one mean over its global batch: micro-batches are weighted by what they
+    hold, whatever gradient accumulation and the number of processes.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.args.n_gpu > 1:
+            raise InvalidArgument(
+                "args",
+                expected="one GPU a process",
+                got=f"{self.args.n_gpu} GPUs in one process (DataParallel)",
+                remedy="Start with `accelerate launch` or torchrun, or set CUDA_VISIBLE_DEVICES.",
+            )
+        # compute_loss normalises over the whole accumulated batch (said twice, for transformers before 5.18 and since).
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+        self.train_meter, self.eval_meter = Meter(), Meter()
+        self._rows: list[torch.Tensor] = []
+        self._skipped = 0
+
+    # --- what a subclass gives -----------------------------------------------------------------
+
+    def batch_totals(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return what the loss of an update is divided by, as additive totals of one micro-batch, (k,)."""
+        raise NotImplementedError
+
+    def run_identity(self) -> dict[str, Any]:
+        """Return what must be the same for a checkpoint to be continued."""
+        raise NotImplementedError
+
+    # --- exact means over the global batch -----------------------------------------------------
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """Return the micro-batches of one update, and the totals over them and over all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches:
+            return batches, None
+        totals = torch.stack([self.batch_totals(batch) for batch in batches]).sum(0).to(device)
+        return batches, self.accelerator.reduce(totals, reduction="sum")
+
+    # --- logging: means of what was seen since the last log --------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the metrics gathered since the last training log."""
+        if "loss" in logs:
+            logs |= self.train_meter.drain(self.accelerator)
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """Evaluate; every metric gathered on the way is in the result, under the prefix."""
+        self.eval_meter = Meter()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        gathered = self.eval_meter.drain(self.accelerator)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in gathered.items()})
+        return output
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[torch.Tensor, None, None]:
+        """Return the loss of one evaluation batch."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        return loss.detach(), None, None
+
+    # --- non-finite numbers stop the run -----------------------------------------------------------
+
+    def require_finite(self, values: torch.Tensor, rows: torch.Tensor) -> None:
+        """Stop before the update if values, one or more a row, are not finite. Raises NonFiniteLoss."""
+        if self.model.training:
+            self._rows.append(rows)
+        finite = torch.isfinite(values).flatten(1).all(1) if values.ndim else torch.isfinite(values)
+        if not bool(finite.all()):
+            named = rows[~finite].tolist() if values.ndim else rows.tolist()
+            raise NonFiniteLoss(self._non_finite("log-probabilities", named))
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        # With a scaler an infinite gradient is part of the search for the factor, and the update is skipped.
+        if norm is not None and getattr(self.accelerator, "scaler", None) is None:
+            self.on_gradient_norm(float(norm))
+        return norm
+
+    def on_gradient_norm(self, norm: float) -> None:
+        """Stop before the update if the gradient is not finite. Raises NonFiniteLoss."""
+        if not math.isfinite(norm):
+            rows = torch.cat(self._rows).tolist() if self._rows else []
+            raise NonFiniteLoss(self._non_finite("a gradient", rows))
+
+    def _non_finite(self, what: str, rows: list[int]) -> str:
+        shown = ", ".join(map(str, rows[:MOST_ROWS_NAMED])) + (", ..." if len(rows) > MOST_ROWS_NAMED else "")
+        kept = complete_checkpoints(self.args.output_dir)
+        return (
+            f"loss: expected finite {what}, got NaN or infinity at step {self.state.global_step} in row(s) {shown} "
+            f"of the data. Lower learning_rate, train in bf16 or fp32, or look at these rows. "
+            + (f"The last good checkpoint is {kept[-1]}." if kept else "No checkpoint had been saved yet.")
+        )
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        self._rows.clear()
+        self._skipped = self._skipped + 1 if self.accelerator.optimizer_step_was_skipped else 0
+        if self._skipped >= MOST_SKIPPED_UPDATES:
+            raise NonFiniteLoss(
+                f"fp16: {self._skipped} updates in a row overflowed up to step {self.state.global_step}, so nothing is "
+                "being learned. Use bf16=True, or load the model in float32."
+            )
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    # --- checkpoints -------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        keep = self.args.save_total_limit
+        if self.args.should_save:
+            (folder / MANIFEST).unlink(missing_ok=True)  # left by an earlier, longer run
+        try:
+            # Older checkpoints go only once this one is known to be whole.
+            self.args.save_total_limit = None
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                write_manifest(folder, jsonable(self.run_identity()), checksums=self.checksums)
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
+            raise save_failed(folder, error) from error
+        finally:
+            self.args.save_total_limit = keep
+        if self.args.should_save:
+            rotate(folder.parent, keep, self.state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()
+
+    @property
+    def checksums(self) -> bool:
+        """Whether checkpoint files get a checksum."""
+        return bool(getattr(self.args, "checkpoint_checksums", True))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train; resume_from_checkpoint: a folder, True for the newest whole one, "auto" for it if there is one.
+
+        Raises CheckpointError for a checkpoint that is incomplete, damaged or another run's; NonFiniteLoss.
+        """
+        checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        stored = None if checkpoint is None else read_manifest(checkpoint)
+        self.before_training(resuming=checkpoint is not None)
+        if stored is not None:
+            self._require_same_run(checkpoint, stored)
+        return super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs)
+
+    def before_training(self, *, resuming: bool) -> None:
+        """Do what needs the policy as it was given: score the reference, check the data."""
+
+    def _checkpoint_to_resume(self, wanted: str | bool | None) -> Path | None:
+        if not wanted:
+            return None
+        if wanted is not True and wanted != "auto":
+            return Path(str(wanted))
+        found = complete_checkpoints(self.args.output_dir)
+        if not found and wanted is True:
+            raise CheckpointError(
+                f"resume_from_checkpoint: expected a complete checkpoint in {self.args.output_dir}, got none. "
+                'Start without it, or pass "auto" to start afresh where there is none.'
+            )
+        return found[-1] if found else None
+
+    def _require_same_run(self, checkpoint: Any, stored: dict[str, Any]) -> None:
+        now = jsonable(self.run_identity())
+        changed = [name for name in now if stored.get(name) != now[name]]
+        if changed:
+            name = changed[0]
+            raise CheckpointError(
+                f"resume_from_checkpoint: expected {name} {stored.get(name)}, as in {checkpoint}, got {now[name]}. "
+                "Pass the model, data and objective the run began with, or start a new run in another folder."
+            )

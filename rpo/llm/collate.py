@@ -1,0 +1,75 @@
+"""Pairs and what is known about them, put together into batches of tensors.
+
+Shapes: B pairs; m responses a prompt, the chosen one first, then the rejected, then those under pi_base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rpo.core.errors import InvalidArgument
+from rpo.llm.data.pairs import TokenizedPair
+from rpo.llm.scoring import Path, PromptGroup
+
+CHOSEN, REJECTED = 0, 1
+
+
+def group_of(pair: TokenizedPair) -> PromptGroup:
+    """Return the prompt with its m responses: chosen, rejected, then those under pi_base."""
+    return PromptGroup(pair.prompt_ids, (pair.chosen_ids, pair.rejected_ids, *pair.base_ids))
+
+
+class PairDataset(torch.utils.data.Dataset[dict[str, Any]]):
+    """N pairs with the log-probabilities known before training, in nats.
+
+    reference_logps: (N, 2), of chosen and rejected under the reference, or None where it is asked batch by
+    batch. start_logps: (N, 2), under the policy as training began, where that is not the reference.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[TokenizedPair],
+        reference_logps: NDArray[Any] | None = None,
+        start_logps: NDArray[Any] | None = None,
+    ) -> None:
+        widths = {len(pair.base_ids) for pair in pairs}
+        if len(widths) > 1:
+            raise InvalidArgument(
+                "base_ids",
+                expected="the same number of responses under pi_base for every pair",
+                got=f"between {min(widths)} and {max(widths)}",
+                remedy="Give every row of the base column as many responses.",
+            )
+        self.pairs, self.known = pairs, {"reference_logps": reference_logps, "start_logps": start_logps}
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"pair": self.pairs[index], **{k: v[index] for k, v in self.known.items() if v is not None}}
+
+
+@dataclass(frozen=True)
+class PairCollator:
+    """Turns a list of items, or of bare pairs, into one batch: `path`'s inputs and, one entry a pair, the rest."""
+
+    path: Path
+
+    def __call__(self, items: Sequence[Any]) -> dict[str, torch.Tensor]:
+        items = [item if isinstance(item, dict) else {"pair": item} for item in items]
+        pairs: list[TokenizedPair] = [item["pair"] for item in items]
+        # First the tensors with one entry a pair: accelerate takes the batch size from the first.
+        batch = {
+            "weights": torch.tensor([pair.weight for pair in pairs], dtype=torch.float64),
+            "rows": torch.tensor([pair.row for pair in pairs]),
+        }
+        for name in ("reference_logps", "start_logps"):
+            if name in items[0]:
+                batch[name] = torch.from_numpy(np.stack([item[name] for item in items]))
+        return batch | self.path.collate([group_of(pair) for pair in pairs])

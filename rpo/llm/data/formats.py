@@ -1,0 +1,305 @@
+"""One row in any of TRL's preference formats, made into one canonical record."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, NoReturn
+
+from rpo.llm.data.report import RefusedRow, shown
+
+Message = dict[str, Any]
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+OPTIONS = ("tools", "chat_template_kwargs")
+
+# A shared beginning must not end inside a special token such as "<|user|>" or "[/INST]", nor inside a word. Scripts
+# written without spaces have no words to protect: a character of theirs is as good a boundary as any.
+LETTER = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]"
+OPENED = re.compile(r"(?:<[^\s<>]*|\[[^\s\[\]]*)\Z")
+WORD_END = re.compile(LETTER + r"+\Z")
+LAST_WORD = re.compile(r"\S+\s*\Z")
+
+
+class Response(NamedTuple):
+    """One answer: text, one assistant message, or token ids; `cut` if its finish reason was "length"."""
+
+    content: Any
+    cut: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """A row understood: kind "text" (strings), "chat" (messages) or "tokens" (ids).
+
+    responses: chosen, rejected, then those of the base column. extra: columns that nothing here reads.
+    """
+
+    kind: str
+    row: int
+    prompt: Any
+    responses: tuple[Response, ...]
+    weight: float = 1.0
+    tools: list[Any] | None = None
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The name of each response, for messages."""
+        return ("chosen", "rejected", *(f"base response {k}" for k in range(len(self.responses) - 2)))
+
+
+def read_preference(
+    row: Any, index: int, *, base_column: str | None = None, weight_column: str | None = None
+) -> Preference:
+    """Return the record of one row: standard or conversational, explicit or implicit prompt, or token ids.
+
+    index: position in the source, for messages. base_column: a response or a list of them.
+    Raises RefusedRow for missing columns, wrong types, wrong roles and empty responses.
+    Source: TRL, "Dataset formats", preference.
+    """
+    if not isinstance(row, Mapping):
+        raise RefusedRow(
+            index, "row", reason="wrong_type", expected="a mapping from column to value", got=shown(row),
+            remedy="Pass rows as dicts; of a DatasetDict, choose a split.",
+        )  # fmt: skip
+    reader = _Reader(row, index)
+    tokens = any(name in row for name in TOKEN_COLUMNS)
+    names = TOKEN_COLUMNS if tokens else ("prompt", "chosen", "rejected")
+    values = [reader.value(name) for name in names[1:]]
+    base = [] if base_column is None else reader.base(base_column)
+    prompt = reader.value(names[0]) if tokens or "prompt" in row else None
+    columns = [*names[1:], *([str(base_column)] * len(base))]
+    if tokens:
+        kind, prompt = "tokens", reader.ids(names[0], prompt)
+        contents: list[Any] = [reader.ids(name, value) for name, value in zip(columns, [*values, *base], strict=True)]
+    elif isinstance(prompt, list) or any(isinstance(value, list) for value in values):
+        kind = "chat"
+        prompt, contents = reader.conversation(prompt, [*values, *base], columns)
+    else:
+        kind = "text"
+        prompt, contents = reader.texts(prompt, [*values, *base], columns)
+    flags = [reader.cut(name) for name in ("chosen", "rejected")] + reader.base_cuts(base_column, len(base))
+    used = {*names, *OPTIONS, base_column, weight_column}
+    used |= {f"{name}_finish_reason" for name in ("chosen", "rejected", base_column)}
+    return Preference(
+        kind=kind,
+        row=index,
+        prompt=prompt,
+        responses=tuple(map(Response, contents, flags)),
+        weight=1.0 if weight_column is None else reader.weight(weight_column),
+        tools=reader.tools(),
+        template_kwargs=reader.template_kwargs(),
+        extra={name: value for name, value in row.items() if name not in used},
+    )
+
+
+def shared_text(chosen: str, rejected: str) -> str:
+    """Return the prompt that two full texts share: their common beginning, moved back to a sensible boundary.
+
+    Its end is never inside a word or a special token, leaves words to both responses, and gives one
+    space before them to the responses, where tokenizers put it.
+    """
+    prompt = chosen[: common_length(chosen, rejected)]
+    rests = [text[len(prompt) :] for text in (chosen, rejected)]
+    found = OPENED.search(prompt)
+    if not found and any(re.match(LETTER, rest) for rest in rests):
+        found = WORD_END.search(prompt)
+    if not found and not all(rest.strip() for rest in rests):
+        found = LAST_WORD.search(prompt)
+    return (prompt[: found.start()] if found else prompt).removesuffix(" ")
+
+
+def common_length(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """Return how many leading items two sequences share."""
+    return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def text_of(message: Message) -> str:
+    """Return the words of a message, those of its text parts joined."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content)
+    return content or ""
+
+
+def without_none(value: Any) -> Any:
+    """Return `value` without the None fields that Arrow adds where rows of one column have different keys."""
+    if isinstance(value, Mapping):
+        return {key: without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, (list, tuple)):
+        return [without_none(item) for item in value]
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """A row, its position, and how each of its columns is read."""
+
+    row: Mapping[str, Any]
+    index: int
+
+    def refuse(self, column: str, reason: str, expected: str, got: object, remedy: str) -> NoReturn:
+        raise RefusedRow(self.index, column, reason=reason, expected=expected, got=got, remedy=remedy)
+
+    def value(self, column: str) -> Any:
+        if column not in self.row:
+            columns = ", ".join(map(repr, self.row))
+            remedy = "Rename your columns to prompt, chosen and rejected (or prompt_ids, chosen_ids and rejected_ids)."
+            self.refuse(column, "missing_column", f"a column {column!r}", f"columns {columns}", remedy)
+        value = self.row[column]
+        if value is None:
+            self.refuse(column, "none", "a value", None, "Fill it, or remove the row.")
+        return list(value) if isinstance(value, tuple) else value
+
+    def base(self, column: str) -> list[Any]:
+        """Return the base responses: a list of strings, conversations or id lists is several, else it is one."""
+        value = self.value(column)
+        several = isinstance(value, list) and value and all(isinstance(item, (str, list, tuple)) for item in value)
+        return list(value) if several else [value]
+
+    def weight(self, column: str) -> float:
+        value = self.value(column)
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not (math.isfinite(number) and number > 0):
+            self.refuse(column, "weight", "a finite number > 0", shown(value), "Remove rows that should not count.")
+        return number
+
+    def cut(self, column: str) -> bool:
+        return self.row.get(f"{column}_finish_reason") == "length"
+
+    def base_cuts(self, column: str | None, count: int) -> list[bool]:
+        reasons = self.row.get(f"{column}_finish_reason")
+        if not isinstance(reasons, (list, tuple)):
+            reasons = [reasons] * count
+        if len(reasons) != count:
+            got = f"{len(reasons)} for {count} responses"
+            self.refuse(f"{column}_finish_reason", "wrong_type", "one a response", got, "Pass one a response.")
+        return [reason == "length" for reason in reasons]
+
+    def ids(self, column: str, value: Any) -> tuple[int, ...]:
+        if hasattr(value, "tolist"):
+            value = value.tolist()
+        valid = isinstance(value, (list, tuple)) and all(type(item) is int and item >= 0 for item in value)
+        if not valid:
+            self.refuse(column, "wrong_type", "a list of token ids >= 0", shown(value), "Pass lists of ints.")
+        if not value:
+            self.refuse(column, "empty_response", "at least one token id", "an empty list", "Remove the row.")
+        return tuple(value)
+
+    def texts(self, prompt: Any, values: list[Any], columns: list[str]) -> tuple[str, list[str]]:
+        given = list(zip(columns, values, strict=True))
+        for name, value in given if prompt is None else [("prompt", prompt), *given]:
+            if not isinstance(value, str):
+                remedy = "Use the same format in every column of a row."
+                self.refuse(name, "wrong_type", "a string, as in the other columns", shown(value), remedy)
+        if prompt is None:
+            chosen, rejected = values[:2]
+            prompt = shared_text(chosen, rejected)
+            if not prompt:
+                got = f"{shown(chosen[:40])} and {shown(rejected[:40])}"
+                remedy = "Add a prompt column."
+                self.refuse("chosen, rejected", "no_prompt", "texts that begin with the same prompt", got, remedy)
+            values = [value[len(prompt) :] if value.startswith(prompt) else value for value in values]
+        for name, value in zip(columns, values, strict=True):
+            if not value.strip():
+                remedy = "Remove the row; if the prompt was inferred from equal beginnings, add a prompt column."
+                self.refuse(name, "empty_response", "a response with words", shown(value), remedy)
+        return prompt, values
+
+    def conversation(self, prompt: Any, values: list[Any], columns: list[str]) -> tuple[list[Message], list[Message]]:
+        """Return the prompt's messages and one assistant message a response."""
+        if given := isinstance(prompt, list):
+            prompt = self.messages("prompt", prompt)
+        # Beside a prompt of messages, and for base responses, a string can only be the assistant's answer.
+        values = [
+            [{"role": "assistant", "content": value}] if isinstance(value, str) and (given or k > 1) else value
+            for k, value in enumerate(values)
+        ]
+        turns = [self.messages(name, value) for name, value in zip(columns, values, strict=True)]
+        if not given:
+            prompt = self.shared_turns(prompt, turns[0], turns[1])
+        if not prompt or prompt[-1]["role"] == "assistant":
+            got = "no message" if not prompt else "one that ends with an assistant message"
+            remedy = "Let chosen and rejected share the turns before the answer, and differ in the answer."
+            self.refuse("prompt", "no_prompt", "a prompt that ends before the assistant's turn", got, remedy)
+        answers = [turn[len(prompt) :] if turn[: len(prompt)] == prompt else turn for turn in turns]
+        for name, answer in zip(columns, answers, strict=True):
+            roles = [message["role"] for message in answer]
+            if roles != ["assistant"]:
+                remedy = "Put shared turns in the prompt and one assistant message in each response."
+                got = "roles " + (", ".join(roles) or "(none)") + " after the prompt"
+                self.refuse(name, "roles", "one assistant message", got, remedy)
+            if not text_of(answer[0]).strip() and not answer[0].get("tool_calls"):
+                got = shown(answer[0].get("content"))
+                self.refuse(name, "empty_response", "a response with words or tool calls", got, "Remove the row.")
+        return prompt, [answer[0] for answer in answers]
+
+    def shared_turns(self, prompt: Any, chosen: list[Message], rejected: list[Message]) -> list[Message]:
+        """Return the turns that two conversations share; a string prompt must be one of them, or is the only one."""
+        if isinstance(prompt, str) and len(chosen) == len(rejected) == 1:
+            return [{"role": "user", "content": prompt}]
+        # Each keeps a message of its own, even where the two are identical.
+        count = min(common_length(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
+        if prompt is not None and not isinstance(prompt, str):
+            self.refuse("prompt", "wrong_type", "a string or a list of messages", shown(prompt), "Use one of them.")
+        if prompt is not None and prompt.strip() not in [text_of(message).strip() for message in chosen[:count]]:
+            remedy = "Remove the prompt column, or make it agree with the turns."
+            self.refuse("prompt", "no_prompt", "the text of a turn that both share", shown(prompt), remedy)
+        return chosen[:count]
+
+    def messages(self, column: str, value: Any) -> list[Message]:
+        expected = 'a list of messages {"role", "content"}'
+        remedy = 'Write each turn as {"role": "user" or "assistant" ..., "content": "..."}.'
+        if not isinstance(value, (list, tuple)) or not value:
+            self.refuse(column, "wrong_type", expected, shown(value), remedy)
+        found = []
+        for message in value:
+            if not isinstance(message, Mapping) or "role" not in message:
+                self.refuse(column, "wrong_type", expected, shown(message), remedy)
+            if message["role"] not in ROLES:
+                self.refuse(column, "roles", "a role among " + ", ".join(ROLES), shown(message["role"]), remedy)
+            plain: Message = without_none(message)
+            content = plain.get("content")
+            parts = isinstance(content, list) and all(
+                isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content
+            )
+            if not (isinstance(content, str) or parts or (content is None and plain.get("tool_calls"))):
+                self.refuse(column, "wrong_type", "content that is text", shown(message), "Only text is supported.")
+            plain.setdefault("content", "")
+            found.append(plain)
+        return found
+
+    def parsed(self, column: str) -> Any:
+        """Return an optional column, from JSON if it is a string, without Arrow's None fields."""
+        value = self.row.get(column)
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except ValueError:
+                self.refuse(column, "wrong_type", "JSON", shown(value), "Write valid JSON, or pass the value itself.")
+        return without_none(value)
+
+    def tools(self) -> list[Any] | None:
+        value = self.parsed("tools")
+        if value is not None and not (isinstance(value, Sequence) and not isinstance(value, str)):
+            self.refuse("tools", "wrong_type", "a list of tool schemas", shown(value), "Pass a list, or JSON of one.")
+        # Some templates write the tool preamble for an empty list.
+        return list(value) if value else None
+
+    def template_kwargs(self) -> dict[str, Any]:
+        value = self.parsed("chat_template_kwargs") or {}
+        taken = {"tokenize", "add_generation_prompt", "continue_final_message", "chat_template", "tools"}
+        if not isinstance(value, dict) or taken & set(value):
+            expected = "a mapping without " + ", ".join(sorted(taken))
+            remedy = "Keep what your template reads, for example enable_thinking."
+            self.refuse("chat_template_kwargs", "wrong_type", expected, shown(value), remedy)
+        return value

@@ -1,0 +1,69 @@
+"""Pairs tokenised while they are read, for sources too large to hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch.utils.data import IterableDataset, get_worker_info
+from transformers import PreTrainedTokenizerBase
+
+from rpo.core.errors import InvalidArgument
+from rpo.llm.data.pairs import TokenizedPair
+from rpo.llm.data.report import DataReport
+from rpo.llm.data.tokenize import PairEncoder
+from rpo.llm.data.truncation import Limits
+
+
+def splits_itself(rows: object) -> bool:
+    """Return whether `rows` gives each data-loader worker its own share, as torch asks of an IterableDataset."""
+    return isinstance(rows, IterableDataset) or bool(getattr(rows, "splits_itself", False))
+
+
+class PairStream(IterableDataset[TokenizedPair]):
+    """Pairs tokenised as they are read, from rows that can be iterated again and again.
+
+    `report` counts the current pass, in each data-loader worker its own share of the rows. A source
+    that splits itself among workers, as streamed `datasets` do, numbers its rows in each on its own.
+    """
+
+    def __init__(self, rows: Iterable[Any], encoder: PairEncoder) -> None:
+        if iter(rows) is rows:
+            remedy = "Pass a list, a dataset, or an object whose __iter__ starts anew."
+            raise InvalidArgument(
+                "rows", expected="rows that can be read once an epoch", got="a generator", remedy=remedy
+            )
+        self._rows, self._encoder, self.report = rows, encoder, DataReport()
+
+    def __iter__(self) -> Iterator[TokenizedPair]:
+        worker = get_worker_info()
+        part, parts = (0, 1) if worker is None or splits_itself(self._rows) else (worker.id, worker.num_workers)
+        self.report = DataReport()
+        numbered = ((index, row) for index, row in enumerate(self._rows) if index % parts == part)
+        yield from self._encoder.encode(numbered, self.report)
+        if worker is None and not self.report.pairs:
+            remedy = self.report.messages[0] if self.report.messages else "Check the split and max_length."
+            got = f"{self.report.rows} rows and no pair"
+            raise InvalidArgument("rows", expected="at least one usable row", got=got, remedy=remedy)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the source which pass comes next, where it shuffles by epoch."""
+        if hasattr(self._rows, "set_epoch"):
+            self._rows.set_epoch(epoch)
+
+
+def stream_pairs(
+    rows: Iterable[Any],
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    max_length: int | None = 1024,
+    max_prompt_length: int | None = None,
+    truncation_mode: str = "keep_end",
+    on_refused: str = "error",
+    base_column: str | None = None,
+    weight_column: str | None = None,
+    chat_template: str | None = None,
+) -> PairStream:
+    """Return the rows as a torch IterableDataset of pairs; arguments as of `prepare_pairs`. Raises the same."""
+    limits = Limits(max_length, max_prompt_length, truncation_mode)
+    return PairStream(rows, PairEncoder(tokenizer, limits, on_refused, base_column, weight_column, chat_template))

@@ -1,0 +1,16 @@
+"""What happens to the policy during training: displacement, the two gradients, the KL to the reference."""
+
+from rpo.llm.diagnostics.displacement import displacement, displacement_values
+from rpo.llm.diagnostics.gradients import is_sharded, split_gradients
+from rpo.llm.diagnostics.kl import SampledKL, measure_kl, prefix_kl, sampled_kl
+
+__all__ = [
+    "SampledKL",
+    "displacement",
+    "displacement_values",
+    "is_sharded",
+    "measure_kl",
+    "prefix_kl",
+    "sampled_kl",
+    "split_gradients",
+]

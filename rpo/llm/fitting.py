@@ -1,0 +1,176 @@
+"""`fit` for language models: load, train, save, and return the `Run`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import TrainingArguments
+
+from rpo.core.errors import InvalidArgument
+from rpo.core.neighbours import SFT, BradleyTerry
+from rpo.core.objectives import Objective
+from rpo.core.records import Run, jsonable
+from rpo.llm.base_trainer import SafeTrainer
+from rpo.llm.config import RPOConfig
+from rpo.llm.model_card import write_model_card
+from rpo.llm.reward_model import RewardConfig, RewardTrainer
+from rpo.llm.sft import SFTConfig, SFTTrainer
+from rpo.llm.trainer import RPOTrainer
+
+DEFAULT_FOLDER = "rpo-output"
+
+
+def fit(
+    model: Any,
+    dataset: Any,
+    objective: Objective | SFT | BradleyTerry | None = None,
+    *,
+    output_dir: str | Path | None = None,
+    eval_dataset: Any = None,
+    tokenizer: Any = None,
+    peft_config: Any = None,
+    ref_model: Any = None,
+    ref_adapter_name: str | None = None,
+    args: TrainingArguments | None = None,
+    resume_from_checkpoint: str | bool | None = None,
+    callbacks: list[Any] | None = None,
+    label: str | None = None,
+    **training: Any,
+) -> Run:
+    """Train `model` (a name, a folder or a transformers model, which is changed) and return its `Run`.
+
+    dataset, eval_dataset: whatever `rpo.llm.data.load_preferences` takes. objective: an RPO or DPO;
+    SFT() for the stage before (pi_ref); BradleyTerry() for a reward model. The trained model, its
+    tokenizer, a model card and run.json are written to `output_dir`; run.artifact is the model. args:
+    the trainer's arguments, or their fields as further keywords. peft_config: a peft.LoraConfig or its
+    keywords. ref_model, ref_adapter_name: as of `RPOTrainer`.
+    Raises InvalidArgument, SelfCheckFailed, NonFiniteLoss, CheckpointError, OutputError and the errors of the data.
+    """
+    if args is not None and (training or output_dir is not None):
+        raise InvalidArgument(
+            "args",
+            expected="either the trainer's arguments or their fields as keywords",
+            got="both (" + ", ".join([*training, *(["output_dir"] if output_dir else [])]) + ")",
+            remedy="Put them all in args.",
+        )
+    kinds: dict[type, tuple[type[Any], type[Any]]] = {
+        SFT: (SFTTrainer, SFTConfig),
+        BradleyTerry: (RewardTrainer, RewardConfig),
+    }
+    trainer_class, config_class = kinds.get(type(objective), (RPOTrainer, RPOConfig))
+    if args is None:
+        args = build_config(config_class, {"output_dir": str(output_dir or DEFAULT_FOLDER), **training})
+    options: dict[str, Any] = {}
+    if trainer_class is RPOTrainer:
+        options = {"ref_model": ref_model, "ref_adapter_name": ref_adapter_name}
+    elif ref_model is not None or ref_adapter_name is not None:
+        raise InvalidArgument(
+            "ref_model",
+            expected=f"None with {type(objective).__name__}, which has no reference",
+            got=type(ref_model).__name__ if ref_model is not None else ref_adapter_name,
+            remedy="Leave it out.",
+        )
+    trainer = trainer_class(
+        os.fspath(model) if isinstance(model, os.PathLike) else model,
+        args=args,
+        train_dataset=dataset,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+        objective=objective,
+        peft_config=peft_config,
+        callbacks=callbacks,
+        **options,
+    )
+    output = trainer.train(resume_from_checkpoint=resume_from_checkpoint)
+    if eval_dataset is not None:
+        trainer.evaluate()
+    run = record(trainer, output, label=label)
+    save(trainer, run, dataset)
+    return run
+
+
+def build_config(config_class: type[Any], fields: dict[str, Any]) -> Any:
+    """Return config_class(**fields), refusing unknown names with the ones that exist nearby."""
+    import difflib
+
+    known = set(config_class.__dataclass_fields__)
+    for name in fields:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3)
+            raise InvalidArgument(
+                name,
+                expected=f"a field of {config_class.__name__}" + (f", such as {', '.join(near)}" if near else ""),
+                got="an unknown name",
+                remedy="Check the spelling.",
+            )
+    return config_class(**fields)
+
+
+def record(trainer: Any, output: Any, *, label: str | None = None) -> Run:
+    """Return the `Run` of a trained trainer: every log, and everything that was resolved."""
+    state, objective, model = trainer.state, trainer.objective, trainer.model
+    stopped = state.global_step < state.max_steps
+    history = [row for row in state.log_history if "train_runtime" not in row]
+    resolved: dict[str, Any] = {
+        "model": getattr(model.config, "name_or_path", "") or type(model).__name__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "training": jsonable(trainer.args.to_dict()),
+        "path": trainer.path.name,
+        "data": trainer.data_reports,
+        "self_check": trainer.self_check_results,
+        "metrics": output.metrics,
+    }
+    if isinstance(trainer, RPOTrainer):
+        resolved |= {"base": trainer.base.sources, "reference": trainer.reference.describe()}
+    return Run(
+        label=label or _label(objective),
+        objective=objective.to_dict(),
+        config=resolved,
+        status="stopped_early" if stopped else "completed",
+        message=f"Trained {state.global_step} of {state.max_steps} updates"
+        + (", stopped by a callback." if stopped else "; completed says nothing about convergence."),
+        history=history,
+        arrays={"step": np.asarray([row["step"] for row in history])},
+        artifact=model,
+    )
+
+
+def _label(objective: Any) -> str:
+    if isinstance(objective, (SFT, BradleyTerry)):
+        return type(objective).__name__
+    return (f"RPO, beta={objective.beta:g}, eta={objective.eta:g}") if objective.eta else f"DPO, beta={objective.beta:g}"
+
+
+def save(trainer: SafeTrainer, run: Run, dataset: Any) -> None:
+    """Write model, tokenizer, model card and run.json to the output folder: staged beside it, then moved."""
+    target = Path(trainer.args.output_dir)
+    main = trainer.is_world_process_zero()
+    stage = Path(tempfile.mkdtemp(prefix=".saving-", dir=target)) if main else target / ".saving"
+    try:
+        trainer.save_model(str(stage))
+        if not main:
+            return
+        write_model_card(
+            stage,
+            base_model=run.config["model"],
+            dataset=dataset if isinstance(dataset, str) else type(dataset).__name__,
+            objective=run.objective,
+            config=run.config["training"],
+            data_report=run.config["data"].get("train", {}),
+            metrics=run.history[-1] if run.history else {},
+            environment=run.environment,
+        )
+        for path in sorted(stage.iterdir()):
+            if (target / path.name).is_dir():
+                shutil.rmtree(target / path.name)
+            os.replace(path, target / path.name)
+        run.save(target, overwrite=True)
+    finally:
+        if main:
+            shutil.rmtree(stage, ignore_errors=True)

@@ -1,0 +1,70 @@
+"""pi_base on a batch: which responses the SFT term is taken on, and with what weight.
+
+Shapes: B pairs; m responses a prompt: chosen, rejected, those of a column, those sampled from the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+
+from rpo.llm.data.pairs import TokenizedPair
+
+
+class BaseLogps(NamedTuple):
+    """base_logps (B,) in nats and base_lengths (B,) or None, as the objective takes them."""
+
+    logps: torch.Tensor
+    lengths: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class BaseSlots:
+    """Weights over the sources "chosen", "rejected", "column" and "reference", summing to one.
+
+    num_samples: how many of the m responses were sampled from the reference. Source: paper, Remark 5.4.
+    """
+
+    sources: dict[str, float]
+    num_samples: int
+
+    def weights(self, lengths: torch.Tensor) -> torch.Tensor:
+        """Return the weight of each of the m responses, (m,), in lengths' (B, m) place and float64."""
+        m = lengths.shape[1]
+        sampled = self.num_samples if "reference" in self.sources else 0
+        given = m - 2 - sampled
+        share = [self.sources.get("chosen", 0.0), self.sources.get("rejected", 0.0)]
+        share += [self.sources.get("column", 0.0) / given] * given if given else []
+        share += [self.sources.get("reference", 0.0) / sampled] * sampled if sampled else []
+        return torch.tensor(share, dtype=torch.float64, device=lengths.device)
+
+    def mean_length(self, lengths: torch.Tensor) -> torch.Tensor:
+        """Return pi_base's mean length at each prompt, (B,), tokens."""
+        return (lengths.double() * self.weights(lengths)).sum(1)
+
+    def reduce(
+        self, logps: torch.Tensor, lengths: torch.Tensor, sft_reduction: str, mean_length: torch.Tensor
+    ) -> BaseLogps:
+        """Return what the objective reduces to its SFT term.
+
+        logps, lengths: (B, m), nats and tokens. mean_length: tokens, over the global batch, so that
+        "batch_token_mean" does not depend on how it is split.
+        """
+        weights = self.weights(lengths).to(logps)
+        if sft_reduction == "sequence_mean":
+            return BaseLogps((logps / lengths * weights).sum(1), torch.ones_like(logps[:, 0]))
+        summed = (logps * weights).sum(1)
+        if sft_reduction == "batch_token_mean":
+            return BaseLogps(summed, mean_length.to(summed).expand_as(summed))
+        return BaseLogps(summed, None)
+
+
+def with_samples(pairs: Sequence[TokenizedPair], samples: Sequence[Sequence[Any]]) -> list[TokenizedPair]:
+    """Return the pairs with sampled responses (token ids) added to those scored under pi_base."""
+    return [
+        replace(pair, base_ids=(*pair.base_ids, *(tuple(ids) for ids in drawn)))
+        for pair, drawn in zip(pairs, samples, strict=True)
+    ]

@@ -1,0 +1,152 @@
+"""Paths from prompts and responses to summed log-probabilities, behind one protocol.
+
+Shapes: G prompts of m responses each (a batch), B = G*m rows, T tokens, V vocabulary. All paths
+give the same numbers within the tolerances of tests/llm/test_parity.py; they differ in cost.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+
+from rpo.core import checks
+from rpo.core.errors import InvalidArgument
+from rpo.llm.logprobs import target_logps
+
+
+class PromptGroup(NamedTuple):
+    """One prompt (at least one token) and the responses (at least one token each) scored after it."""
+
+    prompt_ids: Sequence[int]
+    responses: Sequence[Sequence[int]]
+
+
+@runtime_checkable
+class Path(Protocol):
+    """How a batch is laid out for the model, and how its log-probabilities are read back."""
+
+    name: str
+
+    def collate(self, groups: Sequence[PromptGroup]) -> dict[str, torch.Tensor]:
+        """Return the batch as CPU tensors, among them "lengths": (G, m), response tokens."""
+        ...
+
+    def logps(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the responses' summed log-probabilities, (G, m), nats, float32 or more, differentiable."""
+        ...
+
+
+class PaddedPath:
+    """One row a response, prompt repeated, padded to the longest: plain, and any causal model can take it.
+
+    pad_token_id: what fills the rows; never scored and never attended to. padding_side: "right" or
+    "left". pad_to_multiple_of: rounds T up. Raises InvalidArgument.
+    """
+
+    name = "padded"
+
+    def __init__(self, pad_token_id: int, padding_side: str = "right", pad_to_multiple_of: int = 1) -> None:
+        if pad_token_id is None:
+            raise InvalidArgument(
+                "pad_token_id",
+                expected="the id of a token",
+                got=None,
+                remedy="Give the tokenizer a pad token; any token will do, since padding is masked.",
+            )
+        self.pad_token_id = checks.integer("pad_token_id", pad_token_id, minimum=0)
+        self.padding_side = checks.one_of("padding_side", padding_side, ("right", "left"))
+        self.pad_to_multiple_of = checks.integer("pad_to_multiple_of", pad_to_multiple_of, minimum=1)
+
+    def collate(self, groups: Sequence[PromptGroup]) -> dict[str, torch.Tensor]:
+        """Return the batch; row g*m + k is response k of group g.
+
+        "input_ids", "attention_mask": (B, T) int64. "response_mask": (B, T) bool, true at the
+        response's tokens. "lengths": (G, m) int64. With left padding also "position_ids": (B, T).
+        Raises InvalidArgument for no groups, ragged groups, an empty prompt or an empty response.
+        """
+        check_groups(groups)
+        rows = [(group.prompt_ids, response) for group in groups for response in group.responses]
+        longest = max(len(prompt) + len(response) for prompt, response in rows)
+        width = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        input_ids = torch.full((len(rows), width), self.pad_token_id)
+        attention_mask = torch.zeros_like(input_ids)
+        response_mask = torch.zeros_like(input_ids, dtype=torch.bool)
+        for row, (prompt, response) in enumerate(rows):
+            length = len(prompt) + len(response)
+            start = 0 if self.padding_side == "right" else width - length
+            input_ids[row, start : start + length] = torch.tensor([*prompt, *response])
+            attention_mask[row, start : start + length] = 1
+            response_mask[row, start + len(prompt) : start + length] = True
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "response_mask": response_mask,
+            "lengths": response_mask.sum(-1).view(len(groups), -1),
+        }
+        if self.padding_side == "left":  # models count positions from the row's start, padding included
+            inputs["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+        return inputs
+
+    def logps(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return summed log-probabilities, (G, m), nats; the model may be wrapped by DDP, accelerate or peft."""
+        ids, mask = inputs["input_ids"], inputs["response_mask"]
+        positions = mask.any(0).nonzero().squeeze(-1)  # of a response token in any row; K of them
+        # Counted from the end: prompt tuning prepends positions of its own to the model's output.
+        predicting = positions - 1 - ids.shape[1]
+        passed = {key: inputs[key] for key in ("input_ids", "attention_mask", "position_ids") if key in inputs}
+        if takes_logits_to_keep(model):  # the head runs where it is needed: no (B, T, V) logits
+            passed["logits_to_keep"] = predicting
+        logits = model(**passed, use_cache=False).logits
+        if logits.shape[1] != len(positions):
+            logits = logits[:, predicting]
+        sums = target_logps(logits, ids[:, positions], mask[:, positions])
+        return sums.view(inputs["lengths"].shape)
+
+
+PATHS: dict[str, type[Path]] = {PaddedPath.name: PaddedPath}
+
+
+def check_groups(groups: Sequence[PromptGroup]) -> None:
+    """Refuse a batch that no path can score: no groups, ragged groups, an empty prompt or response."""
+    if not groups or not groups[0].responses:
+        raise InvalidArgument(
+            "groups",
+            expected="at least one prompt with at least one response",
+            got="none",
+            remedy="Drop empty batches.",
+        )
+    for place, (prompt, responses) in enumerate(groups):
+        if len(responses) != len(groups[0].responses):
+            raise InvalidArgument(
+                f"groups[{place}].responses",
+                expected=f"{len(groups[0].responses)} responses, as in the first group",
+                got=len(responses),
+                remedy="Score prompts with different numbers of responses in separate batches.",
+            )
+        if not len(prompt):
+            raise InvalidArgument(
+                f"groups[{place}].prompt_ids",
+                expected="at least one token",
+                got="an empty prompt",
+                remedy="A first token has no prediction; put a prompt or a BOS token before it.",
+            )
+        for k, response in enumerate(responses):
+            if not len(response):
+                raise InvalidArgument(
+                    f"groups[{place}].responses[{k}]",
+                    expected="at least one token",
+                    got="an empty response",
+                    remedy="Drop the pair, or end every response with its end-of-turn token.",
+                )
+
+
+def takes_logits_to_keep(model: Any) -> bool:
+    """Return whether the model under its wrappers computes logits at chosen positions only."""
+    model = extract_model_from_parallel(model, keep_torch_compile=False)
+    if hasattr(model, "get_base_model"):  # peft
+        model = model.get_base_model()
+    return "logits_to_keep" in inspect.signature(type(model).forward).parameters

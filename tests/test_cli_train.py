@@ -1,0 +1,264 @@
+"""The commands for language models, as their user meets them: a tiny model in a folder, pairs in a file."""
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported
+sys.path.insert(0, str(Path(__file__).parent / "llm"))
+
+from models_for_tests import tiny_model, tiny_tokenizer
+
+from rpo.cli import main
+
+ROOT = Path(__file__).parents[1]
+QUIET = ["--training.disable_tqdm", "true", "--training.report_to", "none", "--training.dataloader_pin_memory", "false"]
+SMALL = [
+    "--training.max_steps", "3", "--training.per_device_train_batch_size", "4", "--training.logging_steps", "1",
+    "--training.learning_rate", "1e-3", "--training.save_strategy", "no",
+]  # fmt: skip
+
+
+def rpo(*arguments: object) -> subprocess.CompletedProcess[str]:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main([str(item) for item in arguments])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return subprocess.CompletedProcess([], code, out.getvalue(), err.getvalue())
+
+
+def refusals(*arguments: object) -> list[str]:
+    """Exit code 2, nothing on stdout; return the lines on stderr."""
+    result = rpo(*arguments)
+    assert (result.returncode, result.stdout) == (2, ""), result
+    return result.stderr.splitlines()
+
+
+def pair(k: int) -> dict[str, Any]:
+    words = {"prompt": ("user", f"w{k} w{k + 1}"), "chosen": ("assistant", f"w{k + 2} w{k + 3}")}
+    words["rejected"] = ("assistant", f"w{k + 4} w{k + 1} w{k}")
+    return {column: [{"role": role, "content": text}] for column, (role, text) in words.items()}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> Path:
+    """Return the current folder, with ./model and pairs.jsonl."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").symlink_to(tiny)
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair(k)) + "\n" for k in range(12)))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_model("llama").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def train(*arguments: object) -> subprocess.CompletedProcess[str]:
+    result = rpo("train", "--model", "./model", "--dataset", "pairs.jsonl", *SMALL, *QUIET, *arguments)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def test_train_saves_a_model_that_loads_and_a_configuration_that_repeats_the_run(here: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    result = train("--training.output_dir", "a", "--objective.eta", "0.02", "--eval_dataset", "pairs.jsonl")
+    assert "Trained 3 of 3 updates" in result.stdout
+    assert "eval_loss/sft" in result.stdout
+    config = yaml.safe_load((here / "a" / "config.yaml").read_text())
+    assert config["objective"] == {"beta": 0.1, "eta": 0.02, "sft_reduction": "sequence_sum", "base": "chosen"}
+    assert config["training"]["learning_rate"] == 1e-3
+    record = json.loads((here / "a" / "run.json").read_text())
+    assert record["objective"]["eta"] == 0.02
+    assert "| eta | 0.02 |" in (here / "a" / "README.md").read_text()
+    trained = AutoModelForCausalLM.from_pretrained(here / "a").state_dict()
+    given = AutoModelForCausalLM.from_pretrained(here / "model").state_dict()
+    assert any((trained[name] != given[name]).any() for name in given)
+
+    assert rpo("train", "--config", "a/config.yaml", "--training.output_dir", "b").returncode == 0
+    changed = ["--training.output_dir", "c", "--objective.eta", "0"]
+    assert "DPO, beta=0.1: Trained 3" in rpo("train", "--config", "a/config.yaml", *changed).stdout
+    weights = [(here / name / "model.safetensors").read_bytes() for name in "abc"]
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_an_earlier_run_is_kept_or_continued(here: Path) -> None:
+    options = ["--training.save_strategy", "steps", "--training.save_steps", "2", "--training.output_dir", "a"]
+    train(*options)
+    before = (here / "a" / "model.safetensors").read_bytes()
+    (line,) = refusals("train", "--model", "./model", "--dataset", "pairs.jsonl", "--training.output_dir", "a")
+    assert "expected a folder without an earlier run" in line and "--resume true" in line
+    assert (here / "a" / "model.safetensors").read_bytes() == before
+    for name in ("model.safetensors", "run.json"):
+        (here / "a" / name).unlink()
+    train(*options, "--resume", "a/checkpoint-2")
+    assert (here / "a" / "model.safetensors").read_bytes() == before
+    (line,) = refusals("train", "--config", "a/config.yaml", "--resume", "a/checkpoint-9")
+    assert "resume: expected true, false, auto or a checkpoint's folder" in line
+
+
+# peft reads a property that transformers renamed.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_an_adapter_is_trained_and_saved(here: Path) -> None:
+    pytest.importorskip("peft")
+    train("--training.output_dir", "a", "--lora.r", "2", "--lora.target_modules", "[q_proj]")
+    saved = json.loads((here / "a" / "adapter_config.json").read_text())
+    assert (saved["r"], saved["lora_alpha"], saved["lora_dropout"], saved["target_modules"]) == (2, 32, 0.0, ["q_proj"])
+    assert not (here / "a" / "model.safetensors").exists()
+
+
+def test_data_are_mixed_binarised_and_counted(here: Path) -> None:
+    """Scores 1 and 0 give a pair, equal scores a tie, one completion none: of 3 rows 1 pair."""
+    answers = [[("w1", 1), ("w2", 0)], [("w1", 1), ("w2", 1)], [("w1", 1)]]
+    rows = [{"prompt": "w5 ", "completions": [{"response": a, "score": s} for a, s in row]} for row in answers]
+    (here / "scored.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (here / "mix.yaml").write_text(
+        "dataset:\n- {source: pairs.jsonl, weight: 3}\n- {source: scored.jsonl, binarize: best_vs_worst}\n"
+    )
+    result = rpo("train", "--model", "./model", "--config", "mix.yaml", *SMALL, *QUIET, "--training.output_dir", "a")
+    assert result.returncode == 0, result.stderr
+    assert "scored.jsonl: 3 scored rows gave 1 pairs; dropped 1 ties and 1 with fewer than two scores" in result.stdout
+    report = json.loads((here / "a" / "run.json").read_text())["config"]["data"]["train"]
+    assert report["formats"].keys() == {"chat", "text"}
+    assert report["formats"]["chat"] >= 12
+
+
+def test_every_option_that_does_not_parse_is_named_at_once(here: Path) -> None:
+    (here / "bad.yaml").write_text(
+        "datset: x\nobjective: {beta: much}\nlora: {rank: 3}\ntraining: {max_steps: few, learning_rate: 1e-3}\n"
+    )
+    lines = refusals("train", "--config", "bad.yaml", "--objective.et", "1", "--training.bf16", "perhaps", "--typo=1")
+    found = [
+        "datset",
+        "objective.beta",
+        "rank",
+        "training.max_steps",
+        "training.bf16",
+        "--typo",
+        "required: dataset, model",
+    ]
+    assert len(lines) == len(found) + 1, lines
+    for word in found:
+        assert sum(word in line for line in lines) == 1, (word, lines)
+    assert {path.name for path in here.iterdir()} == {"model", "pairs.jsonl", "bad.yaml"}
+
+
+def test_every_value_that_cannot_be_used_is_named_at_once(here: Path) -> None:
+    before = sorted(here.rglob("*"))
+    lines = refusals(
+        "train", "--model", "./nowhere", "--dataset", "missing.jsonl", "--objective.beta", "-1",
+        "--training.eval_strategy", "sometimes", "--training.beta", "0.2", "--quantization", "4bit",
+        "--training.output_dir", "out",
+    )  # fmt: skip
+    words = [
+        "model: expected",
+        "missing.jsonl",
+        "beta: expected a finite number > 0",
+        "sometimes",
+        "objective.beta",
+        "lora",
+    ]
+    assert len(lines) == len(words), lines
+    for word in words:
+        assert any(word in line for line in lines), (word, lines)
+    assert sorted(here.rglob("*")) == before
+    (line,) = refusals("train", "--model", "./model", "--dataset", "pairs.jsonl")
+    assert "training.output_dir: expected a folder, got None" in line
+
+
+def test_a_refused_dataset_leaves_nothing(here: Path) -> None:
+    (here / "wrong.jsonl").write_text('{"question": "w1", "chosen": "w2"}\n')
+    before = sorted(here.rglob("*"))
+    options = ["--training.output_dir", "out", *QUIET]
+    (line,) = [
+        text
+        for text in rpo("train", "--model", "./model", "--dataset", "wrong.jsonl", *options).stderr.splitlines()
+        if "error" in text
+    ]
+    assert "row 0" in line
+    assert sorted(here.rglob("*")) == before
+
+
+def test_data_check_prints_and_writes_its_report(here: Path) -> None:
+    result = rpo("data", "check", "pairs.jsonl", "--model", "./model", "--max_length", "8", "--output", "out")
+    assert result.returncode == 0, result.stderr
+    assert "12 rows, 12 pairs" in result.stdout
+    assert (here / "out" / "report.txt").read_text().splitlines()[0] == "12 rows, 12 pairs"
+    assert json.loads((here / "out" / "report.json").read_text())["truncated"] == 12  # 5 + 4 tokens into 8
+    assert "max_length: 8" in (here / "out" / "config.yaml").read_text()
+    (line,) = refusals("data", "check", "pairs.jsonl", "--model", "./model", "--output", "out")
+    assert "overwrite" in line
+    assert "source: expected an existing file" in refusals("data", "check", "none.jsonl", "--model", "./model")[-1]
+
+
+def test_generate_prints_or_writes_samples(here: Path) -> None:
+    options = ["--model", "./model", "--num_samples", "2", "--max_new_tokens", "4"]
+    printed = rpo("generate", *options, "--prompts", "w1 w2").stdout.splitlines()
+    assert printed[0] == "> w1 w2" and len(printed) == 3
+    (here / "prompts.jsonl").write_text(json.dumps({"prompt": "w1 w2"}) + "\n" + json.dumps(pair(3)) + "\n")
+    assert rpo("generate", *options, "--prompts", "prompts.jsonl", "--output", "samples.jsonl").returncode == 0
+    rows = [json.loads(line) for line in (here / "samples.jsonl").read_text().splitlines()]
+    assert [row["prompt"][0]["content"] for row in rows] == ["w1 w2", "w3 w4"]
+    assert {len(row["responses"]) for row in rows} == {2}
+    assert set(rows[0]["finish_reasons"]) <= {"stop", "length"}
+    assert "num_samples: 2" in (here / "samples.config.yaml").read_text()
+    (line,) = refusals("generate", *options, "--prompts", "w1", "--output", "samples.jsonl")
+    assert "output: expected a new file" in line
+
+
+def test_prompts_that_cannot_be_read_are_refused_before_the_model_is_loaded(here: Path) -> None:
+    (here / "bad.jsonl").write_text('{"prompt": "w1"}\n{"question": "w2"}\n')
+    (here / "empty.txt").write_text("\n")
+    for name, words in {
+        "bad.jsonl": "prompts, line 2",
+        "none.txt": "readable file",
+        "empty.txt": "at least one",
+    }.items():
+        (line,) = refusals("generate", "--model", "./nowhere", "--prompts", name)
+        assert words in line
+
+
+def test_plot_overlays_runs(here: Path) -> None:
+    for name, eta in {"rpo": 0.02, "dpo": 0.0}.items():
+        train("--training.output_dir", f"runs/{name}", "--objective.eta", eta)
+    result = rpo("plot", "runs/rpo", "runs/dpo", "--output", "figure.png")
+    assert result.returncode == 0, result.stderr
+    assert (here / "figure.png").read_bytes()[:4] == b"\x89PNG"
+    (line,) = refusals("plot", "runs", "--output", "other.png")
+    assert "runs: expected a run's folder" in line
+    assert "required: runs" in refusals("plot")[0]
+
+
+def test_convert_gguf_refuses_what_is_none(here: Path) -> None:
+    (line,) = refusals("convert-gguf", "pairs.jsonl", "--output", "out")
+    assert "rpo convert-gguf: error" in line
+    assert not (here / "out").exists()
+
+
+def test_commands_of_other_worlds_load_no_torch() -> None:
+    """Listing `train` needs its summary alone; the control is its own help, which needs transformers."""
+    code = (
+        "import sys; from rpo.cli import main\ntry: main({!r})\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
+    )
+    answers = []
+    for arguments in (["--help"], ["solve", "--help"], ["train", "--help"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(arguments)], capture_output=True, text=True, cwd=ROOT, check=True
+        )
+        assert "Train a language model" in done.stdout or arguments[0] == "solve"
+        answers.append(done.stdout.splitlines()[-1])
+    assert answers == ["False", "False", "True"]
