@@ -6,7 +6,8 @@ from rpo.compare.equivalence import Comparison, compare, distance, draw_problem,
 from rpo.compare.figures import plot
 from rpo.compare.report import write_report
 from rpo.compare.trainer import fit_with_trainer
-from rpo.compare.training import NonFiniteLoss, fit_language_model
+from rpo.compare.training import fit_language_model
+from rpo.core.errors import NonFiniteLoss
 
 __all__ = [
     "Comparison",

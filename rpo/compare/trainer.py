@@ -25,10 +25,8 @@ def as_pairs(lm: EnumerableLM, data: PreferenceCounts) -> PreparedPairs:
     """Return the distinct comparisons as tokens, each weighted by how often it occurred."""
     prompts, responses = lm.prompts.tolist(), lm.responses.tolist()
     return PreparedPairs(
-        TokenizedPair(tuple(prompts[x]), tuple(responses[w]), tuple(responses[l]), row, weight=float(weight))
-        for row, (x, w, l, weight) in enumerate(
-            zip(data.prompt, data.chosen, data.rejected, data.weights, strict=True)
-        )
+        TokenizedPair(tuple(prompts[x]), tuple(responses[w]), tuple(responses[y]), row, weight=float(weight))
+        for row, (x, w, y, weight) in enumerate(zip(data.prompt, data.chosen, data.rejected, data.weights, strict=True))
     )
 
 
@@ -87,13 +85,13 @@ def fit_with_trainer(
 def _loss(policy: EnumerableLM, reference: EnumerableLM, data: PreferenceCounts, objective: Objective) -> float:
     """Return the objective of the trained policy, in its own precision: Trainer's last log is of the step before."""
     logps, anchors = policy.logps().detach(), reference.logps().detach()
-    x, w, l = data.prompt, data.chosen, data.rejected
-    base = {"chosen": logps[x, w], "rejected": logps[x, l], "responses": (logps[x, w] + logps[x, l]) / 2}
+    x, w, y = data.prompt, data.chosen, data.rejected
+    base = {"chosen": logps[x, w], "rejected": logps[x, y], "responses": (logps[x, w] + logps[x, y]) / 2}
     loss, _ = objective(  # type: ignore[operator]
         logps[x, w],
-        logps[x, l],
+        logps[x, y],
         anchors[x, w],
-        anchors[x, l],
+        anchors[x, y],
         base_logps=base[objective.base],
         weights=np.asarray(data.weights),
     )

@@ -82,10 +82,10 @@ class SafeTrainer(Trainer):
             logs |= self.train_meter.drain(self.accelerator)
         super().log(logs, start_time)
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+    def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Evaluate; every metric gathered on the way is in the result, under the prefix."""
         self.eval_meter = Meter()
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         gathered = self.eval_meter.drain(self.accelerator)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in gathered.items()})
         return output
@@ -155,7 +155,12 @@ class SafeTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 write_manifest(folder, jsonable(self.run_identity()), checksums=self.checksums)
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
+        except (
+            OSError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:
+            # torch and safetensors have exceptions of their own for a full disk.
             raise save_failed(folder, error) from error
         finally:
             self.args.save_total_limit = keep

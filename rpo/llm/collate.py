@@ -5,7 +5,8 @@ Shapes: B pairs; m responses a prompt, the chosen one first, then the rejected, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,9 +58,16 @@ class PairDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
 @dataclass(frozen=True)
 class PairCollator:
-    """Turns a list of items, or of bare pairs, into one batch: `path`'s inputs and, one entry a pair, the rest."""
+    """Turns a list of items, or of bare pairs, into one batch: `path`'s inputs and, one entry a pair, the rest.
+
+    group_of: the prompt and responses scored of a pair. tokens_of: how many tokens of a pair a token mean
+    is taken over. Beside the path's inputs: "weights" and "tokens" (B,) float64, "rows" (B,), and the
+    (B, 2) log-probabilities a `PairDataset` knows.
+    """
 
     path: Path
+    group_of: Callable[[TokenizedPair], PromptGroup] = group_of
+    tokens_of: Callable[[TokenizedPair], float] = lambda pair: 1.0
 
     def __call__(self, items: Sequence[Any]) -> dict[str, torch.Tensor]:
         items = [item if isinstance(item, dict) else {"pair": item} for item in items]
@@ -67,9 +75,32 @@ class PairCollator:
         # First the tensors with one entry a pair: accelerate takes the batch size from the first.
         batch = {
             "weights": torch.tensor([pair.weight for pair in pairs], dtype=torch.float64),
+            "tokens": torch.tensor([self.tokens_of(pair) for pair in pairs], dtype=torch.float64),
             "rows": torch.tensor([pair.row for pair in pairs]),
         }
         for name in ("reference_logps", "start_logps"):
             if name in items[0]:
                 batch[name] = torch.from_numpy(np.stack([item[name] for item in items]))
-        return batch | self.path.collate([group_of(pair) for pair in pairs])
+        return batch | self.path.collate([self.group_of(pair) for pair in pairs])
+
+    def totals(self, pairs: Iterable[TokenizedPair]) -> torch.Tensor:
+        """Return the total weight and the total weighted number of tokens, (2,) float64, as `batch_totals` does."""
+        parts = [(pair.weight, pair.weight * self.tokens_of(pair)) for pair in pairs]
+        return torch.tensor(parts, dtype=torch.float64).sum(0)
+
+
+def batch_totals(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return a batch's total weight and total weighted number of tokens, (2,)."""
+    return torch.stack([batch["weights"].sum(), (batch["weights"] * batch["tokens"]).sum()])
+
+
+def data_digest(data: Any) -> str:
+    """Return a digest of the pairs' tokens and weights, in order; "streaming" where they are not at hand."""
+    if not isinstance(data, PairDataset):
+        return "streaming"
+    digest = hashlib.blake2b(digest_size=16)
+    for pair in data.pairs:
+        parts: Sequence[Any] = (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids, *pair.base_ids)
+        digest.update(np.asarray([len(part) for part in parts] + [t for part in parts for t in part]).tobytes())
+        digest.update(np.float64(pair.weight).tobytes())
+    return digest.hexdigest()

@@ -1,9 +1,9 @@
-"""`RPOConfig`: the arguments of `RPOTrainer`, on top of `transformers.TrainingArguments`."""
+"""The trainers' arguments, on top of `transformers.TrainingArguments`: `TrainerConfig` and `RPOConfig`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import TrainingArguments
@@ -22,11 +22,10 @@ def _help(text: str) -> dict[str, str]:
 
 
 @dataclass
-class RPOConfig(TrainingArguments):
-    """Arguments of `RPOTrainer`: those of TRL's DPOConfig by their names, and what the objective adds.
+class TrainerConfig(TrainingArguments):
+    """What every trainer here takes besides `TrainingArguments`: data, model and checks. Lengths are in tokens.
 
-    beta and eta build the objective (defaults 0.1 and 0.005); leave them out when `objective` is given.
-    Lengths are in tokens. Everything inherited keeps its meaning. Raises InvalidArgument.
+    Everything inherited keeps its meaning. Raises InvalidArgument.
     """
 
     learning_rate: float = field(default=1e-6, metadata=_help("Peak learning rate of AdamW."))
@@ -38,6 +37,69 @@ class RPOConfig(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata=_help("True only for a model with trainable parameters that its logits do not use.")
     )
+    dataloader_pin_memory: bool = field(
+        default_factory=torch.cuda.is_available, metadata=_help("Pin batches in memory; by default with CUDA.")
+    )
+
+    # Data.
+    max_length: int | None = field(default=1024, metadata=_help("Limit of prompt + response; None for no limit."))
+    max_prompt_length: int | None = field(
+        default=None, metadata=_help("A prompt is cut from the left, no shorter than this; default max_length // 2.")
+    )
+    truncation_mode: str = field(
+        default="keep_end", metadata=_help("keep_end: cut prompts from the left, then responses; drop: drop the row.")
+    )
+    on_refused: str = field(default="error", metadata=_help("A row that cannot be used: error, or drop (counted)."))
+    weight_column: str | None = field(default=None, metadata=_help("Column with the weight of each pair."))
+    chat_template: str | None = field(default=None, metadata=_help("Jinja template in place of the tokenizer's."))
+
+    # Model.
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata=_help("Keywords of rpo.llm.models.load_model, for a model given by name.")
+    )
+    disable_dropout: bool = field(default=True, metadata=_help("No dropout in policy, adapters and reference."))
+
+    # Checks.
+    self_check: bool = field(default=True, metadata=_help("Check data, reference and gradient at step 0."))
+    checkpoint_checksums: bool = field(default=True, metadata=_help("Checksum every checkpoint file."))
+
+    # Objects in config files and on the command line may be JSON strings.
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
+
+    def __post_init__(self) -> None:
+        if self.fp16 and not torch.cuda.is_available():
+            raise InvalidArgument("fp16", expected="a CUDA device", got="none", remedy="Use bf16=True, or neither.")
+        # transformers >= 5.18 deprecates the name that everyone, 5.17 included, knows: pass its value on quietly.
+        given: Any = self
+        for old, new in (
+            ("gradient_" + name, "activation_" + name) for name in ("checkpointing", "checkpointing_kwargs")
+        ):
+            if hasattr(given, new) and getattr(given, new) is None and getattr(given, old) is not None:
+                setattr(given, new, getattr(given, old))
+                setattr(given, old, None)
+        super().__post_init__()
+        self._check()
+
+    def _check(self) -> None:
+        if self.logging_nan_inf_filter or self.remove_unused_columns:
+            name = "logging_nan_inf_filter" if self.logging_nan_inf_filter else "remove_unused_columns"
+            raise InvalidArgument(name, expected="False", got=True, remedy="Leave it out.")
+        checks.one_of("truncation_mode", self.truncation_mode, TRUNCATION_MODES)
+        checks.one_of("on_refused", self.on_refused, ("error", "drop"))
+        if self.max_length is not None:
+            checks.integer("max_length", self.max_length, minimum=2)
+        if self.max_prompt_length is not None:
+            limit = None if self.max_length is None else self.max_length - 1
+            checks.integer("max_prompt_length", self.max_prompt_length, minimum=1, maximum=limit)
+
+
+@dataclass
+class RPOConfig(TrainerConfig):
+    """Arguments of `RPOTrainer`: those of TRL's DPOConfig by their names, and what the objective adds.
+
+    beta and eta build the objective (defaults 0.1 and 0.005); leave them out when `objective` is given.
+    Raises InvalidArgument.
+    """
 
     # The objective.
     beta: float | None = field(default=None, metadata=_help("KL temperature, > 0."))
@@ -56,23 +118,7 @@ class RPOConfig(TrainingArguments):
     base_num_samples: int = field(default=1, metadata=_help("Responses sampled from the reference a prompt."))
     base_max_new_tokens: int = field(default=128, metadata=_help("Their length limit, in tokens."))
 
-    # Data.
-    max_length: int | None = field(default=1024, metadata=_help("Limit of prompt + response; None for no limit."))
-    max_prompt_length: int | None = field(
-        default=None, metadata=_help("A prompt is cut from the left, no shorter than this; default max_length // 2.")
-    )
-    truncation_mode: str = field(
-        default="keep_end", metadata=_help("keep_end: cut prompts from the left, then responses; drop: drop the row.")
-    )
-    on_refused: str = field(default="error", metadata=_help("A row that cannot be used: error, or drop (counted)."))
-    weight_column: str | None = field(default=None, metadata=_help("Column with the weight of each pair."))
-    chat_template: str | None = field(default=None, metadata=_help("Jinja template in place of the tokenizer's."))
-
-    # Model and reference.
-    model_init_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata=_help("Keywords of rpo.llm.models.load_model, for a model given by name.")
-    )
-    disable_dropout: bool = field(default=True, metadata=_help("No dropout in policy, adapters and reference."))
+    # Reference.
     precompute_ref_log_probs: bool = field(
         default=True,
         metadata=_help("Score the data under the reference once, before training, and keep no second model."),
@@ -82,8 +128,7 @@ class RPOConfig(TrainingArguments):
         default=None, metadata=_help("File of cached values, shared by runs; default output_dir/reference_logps.*")
     )
 
-    # Checks and diagnostics.
-    self_check: bool = field(default=True, metadata=_help("Check data, reference and gradient at step 0."))
+    # Diagnostics.
     gradient_diagnostics_steps: int = field(
         default=0, metadata=_help("Log norms and cosine of the two terms' gradients every so many updates; 0: never.")
     )
@@ -94,37 +139,10 @@ class RPOConfig(TrainingArguments):
         default=None, metadata=_help("Stop when the share of pairs whose chosen log-probability fell exceeds this.")
     )
     displacement_patience: int = field(default=3, metadata=_help("... for so many logs in a row."))
-    checkpoint_checksums: bool = field(default=True, metadata=_help("Checksum every checkpoint file."))
-
-    # Objects in config files and on the command line may be JSON strings.
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs", "base_weights"]
-
-    def __post_init__(self) -> None:
-        if self.fp16 and not torch.cuda.is_available():
-            raise InvalidArgument("fp16", expected="a CUDA device", got="none", remedy="Use bf16=True, or neither.")
-        # transformers >= 5.18 deprecates the name that everyone, 5.17 included, knows: pass its value on quietly.
-        if hasattr(self, "activation_checkpointing") and self.activation_checkpointing is None:
-            self.activation_checkpointing = bool(self.gradient_checkpointing)
-            self.gradient_checkpointing = None
-            if self.activation_checkpointing_kwargs is None:
-                self.activation_checkpointing_kwargs, self.gradient_checkpointing_kwargs = (
-                    self.gradient_checkpointing_kwargs,
-                    None,
-                )
-        super().__post_init__()
-        self._check()
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainerConfig._VALID_DICT_FIELDS, "base_weights"]
 
     def _check(self) -> None:
-        if self.logging_nan_inf_filter or self.remove_unused_columns:
-            name = "logging_nan_inf_filter" if self.logging_nan_inf_filter else "remove_unused_columns"
-            raise InvalidArgument(name, expected="False", got=True, remedy="Leave it out.")
-        checks.one_of("truncation_mode", self.truncation_mode, TRUNCATION_MODES)
-        checks.one_of("on_refused", self.on_refused, ("error", "drop"))
-        if self.max_length is not None:
-            checks.integer("max_length", self.max_length, minimum=2)
-        if self.max_prompt_length is not None:
-            limit = None if self.max_length is None else self.max_length - 1
-            checks.integer("max_prompt_length", self.max_prompt_length, minimum=1, maximum=limit)
+        super()._check()
         counts = {"base_num_samples": 1, "base_max_new_tokens": 1, "precompute_ref_batch_tokens": 1}
         counts |= {"gradient_diagnostics_steps": 0, "kl_steps": 0, "kl_prompts": 1, "kl_max_new_tokens": 1}
         for name, minimum in (counts | {"displacement_patience": 1}).items():

@@ -31,19 +31,19 @@ class BaseSlots:
     sources: dict[str, float]
     num_samples: int
 
-    def weights(self, lengths: torch.Tensor) -> torch.Tensor:
-        """Return the weight of each of the m responses, (m,), in lengths' (B, m) place and float64."""
-        m = lengths.shape[1]
+    def weights(self, m: int) -> list[float]:
+        """Return the weight of each of a prompt's m responses."""
         sampled = self.num_samples if "reference" in self.sources else 0
         given = m - 2 - sampled
         share = [self.sources.get("chosen", 0.0), self.sources.get("rejected", 0.0)]
         share += [self.sources.get("column", 0.0) / given] * given if given else []
-        share += [self.sources.get("reference", 0.0) / sampled] * sampled if sampled else []
-        return torch.tensor(share, dtype=torch.float64, device=lengths.device)
+        return share + ([self.sources.get("reference", 0.0) / sampled] * sampled if sampled else [])
 
-    def mean_length(self, lengths: torch.Tensor) -> torch.Tensor:
-        """Return pi_base's mean length at each prompt, (B,), tokens."""
-        return (lengths.double() * self.weights(lengths)).sum(1)
+    def tokens_of(self, pair: TokenizedPair) -> float:
+        """Return pi_base's mean length at a pair's prompt, in tokens."""
+        responses = (pair.chosen_ids, pair.rejected_ids, *pair.base_ids)
+        weights = self.weights(len(responses))
+        return sum(weight * len(ids) for weight, ids in zip(weights, responses, strict=True))
 
     def reduce(
         self, logps: torch.Tensor, lengths: torch.Tensor, sft_reduction: str, mean_length: torch.Tensor
@@ -53,7 +53,7 @@ class BaseSlots:
         logps, lengths: (B, m), nats and tokens. mean_length: tokens, over the global batch, so that
         "batch_token_mean" does not depend on how it is split.
         """
-        weights = self.weights(lengths).to(logps)
+        weights = torch.tensor(self.weights(logps.shape[1]), dtype=logps.dtype, device=logps.device)
         if sft_reduction == "sequence_mean":
             return BaseLogps((logps / lengths * weights).sum(1), torch.ones_like(logps[:, 0]))
         summed = (logps * weights).sum(1)

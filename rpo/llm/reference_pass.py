@@ -104,7 +104,7 @@ class ReferencePass:
             )
 
 
-class on_device(AbstractContextManager[None]):  # noqa: N801 (a context, named as one)
+class on_device(AbstractContextManager[None]):
     """Hold a model on the device for a while: FSDP keeps it on the CPU until it is sharded."""
 
     def __init__(self, model: Any, device: torch.device) -> None:

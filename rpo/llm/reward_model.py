@@ -23,18 +23,20 @@ from rpo.core.errors import InvalidArgument
 from rpo.core.neighbours import BradleyTerry
 from rpo.core.progress import track
 from rpo.llm import models
+from rpo.llm.adapters import with_adapter
 from rpo.llm.collate import CHOSEN, REJECTED, PairCollator
+from rpo.llm.config import TrainerConfig
 from rpo.llm.data import prepare_pairs
 from rpo.llm.models import ModelNotLoaded, load_model, load_tokenizer
+from rpo.llm.pair_trainer import PairTrainer
 from rpo.llm.scoring import PaddedPath, PromptGroup
-from rpo.llm.sft import NoReferenceConfig, NoReferenceTrainer, require_objective
-from rpo.llm.trainer import with_adapter
+from rpo.llm.sft import require_objective
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class RewardConfig(NoReferenceConfig):
+class RewardConfig(TrainerConfig):
     """Arguments of `RewardTrainer`. Raises InvalidArgument."""
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of AdamW."})
@@ -57,7 +59,7 @@ class RewardConfig(NoReferenceConfig):
         return BradleyTerry(center_rewards_coefficient=self.center_rewards_coefficient)
 
 
-class RewardTrainer(NoReferenceTrainer):
+class RewardTrainer(PairTrainer):
     """Trains a reward model on preference pairs; the arguments are those of TRL's RewardTrainer.
 
     model: a sequence classifier with one label, or a causal language model (which is copied and gets a new
@@ -90,12 +92,11 @@ class RewardTrainer(NoReferenceTrainer):
         pad = share_pad_token(model, processing_class)
         if pad == getattr(processing_class, "eos_token_id", None):
             logger.warning("The pad token also ends every response, so rewards are read at the token before it.")
-        self.path = PaddedPath(pad)
         super().__init__(
-            with_adapter(model, classification_adapter(peft_config), args),
+            with_adapter(model, classification_adapter(peft_config), seed=args.seed),
             args,
             objective,
-            PairCollator(self.path),
+            PairCollator(PaddedPath(pad)),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -109,17 +110,19 @@ class RewardTrainer(NoReferenceTrainer):
 
     def batch_loss(
         self, scores: torch.Tensor, inputs: dict[str, torch.Tensor], weights: torch.Tensor, totals: torch.Tensor
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss, its terms, and the rewards with their margins and accuracies."""
         chosen, rejected = scores[:, CHOSEN], scores[:, REJECTED]
         loss, terms = self.objective(chosen, rejected, weights=weights)
         metrics = {
+            "loss/preference": terms.preference,
+            "loss/centering": terms.centering,
             "rewards/chosen": chosen,
             "rewards/rejected": rejected,
             "rewards/margins": chosen - rejected,
             "rewards/accuracies": (chosen > rejected).double(),
         }
-        return loss, {"loss/preference": terms.preference, "loss/centering": terms.centering}, metrics
+        return loss, metrics
 
 
 def rewards(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -110,6 +110,12 @@ class PaddedPath:
 PATHS: dict[str, type[Path]] = {PaddedPath.name: PaddedPath}
 
 
+def pad_token(tokenizer: Any) -> int:
+    """Return the id that fills padded rows; it is masked, so any token will do where there is none."""
+    known = getattr(tokenizer, "pad_token_id", None)
+    return 0 if known is None else int(known)
+
+
 def check_groups(groups: Sequence[PromptGroup]) -> None:
     """Refuse a batch that no path can score: no groups, ragged groups, an empty prompt or response."""
     if not groups or not groups[0].responses:

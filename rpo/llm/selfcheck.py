@@ -25,7 +25,9 @@ def _fail(sentence: str) -> SelfCheckFailed:
     return SelfCheckFailed(f"Self-check at step 0: {sentence} (self_check=False trains regardless.)")
 
 
-def check_data(pairs: Sequence[TokenizedPair], counts: dict[str, Any], eos_token_ids: Collection[int]) -> dict[str, Any]:
+def check_data(
+    pairs: Sequence[TokenizedPair], counts: dict[str, Any], eos_token_ids: Collection[int]
+) -> dict[str, Any]:
     """Return what was found about truncation and ends of turn. Raises SelfCheckFailed.
 
     counts: of the `DataReport`. eos_token_ids: tokens that end a turn; none skips that check.
@@ -79,5 +81,5 @@ def check_gradient(norm: float) -> dict[str, float]:
     if not math.isfinite(norm):
         raise _fail(f"the first gradient's norm is {norm}; train in bf16 or fp32.")
     if norm == 0:
-        raise _fail("the first gradient is zero, so nothing would be learned; is the adapter or any parameter trainable?")
+        raise _fail("the first gradient is zero, so nothing would be learned; is any parameter trainable?")
     return {"start_gradient_norm": norm}

@@ -26,7 +26,10 @@ SAVING = {"save_strategy": "steps", "save_steps": 1, "optim": "adamw_torch", "le
 
 def start(folder: Path, *options: str, **keywords) -> subprocess.Popen:
     """Start tests/llm/training.py as a program."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])]),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, str(HERE / "training.py"), str(folder), *options]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **keywords)
 
@@ -42,7 +45,7 @@ def final(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_killed_and_resumed_is_the_same_bit_for_bit(tmp_path):
-    """24 pairs in micro-batches of 2, accumulated twice: 6 updates an epoch, 40 in all; SIGKILL after the fourth checkpoint.
+    """24 pairs in micro-batches of 2, accumulated twice: 6 updates an epoch, 40 in all; SIGKILL after 4 checkpoints.
 
     The control: the weights at the checkpoint it went on from are others.
     """
@@ -154,7 +157,9 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
 
     run.save_model = limited
     try:
-        with pytest.raises(OutputError, match="(?s)checkpoint-2 failed.*The last complete checkpoint is .*checkpoint-1"):
+        with pytest.raises(
+            OutputError, match="(?s)checkpoint-2 failed.*The last complete checkpoint is .*checkpoint-1"
+        ):
             run.train()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

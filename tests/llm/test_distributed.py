@@ -39,9 +39,7 @@ def test_ddp_equals_one_process(tmp_path):
     """
     common = ("dtype=float64", "max_steps=5")
     one = launch(tmp_path / "one", 1, "per_device_train_batch_size=8", *common)
-    two = launch(
-        tmp_path / "two", 2, "per_device_train_batch_size=2", "gradient_accumulation_steps=2", *common
-    )
+    two = launch(tmp_path / "two", 2, "per_device_train_batch_size=2", "gradient_accumulation_steps=2", *common)
     other = launch(tmp_path / "other", 1, "per_device_train_batch_size=4", *common)
 
     def apart(found):

@@ -96,9 +96,7 @@ def test_lora_trains_the_adapter_alone_and_saves_it(folder, tmp_path):
     from peft import AutoPeftModelForCausalLM
 
     lora = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
-    run = rpo.fit(
-        str(folder), rows(), rpo.RPO(beta=0.1, eta=0.05), output_dir=tmp_path, peft_config=lora, **QUICK
-    )
+    run = rpo.fit(str(folder), rows(), rpo.RPO(beta=0.1, eta=0.05), output_dir=tmp_path, peft_config=lora, **QUICK)
     assert run.config["trainable_parameters"] < run.config["parameters"] / 2
     base = AutoModelForCausalLM.from_pretrained(folder)
     trained = dict(run.artifact.get_base_model().named_parameters())
@@ -124,7 +122,11 @@ def test_an_sft_adapter_is_its_own_reference(folder, tmp_path):
         policy = PeftModel.from_pretrained(base, tmp_path / "sft", is_trainable=True)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         run = rpo.fit(
-            policy, rows(), rpo.RPO(beta=0.1, eta=0.05), tokenizer=tokenizer, **({"output_dir": tmp_path / "rpo"} | QUICK | options)
+            policy,
+            rows(),
+            rpo.RPO(beta=0.1, eta=0.05),
+            tokenizer=tokenizer,
+            **({"output_dir": tmp_path / "rpo"} | QUICK | options),
         )
         return run
 
@@ -143,7 +145,9 @@ def test_sft_and_a_reward_model(folder, tmp_path):
     sft = rpo.fit(str(folder), rows(), rpo.SFT(), output_dir=tmp_path / "sft", **QUICK)
     assert sft.history[-1]["loss"] < sft.history[0]["loss"]
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "sft").config.vocab_size == models_for_tests.VOCABULARY
-    reward = rpo.fit(str(folder), rows(), rpo.BradleyTerry(), output_dir=tmp_path / "reward", **(QUICK | {"max_steps": 15}))
+    reward = rpo.fit(
+        str(folder), rows(), rpo.BradleyTerry(), output_dir=tmp_path / "reward", **(QUICK | {"max_steps": 15})
+    )
     assert reward.history[-1]["rewards/accuracies"] == 1.0
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward").config.num_labels == 1
 

@@ -1,6 +1,8 @@
 """Samples against exact probabilities, greedy decoding against transformers, and what must not move."""
 
 import itertools
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -246,3 +248,26 @@ def test_messages_need_a_chat_template(tiny_model: Any, tiny_tokenizer: Any) -> 
     prompts = [[{"role": "user", "content": "w1"}]]
     with pytest.raises(InvalidArgument, match="a chat template"):
         generate(tiny_model("llama"), tiny_tokenizer(chat_template=None), prompts)
+
+
+def test_the_shipped_pairs_are_what_their_readme_says() -> None:
+    """Enough of them, on disjoint prompts, all labelled by the score, none a tie, and the counts add up."""
+    folder = Path(__file__).parents[2] / "examples" / "smollm2"
+
+    def rows(name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+
+    train, evaluation, prompts = rows("pairs.jsonl"), rows("eval_pairs.jsonl"), rows("prompts.jsonl")
+    meta = json.loads((folder / "pairs.meta.json").read_text(encoding="utf-8"))
+    asked = [json.dumps(row["prompt"]) for row in (*train, *evaluation)]
+    assert len(train) >= 240 and len(evaluation) >= 60
+    assert len(set(asked)) == len(asked) and set(asked) <= {json.dumps(row["prompt"]) for row in prompts}
+    for row in (*train, *evaluation):
+        assert row["chosen_score"] > row["rejected_score"]
+        for side in ("chosen", "rejected"):
+            (message,) = row[side]
+            assert message["role"] == "assistant" and message["content"].strip()
+            assert row[f"{side}_finish_reason"] in ("stop", "length")
+    counts = meta["counts"]
+    assert (counts["pairs"], counts["eval_pairs"]) == (len(train), len(evaluation))
+    assert counts["prompts"] == len(asked) + counts["dropped"] == len(prompts)

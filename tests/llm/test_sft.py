@@ -337,10 +337,8 @@ def test_responses_without_an_end_are_found_before_training(tmp_path, tiny_token
 
 
 def test_arguments_of_another_trainer_are_refused(tmp_path) -> None:
-    with pytest.raises(InvalidArgument, match="beta"):
+    with pytest.raises(TypeError, match="beta"):
         config(tmp_path, beta=0.1)
-    with pytest.raises(InvalidArgument, match="kl_steps"):
-        config(tmp_path, kl_steps=5)
     with pytest.raises(InvalidArgument, match="response"):
         config(tmp_path, response="best")
     with pytest.raises(InvalidArgument, match="RPOTrainer"):

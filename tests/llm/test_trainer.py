@@ -94,8 +94,10 @@ def test_the_split_into_micro_batches_does_not_matter(tmp_path, reduction):
         )
         run.train()
         ends.append(weights_of(run.model))
-        assert run.state.log_history[0]["loss"] == pytest.approx(run.state.log_history[0]["loss/preference"]
-            + objective.sft_weight * run.state.log_history[0]["loss/sft"], rel=1e-6)
+        assert run.state.log_history[0]["loss"] == pytest.approx(
+            run.state.log_history[0]["loss/preference"] + objective.sft_weight * run.state.log_history[0]["loss/sft"],
+            rel=1e-6,
+        )
     assert largest_difference(ends[0], weights_of(fresh())) > 1e-3
     assert max(largest_difference(ends[0], end) for end in ends[1:]) < 1e-11
 
@@ -119,7 +121,9 @@ def test_mean_of_micro_batch_means_is_another_loss(tmp_path, monkeypatch):
 def test_the_number_logged_is_the_number_optimised(tmp_path):
     """At step 1 the loss is ln 2 + eta*beta * mean(-log pi(chosen)), all naive; rewards are zero, no pair has moved."""
     pairs = tiny_pairs(8)
-    run = trainer(tmp_path, pairs, per_device_train_batch_size=8, eval_dataset=pairs, eval_strategy="steps", eval_steps=3)
+    run = trainer(
+        tmp_path, pairs, per_device_train_batch_size=8, eval_dataset=pairs, eval_strategy="steps", eval_steps=3
+    )
     run.train()
     first, last = run.state.log_history[0], [row for row in run.state.log_history if "eval_loss" in row][-1]
     model = fresh()
@@ -133,9 +137,16 @@ def test_the_number_logged_is_the_number_optimised(tmp_path):
     assert first["logps/chosen"] == pytest.approx(-sft, rel=1e-12)
     assert last["eval_loss"] == pytest.approx(ending, rel=1e-6)
     assert last["eval_rewards/accuracies"] > 0.5
-    shares = [last[f"eval_displacement/{name}"] for name in (
-        "chosen_up_rejected_up", "chosen_up_rejected_down", "chosen_down_rejected_up", "chosen_down_rejected_down",
-        "unchanged")]
+    shares = [
+        last[f"eval_displacement/{name}"]
+        for name in (
+            "chosen_up_rejected_up",
+            "chosen_up_rejected_down",
+            "chosen_down_rejected_up",
+            "chosen_down_rejected_down",
+            "unchanged",
+        )
+    ]
     assert sum(shares) == pytest.approx(1.0)
 
 
@@ -147,11 +158,11 @@ def test_pi_base_of_every_kind(tmp_path):
         return sum(naive_logp(model, pair.prompt_ids, ids) for ids in pair.base_ids) / 2
 
     cases = {
-        "rejected": ({}, lambda model, pair, w, l: l),
-        "responses": ({}, lambda model, pair, w, l: (w + l) / 2),
+        "rejected": ({}, lambda model, pair, w, y: y),
+        "responses": ({}, lambda model, pair, w, y: (w + y) / 2),
         "custom": (
             {"base_weights": {"chosen": 0.25, "column": 0.75}, "base_column": "base"},
-            lambda model, pair, w, l: 0.25 * w + 0.75 * column(model, pair),
+            lambda model, pair, w, y: 0.25 * w + 0.75 * column(model, pair),
         ),
     }
     for base, (options, expected) in cases.items():
@@ -162,13 +173,13 @@ def test_pi_base_of_every_kind(tmp_path):
         )
         run.train()
         rows = pairs if base == "custom" else tiny_pairs(4)
-        assert largest_difference(
-            weights_of(run.model), descend(rows, updates=1, batch=[range(4)], base=expected)
-        ) < 1e-11, base
+        assert (
+            largest_difference(weights_of(run.model), descend(rows, updates=1, batch=[range(4)], base=expected)) < 1e-11
+        ), base
 
 
 def test_base_sampled_from_the_reference(tmp_path):
-    """Responses drawn from the reference are scored beside the pairs', are the same for a seed, and end in EOS or the limit."""
+    """Responses drawn from the reference join the pairs', repeat for a seed, and end in EOS or the limit."""
     runs = []
     for _ in range(2):
         run = trainer(
@@ -187,7 +198,7 @@ def test_base_sampled_from_the_reference(tmp_path):
     assert all(len(drawn) == 3 for drawn in first)
     assert all(ids[-1] == models_for_tests.EOS or len(ids) == 6 for drawn in first for ids in drawn)
 
-    def sampled(model, pair, w, l):
+    def sampled(model, pair, w, y):
         return sum(naive_logp(model, pair.prompt_ids, ids) for ids in pair.base_ids) / 3
 
     expected = descend(runs[0].train_dataset.pairs, updates=1, batch=[range(4)], base=sampled)
@@ -210,11 +221,14 @@ def test_reference_before_or_during_training(tmp_path, precompute):
     run.train()
     expected = descend(tiny_pairs(12), updates=3, batch=order)
     assert largest_difference(weights_of(run.model), expected) < 1e-11
-    assert order[:3] == [[4, 1, 8, 11], [7, 2, 0, 9], [10, 3, 5, 6]] or len({row for rows in order[:3] for row in rows}) == 12
+    assert (
+        order[:3] == [[4, 1, 8, 11], [7, 2, 0, 9], [10, 3, 5, 6]]
+        or len({row for rows in order[:3] for row in rows}) == 12
+    )
 
 
 def test_another_reference_on_purpose(tmp_path):
-    """With ref_model given the preference loss at step 0 is not ln 2, no check complains, and displacement is since the start."""
+    """With ref_model the preference loss does not start at ln 2, nothing complains; displacement is since the start."""
     other = models_for_tests.tiny_model("llama", dtype=torch.float64, seed=1)
     run = trainer(tmp_path, tiny_pairs(8), ref_model=other, per_device_train_batch_size=8, max_steps=1)
     run.train()
@@ -256,3 +270,21 @@ def test_streaming(tmp_path):
     assert largest_difference(weights_of(run.model), expected) < 1e-11
     with pytest.raises(InvalidArgument, match="precompute_ref_log_probs: expected False for a streaming"):
         trainer(tmp_path, stream)
+
+
+def test_evaluation_does_not_depend_on_its_batches(tmp_path):
+    """A token mean over 10 pairs is one mean, in batches of 10, 4 + 4 + 2 and one; a mean of means is not (control)."""
+    pairs, objective = tiny_pairs(10), RPO(beta=0.1, eta=0.5, sft_reduction="batch_token_mean")
+    found = []
+    for size in (10, 4, 1):
+        run = trainer(tmp_path, pairs, objective=objective, eval_dataset=pairs, per_device_eval_batch_size=size)
+        found.append(run.evaluate())
+    model = fresh()
+    with torch.no_grad():
+        logps = [naive_logp(model, pair.prompt_ids, pair.chosen_ids).item() for pair in pairs]
+    lengths = [len(pair.chosen_ids) for pair in pairs]
+    sft = -sum(logps) / sum(lengths)
+    for metrics in found:
+        assert metrics["eval_loss"] == pytest.approx(math.log(2) + objective.sft_weight * sft, rel=1e-12)
+        assert metrics["eval_loss/sft"] == pytest.approx(sft, rel=1e-12)
+    assert abs(-sum(logp / n for logp, n in zip(logps, lengths, strict=True)) / 10 - sft) > 1e-3

@@ -107,7 +107,7 @@ FSDP2 = {
 
 
 def main() -> None:
-    """Train, with checkpoints every two updates unless sharded: FOLDER OPTION=VALUE ..., where resume=auto continues."""
+    """Train, saving every two updates unless sharded: FOLDER OPTION=VALUE ..., where resume=auto continues."""
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     options: dict[str, Any] = dict(part.split("=", 1) for part in sys.argv[2:])

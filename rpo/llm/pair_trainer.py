@@ -1,0 +1,186 @@
+"""`PairTrainer`: a model, tokenised pairs, and a loss that is one mean over each update's global batch.
+
+Shapes: B pairs of a micro-batch; m scores a pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from rpo.llm.base_trainer import SafeTrainer
+from rpo.llm.collate import PairCollator, PairDataset, batch_totals, data_digest
+from rpo.llm.config import TrainerConfig
+from rpo.llm.data import PairStream, PreparedPairs, TokenizedPair, load_preferences, prepare_pairs, stream_pairs
+from rpo.llm.generate import stop_token_ids
+from rpo.llm.models import check_embeddings, disable_dropout
+from rpo.llm.selfcheck import check_data, check_gradient
+
+
+class PairTrainer(SafeTrainer):
+    """What the trainers share besides safety: data, the step-0 check, and the loop from scores to loss.
+
+    A subclass gives `scores` and `batch_loss`. objective: kept, for the record and for resuming.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        args: TrainerConfig,
+        objective: Any,
+        collator: PairCollator,
+        *,
+        train_dataset: Any,
+        eval_dataset: Any,
+        processing_class: Any,
+        callbacks: list[Any] | None,
+        optimizers: tuple[Any, Any],
+    ) -> None:
+        if args.disable_dropout:
+            disable_dropout(model)
+        if processing_class is not None:
+            check_embeddings(model, processing_class)
+        self.objective, self.tokenizer, self.path = objective, processing_class, collator.path
+        self.data_reports: dict[str, dict[str, Any]] = {}
+        self.self_check_results: dict[str, Any] = {}
+        self._checked = not args.self_check
+        self._eval_totals: torch.Tensor | None = None
+        train = self._prepare("train", train_dataset, args)
+        if isinstance(eval_dataset, Mapping) and not hasattr(eval_dataset, "column_names"):
+            evaluation: Any = {name: self._prepare(name, data, args) for name, data in eval_dataset.items()}
+        else:
+            evaluation = self._prepare("eval", eval_dataset, args)
+        if isinstance(train, PairStream):
+            # A batch's tensors have no common first dimension to cut along: every process reads for itself.
+            args.accelerator_config.dispatch_batches = False
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collator,
+            train_dataset=train,
+            eval_dataset=evaluation,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+
+    # --- what a subclass gives -----------------------------------------------------------------
+
+    def scores(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return what the loss is of, (B, m): log-probabilities or rewards."""
+        raise NotImplementedError
+
+    def batch_loss(
+        self, scores: torch.Tensor, inputs: dict[str, torch.Tensor], weights: torch.Tensor, totals: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the loss, and its terms (scalars) and metrics of the pairs, (B,), by name.
+
+        weights: (B,), summing to one. totals: of the batch that the loss is normalised over, as `batch_totals`.
+        """
+        raise NotImplementedError
+
+    def load_rows(self, data: Any) -> Iterable[Any]:
+        """Return the rows of a dataset as `prepare_pairs` takes them."""
+        return load_preferences(data)
+
+    @property
+    def base_column(self) -> str | None:
+        """The column of responses that are scored besides chosen and rejected."""
+        return None
+
+    def check_data(self, pairs: Sequence[TokenizedPair], counts: dict[str, Any]) -> dict[str, Any]:
+        """Return what was found about the data. Raises SelfCheckFailed."""
+        return check_data(pairs, counts, self.eos_token_ids)
+
+    # --- data ------------------------------------------------------------------------------------
+
+    def _prepare(self, name: str, data: Any, args: TrainerConfig) -> Any:
+        """Return tokenised pairs, or a stream of them, and keep the report on them."""
+        if data is None or isinstance(data, (PairStream, PairDataset)):
+            return data
+        if not isinstance(data, PreparedPairs):
+            rows = self.load_rows(data)
+            options: dict[str, Any] = {
+                "max_length": args.max_length,
+                "max_prompt_length": args.max_prompt_length,
+                "truncation_mode": args.truncation_mode,
+                "on_refused": args.on_refused,
+                "base_column": self.base_column,
+                "weight_column": args.weight_column,
+                "chat_template": args.chat_template,
+            }
+            if not hasattr(rows, "__len__"):
+                return stream_pairs(rows, self.tokenizer, **options)
+            data = prepare_pairs(rows, self.tokenizer, **options)
+        self.data_reports[name] = data.report.to_dict()
+        return PairDataset(data)
+
+    @property
+    def eos_token_ids(self) -> set[int]:
+        """Tokens that end a turn; none without a tokenizer."""
+        return set() if self.tokenizer is None else set(stop_token_ids(self.model, self.tokenizer))
+
+    def before_training(self, *, resuming: bool) -> None:
+        """Check the data before the first update."""
+        self._checked = self._checked or resuming
+        if not self._checked and isinstance(self.train_dataset, PairDataset):
+            self.self_check_results |= self.check_data(self.train_dataset.pairs, self.data_reports["train"])
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate on `eval_dataset`, which may be of any kind `train_dataset` may be, or on the one given at first."""
+        if eval_dataset is not None and not isinstance(eval_dataset, (str, dict)):
+            eval_dataset = self._prepare("evaluate", eval_dataset, self.args)
+        return super().evaluate(eval_dataset, *args, **kwargs)
+
+    def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """Evaluate; the loss is one mean over the whole set, however it is cut into batches."""
+        data = getattr(dataloader, "dataset", None)
+        if isinstance(data, PairDataset):
+            self._eval_totals = self.data_collator.totals(data.pairs).to(self.args.device)
+        try:
+            return super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        finally:
+            self._eval_totals = None
+
+    # --- from scores to the loss -------------------------------------------------------------------
+
+    def batch_totals(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the micro-batch's total weight and total weighted number of tokens: (2,)."""
+        return batch_totals(batch)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> Any:
+        """Return the micro-batch's share of the global batch's mean loss (of its own, when evaluating)."""
+        scores = self.scores(model, inputs)
+        self.require_finite(scores, inputs["rows"])
+        own = self.batch_totals(inputs)
+        totals = num_items_in_batch
+        if totals is None:
+            totals = own if self._eval_totals is None else self._eval_totals
+        loss, metrics = self.batch_loss(scores, inputs, (inputs["weights"] / own[0]).to(scores), totals)
+        if self.model.training:
+            self.train_meter.add(metrics, inputs["weights"])  # the loss itself is logged by Trainer
+        else:
+            self.eval_meter.add({**metrics, "loss": loss}, inputs["weights"])
+        if num_items_in_batch is not None:
+            # Processes average their gradients, so each one's share counts as many times as there are processes.
+            loss = loss * (own[0] / totals[0] * self.accelerator.num_processes).to(loss)
+        return (loss, {"scores": scores}) if return_outputs else loss
+
+    def on_gradient_norm(self, norm: float) -> None:
+        """Stop at a gradient that is not finite; before the first update, at one that is zero too."""
+        if not self._checked:
+            self._checked = True
+            self.self_check_results |= check_gradient(norm)
+        super().on_gradient_norm(norm)
+
+    def run_identity(self) -> dict[str, Any]:
+        """Return objective and data: what a checkpoint can only be continued with."""
+        return {"objective": self.objective.to_dict(), "data": data_digest(self.train_dataset)}
