@@ -79,6 +79,8 @@ def main() -> None:
     flipped = 0
     for seed in round_seeds:
         waiting = [place for place in range(len(prompts)) if place not in rows]
+        if not waiting:
+            break
         sampled = generate(
             model,
             tokenizer,
@@ -103,7 +105,6 @@ def main() -> None:
             rows[place] = pair(prompts[place], answers, scores, noisy)
         redrawn += refused
         print(f"{len(rows)} of {len(prompts)} prompts have a pair; refused: {dict(refused)}", flush=True)
-    dropped = sum(refused.values())
 
     shuffled = np.random.default_rng(split_seed).permutation(len(prompts)).tolist()
     evaluation = sorted(place for place in shuffled[: settings.eval_prompts] if place in rows)
@@ -120,7 +121,7 @@ def main() -> None:
             "pairs": len(training),
             "eval_pairs": len(evaluation),
             "redrawn": {**redrawn},
-            "dropped": dropped,
+            "dropped": len(prompts) - len(rows),
             "labels_flipped_by_noise": flipped,
         },
         "answers_that_stopped_by_themselves": float(np.mean(finished)),

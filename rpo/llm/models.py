@@ -189,7 +189,7 @@ def _quantized(quantization: str, dtype: Any) -> dict[str, Any]:
             got=repr(quantization),
             remedy="Leave it out here; LoRA on a bfloat16 model needs little more memory.",
         )
-    _require_package("bitsandbytes", "gpu")
+    _require_package("bitsandbytes", "quantization")
     if quantization == "4bit":
         settings = BitsAndBytesConfig(
             load_in_4bit=True,

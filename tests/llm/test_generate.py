@@ -1,4 +1,4 @@
-"""Samples against exact probabilities, greedy decoding against transformers, and what must not move."""
+"""Samples against exact probabilities, greedy decoding against unpadded passes, and what must not move."""
 
 import itertools
 import json

@@ -269,7 +269,7 @@ def test_quantization_needs_cuda(folder: Path, gguf_file: tuple[Path, Any], monk
         load_model(folder, quantization="4bit")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(MissingDependency, match=r"bitsandbytes.*rpo-lab\[gpu\]"):
+    with pytest.raises(MissingDependency, match=r"bitsandbytes.*rpo-lab\[quantization\]"):
         load_model(folder, quantization="8bit")
     monkeypatch.undo()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -355,6 +355,7 @@ def test_prepared_it_computes_under_the_policy_s_autocast(tiny_model: Any, adapt
 
     policy = after_sft(lora(tiny_model("llama"))) if adapted else tiny_model("llama")
     reference = resolve_reference(policy)
+    AcceleratorState._reset_state(reset_partial_state=True)  # another test's trainer may have made one
     try:
         accelerator = Accelerator(cpu=True, mixed_precision="bf16")
         prepared = accelerator.prepare_model(policy)
