@@ -100,6 +100,9 @@ def train_command(
         resume_from_checkpoint=resume,
         callbacks=[_config_saver(resolved)],
         label=label,
+        dataset_name=", ".join(
+            getattr(one, "source", one) for one in (dataset if isinstance(dataset, list) else [dataset])
+        ),
     )
     if training.process_index == 0:
         _print_run(run, Path(training.output_dir))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from rpo.core.errors import InvalidArgument, NonFiniteLoss
 from rpo.core.records import jsonable
@@ -142,6 +143,11 @@ class SafeTrainer(Trainer):
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     # --- checkpoints -------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # Trainer pickles its arguments beside the weights; nothing reads them, and run.json has them in plain text.
+        (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"

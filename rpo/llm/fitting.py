@@ -40,6 +40,7 @@ def fit(
     resume_from_checkpoint: str | bool | None = None,
     callbacks: list[Any] | None = None,
     label: str | None = None,
+    dataset_name: str | None = None,
     **training: Any,
 ) -> Run:
     """Train `model` (a name, a folder or a transformers model, which is changed) and return its `Run`.
@@ -48,7 +49,7 @@ def fit(
     SFT() for the stage before (pi_ref); BradleyTerry() for a reward model. The trained model, its
     tokenizer, a model card and run.json are written to `output_dir`; run.artifact is the model. args:
     the trainer's arguments, or their fields as further keywords. peft_config: a peft.LoraConfig or its
-    keywords. ref_model, ref_adapter_name: as of `RPOTrainer`.
+    keywords. ref_model, ref_adapter_name: as of `RPOTrainer`. dataset_name: for the model card.
     Raises InvalidArgument, SelfCheckFailed, NonFiniteLoss, CheckpointError, OutputError and the errors of the data.
     """
     if args is not None and (training or output_dir is not None):
@@ -90,7 +91,10 @@ def fit(
     if eval_dataset is not None:
         trainer.evaluate()
     run = record(trainer, output, label=label)
-    save(trainer, run, dataset)
+    name = dataset_name or (os.fspath(dataset) if isinstance(dataset, (str, os.PathLike)) else type(dataset).__name__)
+    save(trainer, run, name)
+    if isinstance(trainer, RPOTrainer):
+        trainer.reference.release()  # the adapter that was copied as reference is not part of the result
     return run
 
 
@@ -149,7 +153,7 @@ def _label(objective: Any) -> str:
     )
 
 
-def save(trainer: SafeTrainer, run: Run, dataset: Any) -> None:
+def save(trainer: SafeTrainer, run: Run, dataset_name: str) -> None:
     """Write model, tokenizer, model card and run.json to the output folder: staged beside it, then moved."""
     target = Path(trainer.args.output_dir)
     main = trainer.is_world_process_zero()
@@ -161,7 +165,7 @@ def save(trainer: SafeTrainer, run: Run, dataset: Any) -> None:
         write_model_card(
             stage,
             base_model=run.config["model"],
-            dataset=dataset if isinstance(dataset, str) else type(dataset).__name__,
+            dataset=dataset_name,
             objective=run.objective,
             config=run.config["training"],
             data_report=run.config["data"].get("train", {}),

@@ -1,0 +1,103 @@
+"""On a GPU: bf16 parity and step 0, a 1B random-weight model trains, and 4-bit adapters. Skipped without one."""
+
+from __future__ import annotations
+
+import math
+
+import models_for_tests
+import pytest
+import torch
+from training import OBJECTIVE, config, tiny_pairs, trainer
+
+from rpo.llm.scoring import PaddedPath, PromptGroup
+from rpo.llm.trainer import RPOTrainer
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+ON_GPU = {"use_cpu": False, "optim": "adamw_torch", "learning_rate": 1e-3}
+
+
+@pytest.mark.parametrize("family", models_for_tests.FAMILIES)
+def test_bf16_autocast_stays_near_float64(family):
+    """Summed log-probabilities under autocast are within 0.1 nats a token of the float64 CPU values."""
+    path = PaddedPath(models_for_tests.PAD)
+    groups = [PromptGroup(pair.prompt_ids, (pair.chosen_ids, pair.rejected_ids)) for pair in tiny_pairs(6)]
+    inputs = path.collate(groups)
+    exact = path.logps(models_for_tests.tiny_model(family, dtype=torch.float64), inputs)
+    model = models_for_tests.tiny_model(family).cuda()
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+        found = path.logps(model, {name: value.cuda() for name, value in inputs.items()})
+    assert found.dtype == torch.float32
+    assert float(((found.cpu() - exact).abs() / inputs["lengths"]).max()) < 0.1
+
+
+@pytest.mark.parametrize("precompute", [True, False])
+def test_bf16_starts_at_ln_2_and_learns(tmp_path, precompute):
+    run = trainer(
+        tmp_path,
+        tiny_pairs(16),
+        model=models_for_tests.tiny_model("llama"),
+        bf16=True,
+        max_steps=20,
+        precompute_ref_log_probs=precompute,
+        **ON_GPU,
+    )
+    run.train()
+    history = [row for row in run.state.log_history if "loss" in row]
+    assert history[0]["loss/preference"] == pytest.approx(math.log(2), abs=1e-2)
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_a_1b_model_trains_in_bf16(tmp_path):
+    """Llama 3.2 1B's shape with random weights, gradient checkpointing, 4 updates of 4 pairs."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = LlamaConfig(
+        vocab_size=128_256,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    with torch.device("cuda"):
+        model = LlamaForCausalLM(shape).to(torch.bfloat16)
+    args = config(
+        tmp_path,
+        bf16=True,
+        gradient_checkpointing=True,
+        max_steps=4,
+        per_device_train_batch_size=4,
+        **(ON_GPU | {"learning_rate": 1e-5}),
+    )
+    run = RPOTrainer(model, args=args, train_dataset=tiny_pairs(16), objective=OBJECTIVE)
+    run.train()
+    assert all(math.isfinite(row["loss"]) for row in run.state.log_history if "loss" in row)
+
+
+def test_a_4_bit_base_trains_an_adapter(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("peft")
+    import rpo
+
+    folder = tmp_path / "model"
+    models_for_tests.tiny_model("llama", hidden_size=64).save_pretrained(folder)
+    models_for_tests.tiny_tokenizer().save_pretrained(folder)
+    rows = [{"prompt": "w1 ", "chosen": "w2 w3", "rejected": "w4"} for _ in range(8)]
+    run = rpo.fit(
+        str(folder),
+        rows,
+        OBJECTIVE,
+        output_dir=tmp_path / "out",
+        peft_config={"r": 4, "target_modules": "all-linear"},
+        model_init_kwargs={"quantization": "4bit"},
+        max_steps=3,
+        bf16=True,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    assert run.status == "completed"
