@@ -101,7 +101,7 @@ def train_command(
         callbacks=[_config_saver(resolved)],
         label=label,
         dataset_name=", ".join(
-            getattr(one, "source", one) for one in (dataset if isinstance(dataset, list) else [dataset])
+            one if isinstance(one, str) else one.source for one in (dataset if isinstance(dataset, list) else [dataset])
         ),
     )
     if training.process_index == 0:

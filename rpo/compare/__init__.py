@@ -5,8 +5,8 @@ from rpo.compare.enumerable import EnumerableLM, tiny_gpt2
 from rpo.compare.equivalence import Comparison, compare, distance, draw_problem, measure
 from rpo.compare.figures import plot
 from rpo.compare.report import write_report
-from rpo.compare.trainer import fit_with_trainer
 from rpo.compare.training import fit_language_model
+from rpo.compare.with_trainer import fit_with_trainer
 from rpo.core.errors import NonFiniteLoss
 
 __all__ = [

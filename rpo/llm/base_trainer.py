@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import TrainOutput
 
 from rpo.core.errors import InvalidArgument, NonFiniteLoss
 from rpo.core.records import jsonable
 from rpo.llm.checkpoints import (
-    MANIFEST,
     CheckpointError,
     complete_checkpoints,
+    discard,
     read_manifest,
     rotate,
     save_failed,
@@ -132,8 +133,20 @@ class SafeTrainer(Trainer):
             + (f"The last good checkpoint is {kept[-1]}." if kept else "No checkpoint had been saved yet.")
         )
 
+    def _prepare_input(self, data: Any) -> Any:
+        # Trainer casts floats to DeepSpeed's type; no float here is an input of the model.
+        if not isinstance(data, torch.Tensor):
+            return super()._prepare_input(data)
+        wide = data.is_floating_point() and self.args.device.type == "mps"  # Apple's GPUs have no float64
+        return data.to(self.args.device, torch.float32) if wide else data.to(self.args.device)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Keep the card there is: `fit` writes one that holds the objective."""
+
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         self._rows.clear()
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_log = True  # the last update, whatever logging_steps
         self._skipped = self._skipped + 1 if self.accelerator.optimizer_step_was_skipped else 0
         if self._skipped >= MOST_SKIPPED_UPDATES:
             raise NonFiniteLoss(
@@ -153,25 +166,29 @@ class SafeTrainer(Trainer):
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         keep = self.args.save_total_limit
         if self.args.should_save:
-            (folder / MANIFEST).unlink(missing_ok=True)  # left by an earlier, longer run
+            discard(folder)  # half-written by a run that was killed
+        self.accelerator.wait_for_everyone()
         try:
             # Older checkpoints go only once this one is known to be whole.
             self.args.save_total_limit = None
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                write_manifest(folder, jsonable(self.run_identity()), checksums=self.checksums)
+                run = self.run_identity() | {"resumable": not self.args.save_only_model}
+                write_manifest(folder, jsonable(run), checksums=self.checksums)
         except (
             OSError,
             RuntimeError,
             SafetensorError,
         ) as error:
             # torch and safetensors have exceptions of their own for a full disk.
+            if self.args.should_save:
+                discard(folder)
             raise save_failed(folder, error) from error
         finally:
             self.args.save_total_limit = keep
         if self.args.should_save:
-            rotate(folder.parent, keep, self.state.best_model_checkpoint)
+            rotate(folder, keep, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
 
     @property
@@ -185,10 +202,17 @@ class SafeTrainer(Trainer):
         Raises CheckpointError for a checkpoint that is incomplete, damaged or another run's; NonFiniteLoss.
         """
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        if checkpoint is None:
+            self._require_fresh_folder()
         stored = None if checkpoint is None else read_manifest(checkpoint)
+        self.train_meter, self._skipped = Meter(), 0
+        self._rows.clear()
         self.before_training(resuming=checkpoint is not None)
-        if stored is not None:
+        if checkpoint is not None and stored is not None:
             self._require_same_run(checkpoint, stored)
+            finished = self._finished(checkpoint)
+            if finished is not None:
+                return finished
         return super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs)
 
     def before_training(self, *, resuming: bool) -> None:
@@ -207,8 +231,33 @@ class SafeTrainer(Trainer):
             )
         return found[-1] if found else None
 
-    def _require_same_run(self, checkpoint: Any, stored: dict[str, Any]) -> None:
+    def _require_fresh_folder(self) -> None:
+        found = complete_checkpoints(self.args.output_dir)
+        if found and self.args.save_strategy != "no" and self.state.global_step == 0:
+            raise CheckpointError(
+                f"output_dir: expected a folder without checkpoints of an earlier run, got {found[-1]}. "
+                'Continue that run with resume_from_checkpoint=True, or "auto", or choose another folder.'
+            )
+
+    def _finished(self, checkpoint: Path) -> TrainOutput | None:
+        """Load a checkpoint made at the last planned update, and return its result: nothing is left to train."""
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        if not 0 < self.args.max_steps <= state.global_step:
+            return None
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise CheckpointError(f"resume_from_checkpoint: {checkpoint} is the end of its run. Raise max_steps.")
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = state
+        losses = [row["loss"] for row in state.log_history if "loss" in row]
+        return TrainOutput(state.global_step, losses[-1] if losses else math.nan, {})
+
+    def _require_same_run(self, checkpoint: Path, stored: dict[str, Any]) -> None:
         now = jsonable(self.run_identity())
+        if not stored.get("resumable", True):
+            raise CheckpointError(
+                f"resume_from_checkpoint: expected optimizer and scheduler states, but {checkpoint} was saved with "
+                "save_only_model=True. Start a new run from its weights."
+            )
         changed = [name for name in now if stored.get(name) != now[name]]
         if changed:
             name = changed[0]

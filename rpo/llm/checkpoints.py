@@ -87,24 +87,20 @@ def discard(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def rotate(output_dir: str | Path, keep: int | None, best: str | None) -> None:
-    """Keep the newest `keep` complete checkpoints and the best one; None or 0 keeps all."""
-    found = complete_checkpoints(output_dir)
+def rotate(newest: Path, keep: int | None, best: str | None) -> None:
+    """Keep `keep` complete checkpoints, the one just written and the best among them; None or 0 keeps all."""
+    found = complete_checkpoints(newest.parent)
     if not keep or keep < 0:
         return
-    protected = {found[-1].resolve(), *({Path(best).resolve()} if best else ())} if found else set()
+    protected = {newest.resolve(), *({Path(best).resolve()} if best else ())}
     spare = [path for path in found if path.resolve() not in protected]
     for path in spare[: max(0, len(found) - max(keep, len(protected)))]:
         discard(path)
 
 
 def save_failed(folder: Path, error: Exception) -> OutputError:
-    """Remove the half-written `folder` and return the error that says which checkpoint remains."""
-    discard(folder)
-    return OutputError(
-        f"output_dir: writing {folder} failed ({error}). The half-written folder was removed. "
-        f"Free space and resume. {_others(folder)}"
-    )
+    """Return the error that says which checkpoint remains; without a manifest, `folder` is none."""
+    return OutputError(f"output_dir: writing {folder} failed ({error}). Free space and resume. {_others(folder)}")
 
 
 def _others(folder: Path) -> str:

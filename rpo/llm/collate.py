@@ -48,6 +48,7 @@ class PairDataset(torch.utils.data.Dataset[dict[str, Any]]):
                 remedy="Give every row of the base column as many responses.",
             )
         self.pairs, self.known = pairs, {"reference_logps": reference_logps, "start_logps": start_logps}
+        self.scored = False
 
     def __len__(self) -> int:
         return len(self.pairs)

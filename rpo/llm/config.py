@@ -53,6 +53,16 @@ class TrainerConfig(TrainingArguments):
     weight_column: str | None = field(default=None, metadata=_help("Column with the weight of each pair."))
     chat_template: str | None = field(default=None, metadata=_help("Jinja template in place of the tokenizer's."))
 
+    # Layout.
+    path: str = field(
+        default="auto",
+        metadata=_help("How log-probabilities are computed: auto, shared (prompts once), packed, padded."),
+    )
+    max_tokens_per_batch: int | None = field(
+        default=None,
+        metadata=_help("Cut batches into parts of at most so many tokens; results do not depend on it."),
+    )
+
     # Model.
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata=_help("Keywords of rpo.llm.models.load_model, for a model given by name.")
@@ -84,8 +94,15 @@ class TrainerConfig(TrainingArguments):
         if self.logging_nan_inf_filter or self.remove_unused_columns:
             name = "logging_nan_inf_filter" if self.logging_nan_inf_filter else "remove_unused_columns"
             raise InvalidArgument(name, expected="False", got=True, remedy="Leave it out.")
+        if self.fp16_full_eval or self.bf16_full_eval:
+            name = "fp16_full_eval" if self.fp16_full_eval else "bf16_full_eval"
+            remedy = "It would cast the weights that are trained and saved; bf16=True computes in bfloat16."
+            raise InvalidArgument(name, expected="False", got=True, remedy=remedy)
         checks.one_of("truncation_mode", self.truncation_mode, TRUNCATION_MODES)
         checks.one_of("on_refused", self.on_refused, ("error", "drop"))
+        checks.one_of("path", self.path, ("auto", "shared", "packed", "padded"))
+        if self.max_tokens_per_batch is not None:
+            checks.integer("max_tokens_per_batch", self.max_tokens_per_batch, minimum=1)
         if self.max_length is not None:
             checks.integer("max_length", self.max_length, minimum=2)
         if self.max_prompt_length is not None:

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from transformers import TrainingArguments
 
-from rpo.core.errors import InvalidArgument
+from rpo.core.errors import InvalidArgument, OutputError
 from rpo.core.neighbours import SFT, BradleyTerry
 from rpo.core.objectives import Objective
-from rpo.core.records import Run, jsonable
+from rpo.core.records import Run, check_output, jsonable
 from rpo.llm.base_trainer import SafeTrainer
+from rpo.llm.checkpoints import complete_checkpoints
 from rpo.llm.config import RPOConfig
 from rpo.llm.model_card import write_model_card
 from rpo.llm.reward_model import RewardConfig, RewardTrainer
@@ -41,6 +43,7 @@ def fit(
     callbacks: list[Any] | None = None,
     label: str | None = None,
     dataset_name: str | None = None,
+    overwrite: bool = False,
     **training: Any,
 ) -> Run:
     """Train `model` (a name, a folder or a transformers model, which is changed) and return its `Run`.
@@ -49,7 +52,8 @@ def fit(
     SFT() for the stage before (pi_ref); BradleyTerry() for a reward model. The trained model, its
     tokenizer, a model card and run.json are written to `output_dir`; run.artifact is the model. args:
     the trainer's arguments, or their fields as further keywords. peft_config: a peft.LoraConfig or its
-    keywords. ref_model, ref_adapter_name: as of `RPOTrainer`. dataset_name: for the model card.
+    keywords. ref_model, ref_adapter_name: as of `RPOTrainer`. dataset_name: for the model card. overwrite:
+    replace an earlier result in output_dir.
     Raises InvalidArgument, SelfCheckFailed, NonFiniteLoss, CheckpointError, OutputError and the errors of the data.
     """
     if args is not None and (training or output_dir is not None):
@@ -76,6 +80,8 @@ def fit(
             got=type(ref_model).__name__ if ref_model is not None else ref_adapter_name,
             remedy="Leave it out.",
         )
+    if not resume_from_checkpoint:
+        check_output(args.output_dir, overwrite=overwrite, marker="run.json")
     trainer = trainer_class(
         os.fspath(model) if isinstance(model, os.PathLike) else model,
         args=args,
@@ -87,14 +93,18 @@ def fit(
         callbacks=callbacks,
         **options,
     )
-    output = trainer.train(resume_from_checkpoint=resume_from_checkpoint)
-    if eval_dataset is not None:
-        trainer.evaluate()
-    run = record(trainer, output, label=label)
-    name = dataset_name or (os.fspath(dataset) if isinstance(dataset, (str, os.PathLike)) else type(dataset).__name__)
-    save(trainer, run, name)
-    if isinstance(trainer, RPOTrainer):
-        trainer.reference.release()  # the adapter that was copied as reference is not part of the result
+    try:
+        output = trainer.train(resume_from_checkpoint=resume_from_checkpoint)
+        if eval_dataset is not None:
+            trainer.evaluate()
+        run = record(trainer, output, label=label)
+        name = dataset_name or (
+            os.fspath(dataset) if isinstance(dataset, (str, os.PathLike)) else type(dataset).__name__
+        )
+        save(trainer, run, name)
+    finally:
+        if isinstance(trainer, RPOTrainer):
+            trainer.reference.release()  # the adapter that was copied as reference is not part of the result
     return run
 
 
@@ -154,14 +164,27 @@ def _label(objective: Any) -> str:
 
 
 def save(trainer: SafeTrainer, run: Run, dataset_name: str) -> None:
-    """Write model, tokenizer, model card and run.json to the output folder: staged beside it, then moved."""
+    """Write model, tokenizer, model card and run.json to the output folder: staged beside it, then moved.
+
+    Weights of an earlier result go. Raises OutputError, which says where the model is if only moving it failed.
+    """
     target = Path(trainer.args.output_dir)
     main = trainer.is_world_process_zero()
-    stage = Path(tempfile.mkdtemp(prefix=".saving-", dir=target)) if main else target / ".saving"
     try:
-        trainer.save_model(str(stage))
-        if not main:
-            return
+        stage = Path(tempfile.mkdtemp(prefix=".saving-", dir=target)) if main else target / ".saving"
+    except OSError as error:
+        raise OutputError(f"output_dir: expected a writable folder, got {target} ({error}).") from error
+    try:
+        trainer.save_model(str(stage), _internal_call=True)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if main:
+            shutil.rmtree(stage, ignore_errors=True)
+        kept = complete_checkpoints(target)
+        where = f"The last checkpoint is {kept[-1]}." if kept else "No checkpoint was saved."
+        raise OutputError(f"output_dir: writing the model to {target} failed ({error}). {where}") from error
+    if not main:
+        return
+    try:
         write_model_card(
             stage,
             base_model=run.config["model"],
@@ -172,11 +195,16 @@ def save(trainer: SafeTrainer, run: Run, dataset_name: str) -> None:
             metrics=run.history[-1] if run.history else {},
             environment=run.environment,
         )
+        for pattern in ("adapter_*", "model*.safetensors", "*.index.json"):  # or the old would be loaded beside the new
+            for path in target.glob(pattern):
+                path.unlink()
         for path in sorted(stage.iterdir()):
             if (target / path.name).is_dir():
                 shutil.rmtree(target / path.name)
             os.replace(path, target / path.name)
+        stage.rmdir()
         run.save(target, overwrite=True)
-    finally:
-        if main:
-            shutil.rmtree(stage, ignore_errors=True)
+    except OSError as error:
+        raise OutputError(f"output_dir: moving the model into {target} failed ({error}). It is in {stage}.") from error
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()

@@ -14,8 +14,8 @@ from torch import nn
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
 from rpo.core.progress import track
+from rpo.llm.head import takes_logits_to_keep
 from rpo.llm.logprobs import token_logps
-from rpo.llm.scoring import takes_logits_to_keep
 
 Message: TypeAlias = Mapping[str, Any]
 SampledIds: TypeAlias = tuple[int, ...]  # a response, with the stop token where one was reached

@@ -15,11 +15,13 @@ class Meter:
 
     def add(self, values: dict[str, torch.Tensor], weights: torch.Tensor) -> None:
         """Add metrics, each (B,) or a scalar for all of them, with weights (B,)."""
-        total = weights.double().sum()
+        wide = torch.float32 if weights.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+        weights = weights.to(wide)
+        total = weights.sum()
         for name, value in values.items():
-            value = value.detach().double()
+            value = value.detach().to(wide)
             # A scalar stands for each of the B entries.
-            summed = (value * weights.double()).sum() if value.ndim else value * total
+            summed = (value * weights).sum() if value.ndim else value * total
             pair = torch.stack([summed, total])
             self._totals[name] = self._totals[name] + pair if name in self._totals else pair
 

@@ -5,12 +5,14 @@ Shapes: B pairs of a micro-batch; m scores a pair.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from rpo.core.errors import InvalidArgument
 from rpo.llm.base_trainer import SafeTrainer
+from rpo.llm.batching import BudgetCollator, TokenBudget
 from rpo.llm.collate import PairCollator, PairDataset, batch_totals, data_digest
 from rpo.llm.config import TrainerConfig
 from rpo.llm.data import PairStream, PreparedPairs, TokenizedPair, load_preferences, prepare_pairs, stream_pairs
@@ -19,7 +21,7 @@ from rpo.llm.models import check_embeddings, disable_dropout
 from rpo.llm.selfcheck import check_data, check_gradient
 
 
-class PairTrainer(SafeTrainer):
+class PairTrainer(TokenBudget, SafeTrainer):
     """What the trainers share besides safety: data, the step-0 check, and the loop from scores to loss.
 
     A subclass gives `scores` and `batch_loss`. objective: kept, for the record and for resuming.
@@ -47,24 +49,33 @@ class PairTrainer(SafeTrainer):
         self.self_check_results: dict[str, Any] = {}
         self._checked = not args.self_check
         self._eval_totals: torch.Tensor | None = None
+        self._digest: str | None = None
         train = self._prepare("train", train_dataset, args)
         if isinstance(eval_dataset, Mapping) and not hasattr(eval_dataset, "column_names"):
-            evaluation: Any = {name: self._prepare(name, data, args) for name, data in eval_dataset.items()}
+            evaluation: Any = {name: self._prepare(f"eval_{name}", data, args) for name, data in eval_dataset.items()}
         else:
             evaluation = self._prepare("eval", eval_dataset, args)
         if isinstance(train, PairStream):
-            # A batch's tensors have no common first dimension to cut along: every process reads for itself.
-            args.accelerator_config.dispatch_batches = False
+            train = train.repeated()
+        # A batch's tensors have no common first dimension to cut along: every process reads for itself.
+        args.accelerator_config.dispatch_batches = False
+        self._require_trainable(model, train)
         super().__init__(
             model=model,
             args=args,
-            data_collator=collator,
+            data_collator=self._collator(collator, args),
             train_dataset=train,
             eval_dataset=evaluation,
             processing_class=processing_class,
             callbacks=callbacks,
             optimizers=optimizers,
         )
+
+    @staticmethod
+    def _collator(collator: PairCollator, args: TrainerConfig) -> PairCollator:
+        if args.max_tokens_per_batch is None:
+            return collator
+        return BudgetCollator(collator.path, collator.group_of, collator.tokens_of, args.max_tokens_per_batch)
 
     # --- what a subclass gives -----------------------------------------------------------------
 
@@ -126,13 +137,19 @@ class PairTrainer(SafeTrainer):
         """Check the data before the first update."""
         self._checked = self._checked or resuming
         if not self._checked and isinstance(self.train_dataset, PairDataset):
-            self.self_check_results |= self.check_data(self.train_dataset.pairs, self.data_reports["train"])
+            counts = self.data_reports.get("train", {})
+            self.self_check_results |= self.check_data(self.train_dataset.pairs, counts)
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate on `eval_dataset`, which may be of any kind `train_dataset` may be, or on the one given at first."""
-        if eval_dataset is not None and not isinstance(eval_dataset, (str, dict)):
-            eval_dataset = self._prepare("evaluate", eval_dataset, self.args)
-        return super().evaluate(eval_dataset, *args, **kwargs)
+        return super().evaluate(self.evaluation_data(eval_dataset), *args, **kwargs)
+
+    def evaluation_data(self, given: Any) -> Any:
+        """Return a data set to evaluate on as tokenised pairs, or the name of one given at first."""
+        known = self.eval_dataset if isinstance(self.eval_dataset, dict) else {}
+        if given is None or isinstance(given, dict) or (isinstance(given, str) and given in known):
+            return given
+        return self._prepare("evaluate", given, self.args)
 
     def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Evaluate; the loss is one mean over the whole set, however it is cut into batches."""
@@ -145,6 +162,26 @@ class PairTrainer(SafeTrainer):
             self._eval_totals = None
 
     # --- from scores to the loss -------------------------------------------------------------------
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """Return the micro-batches of one update, and the totals over them and over all processes."""
+        return super().get_batch_samples(map(self.without_repeats, epoch_iterator), num_batches, device)
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Return the loss of one evaluation batch, (loss, None, None)."""
+        return super().prediction_step(model, self.without_repeats(inputs), *args, **kwargs)
+
+    def without_repeats(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the batch with weight 0 on pairs that accelerate repeats to fill the last round of processes."""
+        state = self.accelerator.gradient_state
+        if not (state.end_of_dataloader and state.remainder > 0):
+            return batch
+        size = self.args.train_batch_size if self.model.training else self.args.eval_batch_size
+        real = state.remainder - self.accelerator.process_index * size
+        counted = torch.arange(len(batch["weights"]), device=batch["weights"].device) < real
+        return batch | {"weights": batch["weights"] * counted}
 
     def batch_totals(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the micro-batch's total weight and total weighted number of tokens: (2,)."""
@@ -164,7 +201,9 @@ class PairTrainer(SafeTrainer):
         totals = num_items_in_batch
         if totals is None:
             totals = own if self._eval_totals is None else self._eval_totals
-        loss, metrics = self.batch_loss(scores, inputs, (inputs["weights"] / own[0]).to(scores), totals)
+        # A process may hold nothing but repeats in the last round: any weights will do, since none counts.
+        weights = inputs["weights"] / own[0] if own[0] > 0 else torch.full_like(inputs["weights"], 1 / len(scores))
+        loss, metrics = self.batch_loss(scores, inputs, weights.to(scores), totals)
         if self.model.training:
             self.train_meter.add(metrics, inputs["weights"])  # the loss itself is logged by Trainer
         else:
@@ -181,6 +220,28 @@ class PairTrainer(SafeTrainer):
             self.self_check_results |= check_gradient(norm)
         super().on_gradient_norm(norm)
 
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        self._checked = True  # also where a scaler keeps gradient norms to itself
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
     def run_identity(self) -> dict[str, Any]:
-        """Return objective and data: what a checkpoint can only be continued with."""
-        return {"objective": self.objective.to_dict(), "data": data_digest(self.train_dataset)}
+        """Return objective, data, their order and batches: what a checkpoint can only be continued with."""
+        if self._digest is None:
+            self._digest = data_digest(self.train_dataset)
+        args = self.args
+        return {
+            "objective": self.objective.to_dict(),
+            "data": self._digest,
+            "seed": args.seed if args.data_seed is None else args.data_seed,
+            "pairs_per_update": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        }
+
+    @staticmethod
+    def _require_trainable(model: Any, train: Any) -> None:
+        if train is not None and not any(value.requires_grad for value in model.parameters()):
+            raise InvalidArgument(
+                "model",
+                expected="a model with parameters to train",
+                got="none that requires a gradient",
+                remedy="Load an adapter with is_trainable=True, or pass peft_config.",
+            )

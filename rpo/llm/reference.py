@@ -99,6 +99,7 @@ class FrozenModel(Reference):
             self.model = fsdp2_prepare_model(accelerator, self.model)
         # After FSDP2 too: this is where the forward pass gets the policy's autocast.
         self.model = accelerator.prepare_model(self.model, evaluation_mode=True)
+        accelerator._models.remove(self.model)  # Trainer takes any entry for the policy
 
 
 class AsGiven(Reference):

@@ -6,16 +6,14 @@ give the same numbers within the tolerances of tests/llm/test_parity.py; they di
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
-from rpo.llm.logprobs import target_logps
+from rpo.llm.head import plain_token_logps, token_logps_of
 
 
 class PromptGroup(NamedTuple):
@@ -44,12 +42,15 @@ class PaddedPath:
     """One row a response, prompt repeated, padded to the longest: plain, and any causal model can take it.
 
     pad_token_id: what fills the rows; never scored and never attended to. padding_side: "right" or
-    "left". pad_to_multiple_of: rounds T up. Raises InvalidArgument.
+    "left". pad_to_multiple_of: rounds T up. fused_head: from hidden states straight to log-probabilities
+    (`rpo.llm.head`), or by the model's logits. Raises InvalidArgument.
     """
 
     name = "padded"
 
-    def __init__(self, pad_token_id: int, padding_side: str = "right", pad_to_multiple_of: int = 1) -> None:
+    def __init__(
+        self, pad_token_id: int, padding_side: str = "right", pad_to_multiple_of: int = 1, *, fused_head: bool = True
+    ) -> None:
         if pad_token_id is None:
             raise InvalidArgument(
                 "pad_token_id",
@@ -60,6 +61,7 @@ class PaddedPath:
         self.pad_token_id = checks.integer("pad_token_id", pad_token_id, minimum=0)
         self.padding_side = checks.one_of("padding_side", padding_side, ("right", "left"))
         self.pad_to_multiple_of = checks.integer("pad_to_multiple_of", pad_to_multiple_of, minimum=1)
+        self.fused_head = fused_head
 
     def collate(self, groups: Sequence[PromptGroup]) -> dict[str, torch.Tensor]:
         """Return the batch; row g*m + k is response k of group g.
@@ -93,18 +95,14 @@ class PaddedPath:
 
     def logps(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return summed log-probabilities, (G, m), nats; the model may be wrapped by DDP, accelerate or peft."""
-        ids, mask = inputs["input_ids"], inputs["response_mask"]
-        positions = mask.any(0).nonzero().squeeze(-1)  # of a response token in any row; K of them
-        # Counted from the end: prompt tuning prepends positions of its own to the model's output.
-        predicting = positions - 1 - ids.shape[1]
+        mask = inputs["response_mask"][:, 1:]
+        rows, columns = mask.nonzero(as_tuple=True)  # a response token at columns + 1, predicted at columns
+        ids = inputs["input_ids"]
         passed = {key: inputs[key] for key in ("input_ids", "attention_mask", "position_ids") if key in inputs}
-        if takes_logits_to_keep(model):  # the head runs where it is needed: no (B, T, V) logits
-            passed["logits_to_keep"] = predicting
-        logits = model(**passed, use_cache=False).logits
-        if logits.shape[1] != len(positions):
-            logits = logits[:, predicting]
-        sums = target_logps(logits, ids[:, positions], mask[:, positions])
-        return sums.view(inputs["lengths"].shape)
+        logps_of = token_logps_of if self.fused_head else plain_token_logps
+        logps = logps_of(model, rows * ids.shape[1] + columns, ids[rows, columns + 1], **passed)
+        # Back to rows by position: index_add would add in any order on a GPU.
+        return logps.new_zeros(mask.shape).masked_scatter(mask, logps).sum(-1).view(inputs["lengths"].shape)
 
 
 PATHS: dict[str, type[Path]] = {PaddedPath.name: PaddedPath}
@@ -148,11 +146,3 @@ def check_groups(groups: Sequence[PromptGroup]) -> None:
                     got="an empty response",
                     remedy="Drop the pair, or end every response with its end-of-turn token.",
                 )
-
-
-def takes_logits_to_keep(model: Any) -> bool:
-    """Return whether the model under its wrappers computes logits at chosen positions only."""
-    model = extract_model_from_parallel(model, keep_torch_compile=False)
-    if hasattr(model, "get_base_model"):  # peft
-        model = model.get_base_model()
-    return "logits_to_keep" in inspect.signature(type(model).forward).parameters

@@ -56,24 +56,26 @@ def check_start(
     lengths: torch.Tensor,
     preference_loss: float,
     *,
+    beta: float,
     half_precision: bool,
 ) -> dict[str, float]:
     """Return how far policy and reference are apart at step 0, where they should be equal.
 
-    All (B, 2): log-probabilities in nats, lengths in tokens. Raises SelfCheckFailed.
+    All (B, 2): log-probabilities in nats, lengths in tokens; the difference is a mean over tokens.
+    Raises SelfCheckFailed.
     """
-    worst = ((policy_logps - reference_logps).abs() / lengths).max().item()
+    apart = ((policy_logps - reference_logps).abs().sum() / lengths.sum()).item()
     tolerance = TOLERANCE[half_precision]
-    if not worst <= tolerance:
+    if not apart <= tolerance:
         raise _fail(
-            f"policy and reference differ by {worst:.2g} nats a token before any update (at most {tolerance:g} is "
+            f"policy and reference differ by {apart:.2g} nats a token before any update (at most {tolerance:g} is "
             "rounding), so the reference is not the model training starts from; pass that model, or name the "
             "reference on purpose with ref_model or ref_adapter_name."
         )
-    off = abs(preference_loss - math.log(2))
-    if not off <= tolerance:
+    # softplus has slope at most one, so rounding of the log-probabilities moves it by at most beta times as much.
+    if not abs(preference_loss - math.log(2)) <= tolerance * (1 + beta * float(lengths.sum(1).max())):
         raise _fail(f"the preference loss is {preference_loss:.6f} in place of ln 2 = 0.693147.")
-    return {"start_difference_per_token": worst, "start_preference_loss": preference_loss}
+    return {"start_difference_per_token": apart, "start_preference_loss": preference_loss}
 
 
 def check_gradient(norm: float) -> dict[str, float]:

@@ -19,8 +19,9 @@ from rpo.llm.config import TrainerConfig
 from rpo.llm.data import PreparedPairs, TokenizedPair, load_preferences
 from rpo.llm.data.responses import RESPONSES, response_rows
 from rpo.llm.models import load_model, load_tokenizer
+from rpo.llm.packing import choose_path
 from rpo.llm.pair_trainer import PairTrainer
-from rpo.llm.scoring import PaddedPath, Path, PromptGroup, pad_token
+from rpo.llm.scoring import Path, PromptGroup, pad_token
 
 
 @dataclass
@@ -66,12 +67,13 @@ class SFTTrainer(PairTrainer):
             options: Any = args.model_init_kwargs or {}
             model = load_model(model, **options)
         self.response = args.response
+        model = with_adapter(model, peft_config, seed=args.seed)
         super().__init__(
-            with_adapter(model, peft_config, seed=args.seed),
+            model,
             args,
             objective,
             PairCollator(
-                PaddedPath(pad_token(processing_class)) if path is None else path,
+                choose_path(model, pad_token(processing_class), args.path) if path is None else path,
                 group_of=lambda pair: PromptGroup(pair.prompt_ids, (learnt_ids(pair, args.response),)),
                 tokens_of=lambda pair: len(learnt_ids(pair, args.response)),
             ),

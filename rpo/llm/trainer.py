@@ -20,11 +20,12 @@ from rpo.llm.config import RPOConfig
 from rpo.llm.data import PairStream, PreparedPairs
 from rpo.llm.diagnostics import displacement_values, split_gradients
 from rpo.llm.models import load_model, load_tokenizer
+from rpo.llm.packing import choose_path
 from rpo.llm.pair_trainer import PairTrainer
 from rpo.llm.policy_base import BaseSlots, with_samples
 from rpo.llm.reference import AsGiven, Reference, resolve_reference
-from rpo.llm.reference_pass import CACHE_NAME, ReferencePass
-from rpo.llm.scoring import PaddedPath, Path, pad_token
+from rpo.llm.reference_pass import CACHE_NAME, ReferencePass, on_device
+from rpo.llm.scoring import Path, pad_token
 from rpo.llm.selfcheck import check_start
 
 
@@ -71,8 +72,10 @@ class RPOTrainer(PairTrainer):
             if self.starts_at_reference and not kept
             else resolve_reference(model, ref_model, ref_adapter_name=ref_adapter_name)
         )
-        self._scored = False
-        path = PaddedPath(pad_token(processing_class)) if path is None else path
+        self._prepared = False
+        if path is None:
+            with on_device(model, args.device):  # so that kernels are tried where they will run
+                path = choose_path(model, pad_token(processing_class), args.path)
         super().__init__(
             model,
             args,
@@ -84,7 +87,9 @@ class RPOTrainer(PairTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        if isinstance(self.train_dataset, PairStream) and args.precompute_ref_log_probs:
+        if args.precompute_ref_log_probs and any(
+            isinstance(data, PairStream) for data in (self.train_dataset, *self._evaluations())
+        ):
             raise InvalidArgument(
                 "precompute_ref_log_probs",
                 expected="False for a streaming dataset",
@@ -100,24 +105,36 @@ class RPOTrainer(PairTrainer):
         """The column of responses under pi_base, where the objective asks for one."""
         return self.args.base_column if "column" in self.base.sources else None
 
+    def _evaluations(self) -> list[Any]:
+        return list(self.eval_dataset.values()) if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+
     def before_training(self, *, resuming: bool) -> None:
         """Check the data; sample pi_base and score the reference while the policy is as it was given."""
         super().before_training(resuming=resuming)
-        self._score_reference(strict=resuming)
+        self.reference.fingerprint()  # before anything is sharded: checkpoints name it
+        for data in (self.train_dataset, *self._evaluations()):
+            self._score(data, resuming=resuming)
+        self._prepare_reference()
+        self._digest = None  # samples of pi_base may have joined
 
-    def _score_reference(self, *, strict: bool) -> None:
-        if self._scored:
-            return
-        self._scored = True
-        evaluations = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
-        for data in (self.train_dataset, *evaluations):
-            if isinstance(data, PairDataset):
-                self._score(data, strict=strict)
-        self.reference.prepare(self.accelerator)
+    def _prepare_reference(self) -> None:
+        if not self._prepared:
+            self.reference.prepare(self.accelerator)
+            self._prepared = True
 
-    def _score(self, data: PairDataset, *, strict: bool) -> None:
-        """Fill in what is known of a data set before training."""
+    def _score(self, data: Any, *, resuming: bool = False) -> None:
+        """Fill in, once, what is known of a data set before training."""
         args = self.args
+        if not isinstance(data, PairDataset) or data.scored:
+            return
+        if self._reference_is_gone:
+            raise InvalidArgument(
+                "eval_dataset",
+                expected="data whose reference values were computed before training",
+                got="new data, and no reference model was kept",
+                remedy="Pass it to the trainer at first, or set precompute_ref_log_probs=False.",
+            )
+        data.scored = True
         given = None if args.ref_logps_cache is None else FilePath(args.ref_logps_cache)
         scorer = ReferencePass(
             self.accelerator,
@@ -138,25 +155,23 @@ class RPOTrainer(PairTrainer):
         if args.precompute_ref_log_probs:
             # A file of our own from an earlier run in this folder gives way; one that was named does not.
             file = FilePath(args.output_dir) / CACHE_NAME if given is None else given
-            strict = strict or given is not None
+            strict = resuming or given is not None
             data.known["reference_logps"] = scorer.logps(self.reference, data.pairs, file=file, strict=strict)
         if not self.starts_at_reference and self.state.global_step == 0:
             data.known["start_logps"] = scorer.logps(AsGiven(self.model), data.pairs)
 
-    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate on `eval_dataset`, which may be of any kind `train_dataset` may be, or on the one given at first."""
-        self._score_reference(strict=False)
-        if eval_dataset is not None and not isinstance(eval_dataset, (str, dict, PairDataset)):
-            if isinstance(self.reference, AsGiven) and self.state.global_step > 0:
-                raise InvalidArgument(
-                    "eval_dataset",
-                    expected="data whose reference values were computed before training",
-                    got="new data, and no reference model was kept",
-                    remedy="Pass it to the trainer at first, or set precompute_ref_log_probs=False.",
-                )
-            eval_dataset = self._prepare("evaluate", eval_dataset, self.args)
-            self._score(eval_dataset, strict=False)
-        return super().evaluate(eval_dataset, *args, **kwargs)
+    @property
+    def _reference_is_gone(self) -> bool:
+        """Whether the reference was the policy itself, which training has changed since."""
+        return isinstance(self.reference, AsGiven) and self.state.global_step > 0
+
+    def evaluation_data(self, given: Any) -> Any:
+        """Return a data set to evaluate on, scored under the reference."""
+        data = super().evaluation_data(given)
+        for one in self._evaluations() if data is None or isinstance(data, (str, dict)) else [data]:
+            self._score(one)
+        self._prepare_reference()
+        return data
 
     def _add_diagnostics(self) -> None:
         args, data = self.args, self.eval_dataset if isinstance(self.eval_dataset, PairDataset) else self.train_dataset
@@ -211,6 +226,13 @@ class RPOTrainer(PairTrainer):
         return loss, self._metrics(scores.detach(), reference, terms, inputs)
 
     def _live_reference(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        if self._reference_is_gone:
+            raise InvalidArgument(
+                "eval_dataset",
+                expected="data whose reference values were computed before training",
+                got="data without, and no reference model was kept",
+                remedy="Pass it to the trainer at first, or set precompute_ref_log_probs=False.",
+            )
         with torch.no_grad(), self.accelerator.autocast():
             return self.reference.logps(self.path, inputs)[:, :2]
 
@@ -235,17 +257,25 @@ class RPOTrainer(PairTrainer):
             "logps/rejected_per_token": pair[:, REJECTED] / lengths[:, REJECTED],
         }
         if start is not None:
-            metrics |= displacement_values(*(pair - start.to(pair)).unbind(1), *lengths.unbind(1))
+            change = (pair - start.to(pair)).unbind(1)
+            # In 16 bits the same model gives other values in another batch.
+            rounding = 5e-3 if self._half_precision else 1e-6
+            metrics |= displacement_values(*change, *lengths.unbind(1), rounding=rounding)
         return metrics
 
     def _at_training_step(
         self, logps: torch.Tensor, reference: torch.Tensor, terms: LossTerms, inputs: dict[str, torch.Tensor]
     ) -> None:
         """Check the start, before the first update; measure the two gradients, where it is their turn."""
-        if not self._checked and self.starts_at_reference:
-            half = self.accelerator.mixed_precision != "no" or self.model.dtype.itemsize < 4
+        random = not self.args.disable_dropout or self.args.neftune_noise_alpha is not None
+        if not self._checked and self.starts_at_reference and not random:
             self.self_check_results |= check_start(
-                logps[:, :2], reference, inputs["lengths"][:, :2], terms.preference.item(), half_precision=half
+                logps[:, :2],
+                reference,
+                inputs["lengths"][:, :2],
+                terms.preference.item(),
+                beta=self.objective.beta,
+                half_precision=self._half_precision,
             )
         every = self.args.gradient_diagnostics_steps
         if every and self.state.global_step % every == 0 and len(self._rows) == 1:
@@ -260,6 +290,10 @@ class RPOTrainer(PairTrainer):
             one = torch.ones(1, device=logps.device)
             self.train_meter.add({name: value * one for name, value in found.items()}, one)
 
+    @property
+    def _half_precision(self) -> bool:
+        return self.accelerator.mixed_precision != "no" or self.model.dtype.itemsize < 4
+
     def save_model(self, *args: Any, **kwargs: Any) -> None:
         """Save the policy, without the reference adapter that may sit beside its own."""
         with self.reference.hidden():
@@ -267,4 +301,4 @@ class RPOTrainer(PairTrainer):
 
     def run_identity(self) -> dict[str, Any]:
         """Return objective, data, reference and pi_base: what a checkpoint can only be continued with."""
-        return super().run_identity() | {"reference": self.reference.describe(), "base": self.base.sources}
+        return super().run_identity() | {"reference": self.reference.fingerprint(), "base": self.base.sources}

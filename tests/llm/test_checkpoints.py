@@ -121,7 +121,7 @@ def test_resume_without_any(tmp_path):
     assert run.state.global_step == 1
 
 
-@pytest.mark.parametrize("change", ["objective", "data", "reference"])
+@pytest.mark.parametrize("change", ["objective", "data", "reference", "seed"])
 def test_another_run_is_not_continued(tmp_path, change):
     """Another eta, other pairs or another starting model: each is named, none is silently mixed in."""
     trainer(tmp_path, tiny_pairs(8), max_steps=1, **SAVING).train()
@@ -131,10 +131,41 @@ def test_another_run_is_not_continued(tmp_path, change):
         objective=RPO(beta=OBJECTIVE.beta, eta=0.5) if change == "objective" else OBJECTIVE,
         model=models_for_tests.tiny_model("llama", dtype=torch.float64, seed=int(change == "reference")),
         precompute_ref_log_probs=change != "reference",
+        seed=4 if change == "seed" else 3,
         **SAVING,
     )
     with pytest.raises(CheckpointError, match=f"expected {change} "):
         again.train(resume_from_checkpoint=True)
+
+
+def test_a_fresh_run_does_not_mix_with_an_earlier_one(tmp_path):
+    trainer(tmp_path, tiny_pairs(4), max_steps=2, **SAVING).train()
+    with pytest.raises(CheckpointError, match="without checkpoints of an earlier run, got .*checkpoint-2"):
+        trainer(tmp_path, tiny_pairs(4), max_steps=2, **SAVING).train()
+
+
+def test_a_finished_run_resumed_is_left_as_it_ended(tmp_path):
+    first = trainer(tmp_path, tiny_pairs(4), max_steps=2, **SAVING)
+    first.train()
+    again = trainer(tmp_path, tiny_pairs(4), max_steps=2, **SAVING)
+    again.train(resume_from_checkpoint="auto")
+    assert again.state.global_step == 2 and len(complete_checkpoints(tmp_path)) == 2
+    found = weights_of(again.model)
+    assert all(torch.equal(value, found[name]) for name, value in weights_of(first.model).items())
+
+
+def test_weights_alone_are_not_resumed(tmp_path):
+    trainer(tmp_path, tiny_pairs(4), max_steps=1, save_only_model=True, **SAVING).train()
+    with pytest.raises(CheckpointError, match="saved with save_only_model=True"):
+        trainer(tmp_path, tiny_pairs(4), max_steps=2, **SAVING).train(resume_from_checkpoint=True)
+
+
+def test_what_a_killed_run_left_is_cleared(tmp_path):
+    """A half-written checkpoint's files do not survive beside those of the checkpoint that takes its name."""
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / "adapter_model.safetensors").write_bytes(b"left")
+    trainer(tmp_path, tiny_pairs(4), max_steps=1, **SAVING).train()
+    assert not (tmp_path / "checkpoint-1" / "adapter_model.safetensors").exists()
 
 
 def test_rotation_keeps_the_newest(tmp_path):

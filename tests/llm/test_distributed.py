@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -48,6 +49,21 @@ def test_ddp_equals_one_process(tmp_path):
     print(f"largest difference of a weight: {apart(two):.2e}")
     assert apart(two) < 1e-12
     assert apart(other) > 1e-4
+
+
+def test_data_that_two_processes_cannot_share_evenly(tmp_path):
+    """22 pairs, a global batch of 4: accelerate repeats pairs to fill the last round, and they count once all the same.
+
+    Six updates an epoch, the last of 2 pairs; 9 updates. Evaluation after the last, on 5 pairs.
+    """
+    common = ("dtype=float64", "max_steps=9", "pairs=22", "evaluated=5")
+    one = launch(tmp_path / "one", 1, "per_device_train_batch_size=4", *common)
+    two = launch(tmp_path / "two", 2, "per_device_train_batch_size=2", *common)
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-12
+    metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
+    names = [name for name in metrics[0] if name.startswith(("eval_loss", "eval_logps", "eval_rewards"))]
+    assert len(names) > 8
+    assert all(metrics[0][name] == pytest.approx(metrics[1][name], rel=1e-9, abs=1e-12) for name in names)
 
 
 @pytest.mark.parametrize("where", ["cpu", "cuda"])

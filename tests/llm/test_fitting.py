@@ -236,7 +236,7 @@ def test_tokenizers_that_cannot_do_it(tmp_path):
 
 def test_a_damaged_cache_is_refused(folder, tmp_path):
     cache = tmp_path / "reference.safetensors"
-    options = {"output_dir": tmp_path / "out", "ref_logps_cache": str(cache), **QUICK}
+    options = {"output_dir": tmp_path / "out", "overwrite": True, "ref_logps_cache": str(cache), **QUICK}
     rpo.fit(str(folder), rows(), rpo.RPO(beta=0.1, eta=0.05), **options)
     content = bytearray(cache.read_bytes())
     content[-3] ^= 1
@@ -247,7 +247,7 @@ def test_a_damaged_cache_is_refused(folder, tmp_path):
 
 def test_the_cache_serves_another_objective_but_not_another_model(folder, tmp_path):
     cache = tmp_path / "reference.safetensors"
-    options = {"output_dir": tmp_path / "out", "ref_logps_cache": str(cache), **QUICK}
+    options = {"output_dir": tmp_path / "out", "overwrite": True, "ref_logps_cache": str(cache), **QUICK}
     rpo.fit(str(folder), rows(), rpo.RPO(beta=0.1, eta=0.05), **options)
     written = cache.read_bytes()
     rpo.fit(str(folder), rows(), rpo.DPO(beta=0.5), **options)
@@ -256,3 +256,44 @@ def test_the_cache_serves_another_objective_but_not_another_model(folder, tmp_pa
     with pytest.raises(RPOError, match="weights of the reference"):
         rpo.fit(other, rows(), rpo.DPO(beta=0.5), tokenizer=models_for_tests.tiny_tokenizer(), **options)
     assert complete_checkpoints(tmp_path / "out") == []
+
+
+def test_an_earlier_result_is_kept_or_replaced_whole(folder, tmp_path):
+    """A full model over an adapter: refused at first; with overwrite no adapter is left to be loaded on top of it."""
+    pytest.importorskip("peft")
+    lora = {"r": 2, "target_modules": "all-linear"}
+    options = {"output_dir": tmp_path, **QUICK}
+    rpo.fit(str(folder), rows(), rpo.DPO(beta=0.1), peft_config=lora, **options)
+    with pytest.raises(InvalidArgument, match="expected a folder without an earlier result"):
+        rpo.fit(str(folder), rows(), rpo.DPO(beta=0.1), **options)
+    run = rpo.fit(str(folder), rows(), rpo.DPO(beta=0.1), overwrite=True, **options)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert not list(tmp_path.glob("adapter_*"))
+    assert all(torch.equal(v, dict(run.artifact.named_parameters())[n]) for n, v in loaded.named_parameters())
+
+
+def test_adapters_begin_the_same_for_a_seed(folder, tmp_path):
+    """The global random state decides nothing: two runs apart from each other end in the same bits."""
+    pytest.importorskip("peft")
+    ends = []
+    for name in ("a", "b"):
+        torch.manual_seed(hash(name) % 1000)
+        options = {"output_dir": tmp_path / name, "peft_config": {"r": 2, "target_modules": "all-linear"}, **QUICK}
+        run = rpo.fit(str(folder), rows(), rpo.RPO(beta=0.1, eta=0.05), **options)
+        ends.append({n: v.detach().clone() for n, v in run.artifact.named_parameters() if "lora" in n})
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_a_full_disk_at_the_end(folder, tmp_path, monkeypatch):
+    """The weights cannot be written: an OutputError says so, and nothing half-written is left."""
+    import transformers
+
+    def full(*arguments, **keywords):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", full)
+    with pytest.raises(
+        RPOError, match="writing the model to .* failed .*No space left on device.*No checkpoint was saved"
+    ):
+        rpo.fit(str(folder), rows(), rpo.DPO(beta=0.1), output_dir=tmp_path, **QUICK)
+    assert not list(tmp_path.glob(".saving-*"))

@@ -21,12 +21,17 @@ from torch.overrides import TorchFunctionMode
 
 from rpo.core.conversions import trl_batch_weight
 from rpo.core.objectives import DPO, RPO
+from rpo.llm.packing import PackedPath, SharedPrefixPath
 from rpo.llm.scoring import PaddedPath, Path, PromptGroup
 
 PATHS_UNDER_TEST: dict[str, Callable[[], Path]] = {
     "padded right": lambda: PaddedPath(PAD),
+    "padded, plain head": lambda: PaddedPath(PAD, fused_head=False),
     "padded left": lambda: PaddedPath(PAD, padding_side="left"),
     "padded to 32": lambda: PaddedPath(PAD, pad_to_multiple_of=32),
+    "packed": PackedPath,
+    "packed, plain head": lambda: PackedPath(fused_head=False),
+    "shared": SharedPrefixPath,
 }
 BETA, ETA = 0.1, 0.05
 OBJECTIVE = RPO(beta=BETA, eta=ETA)

@@ -11,7 +11,8 @@ import torch
 from models_for_tests import PAD, VOCABULARY
 
 from rpo.core.errors import InvalidArgument
-from rpo.llm.scoring import PATHS, PaddedPath, Path, PromptGroup, takes_logits_to_keep
+from rpo.llm.head import takes_logits_to_keep
+from rpo.llm.scoring import PATHS, PaddedPath, Path, PromptGroup
 
 GROUPS = [PromptGroup([1, 2], ([1], [2, 0])), PromptGroup([2], ([0, 1], [1]))]
 
@@ -77,12 +78,16 @@ def test_log_probabilities_by_hand(model: Bigram, side: str) -> None:
 
 
 def test_the_head_runs_only_where_a_response_token_is_predicted(tiny_model) -> None:
-    """Prompts of 6 and 8 tokens, responses of 1 and 2: positions 5 to 8 of 10 predict one; padding needs none."""
-    model, path = tiny_model("llama"), PaddedPath(PAD, pad_to_multiple_of=16)
-    shapes = []
+    """Prompts of 6 and 8 tokens, responses of 1 and 2: positions 5 to 8 of 10 predict one; padding needs none.
+
+    These are 6 tokens in all: what the fused head returns, after one call in which the model is looked at.
+    """
+    model, shapes = tiny_model("llama"), []
     model.lm_head.register_forward_hook(lambda _, inputs, output: shapes.append(tuple(output.shape)))
-    path.logps(model, path.collate([PromptGroup([7] * 6, [[8], [9, 1]]), PromptGroup([7] * 8, [[8], [9, 1]])]))
-    assert shapes == [(4, 4, VOCABULARY)]
+    for fused_head in (False, True):
+        path = PaddedPath(PAD, pad_to_multiple_of=16, fused_head=fused_head)
+        path.logps(model, path.collate([PromptGroup([7] * 6, [[8], [9, 1]]), PromptGroup([7] * 8, [[8], [9, 1]])]))
+    assert shapes == [(4, 4, VOCABULARY), (1, 1, VOCABULARY), (1, 6, 1)]
 
 
 @pytest.mark.parametrize(("given", "answered"), [("bfloat16", "float32"), ("float32", "float32"), ("float64",) * 2])

@@ -46,8 +46,8 @@ def test_switched_off_the_same_run_trains(tmp_path):
 
 @pytest.mark.parametrize(("half_precision", "tolerance"), [(False, 1e-4), (True, 5e-2)])
 def test_difference_is_per_token(half_precision, tolerance):
-    """0.5 and 2 times the tolerance on the response of 20 tokens."""
-    small, large = (check(20 * share * tolerance, half_precision) for share in (0.5, 2.0))
+    """0.5 and 2 times the tolerance on each of the pair's 30 tokens."""
+    small, large = (check(30 * share * tolerance, half_precision) for share in (0.5, 2.0))
     assert small["start_difference_per_token"] == pytest.approx(tolerance / 2)
     assert large is None
 
@@ -55,7 +55,12 @@ def test_difference_is_per_token(half_precision, tolerance):
 def check(difference, half_precision):
     try:
         return check_start(
-            logps(-5.0, -9.0), logps(-5.0, -9.0 + difference), LENGTHS, 0.6931472, half_precision=half_precision
+            logps(-5.0, -9.0),
+            logps(-5.0, -9.0 + difference),
+            LENGTHS,
+            0.6931472,
+            beta=0.1,
+            half_precision=half_precision,
         )
     except SelfCheckFailed:
         return None
@@ -63,12 +68,12 @@ def check(difference, half_precision):
 
 def test_preference_loss_must_be_ln_2():
     with pytest.raises(SelfCheckFailed, match="0.700000 in place of ln 2"):
-        check_start(logps(-1.0, -2.0), logps(-1.0, -2.0), LENGTHS, 0.7, half_precision=False)
+        check_start(logps(-1.0, -2.0), logps(-1.0, -2.0), LENGTHS, 0.7, beta=0.1, half_precision=False)
 
 
 def test_nan_never_passes():
     with pytest.raises(SelfCheckFailed):
-        check_start(logps(float("nan"), -2.0), logps(-1.0, -2.0), LENGTHS, 0.6931472, half_precision=False)
+        check_start(logps(float("nan"), -2.0), logps(-1.0, -2.0), LENGTHS, 0.6931472, beta=0.1, half_precision=False)
     with pytest.raises(SelfCheckFailed, match="norm is nan"):
         check_gradient(float("nan"))
 

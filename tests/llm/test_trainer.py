@@ -11,6 +11,8 @@ from training import OBJECTIVE, tiny_pairs, trainer, weights_of
 
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import DPO, RPO
+from rpo.llm.collate import PairDataset
+from rpo.llm.data import stream_pairs
 
 
 def naive_logp(model, prompt, response):
@@ -285,3 +287,77 @@ def test_evaluation_does_not_depend_on_its_batches(tmp_path):
         assert metrics["eval_loss"] == pytest.approx(math.log(2) + objective.sft_weight * sft, rel=1e-12)
         assert metrics["eval_loss/sft"] == pytest.approx(sft, rel=1e-12)
     assert abs(-sum(logp / n for logp, n in zip(logps, lengths, strict=True)) / 10 - sft) > 1e-3
+
+
+def test_a_stream_is_cut_into_updates_as_one_endless_list(tmp_path):
+    """10 rows in micro-batches of 4, accumulated twice: updates of 8 rows run on over the end of each pass."""
+    rows = [
+        {"prompt_ids": list(p.prompt_ids), "chosen_ids": list(p.chosen_ids), "rejected_ids": list(p.rejected_ids)}
+        for p in tiny_pairs(10)
+    ]
+    stream = stream_pairs(rows, None)
+    run = trainer(
+        tmp_path,
+        stream,
+        precompute_ref_log_probs=False,
+        gradient_accumulation_steps=2,
+        max_steps=4,
+        eval_dataset=stream,
+    )
+    before = run.evaluate()
+    run.train()
+    endless = [row % 10 for row in range(32)]
+    expected = descend(tiny_pairs(10), updates=4, batch=[endless[8 * k : 8 * k + 8] for k in range(4)])
+    assert largest_difference(weights_of(run.model), expected) < 1e-11
+    assert before["eval_loss/preference"] == pytest.approx(math.log(2), rel=1e-12)
+    after = run.evaluate(tiny_pairs(10))
+    assert after["eval_rewards/margins"] > 0.01  # the reference was kept, and is asked
+
+
+def test_new_data_after_training_needs_a_reference_that_was_kept(tmp_path):
+    run = trainer(tmp_path, tiny_pairs(8), max_steps=1)
+    run.train()
+    for data in (tiny_pairs(4, seed=1), PairDataset(tiny_pairs(4, seed=1))):
+        with pytest.raises(InvalidArgument, match="no reference model was kept"):
+            run.evaluate(data)
+    assert run.evaluate(run.train_dataset)["eval_loss"] > 0  # control: these were scored before
+
+
+def test_a_model_without_anything_to_train(tmp_path):
+    model = fresh().requires_grad_(False)
+    with pytest.raises(InvalidArgument, match="none that requires a gradient"):
+        trainer(tmp_path, tiny_pairs(4), model=model)
+
+
+def test_dropout_and_checks_go_together(tmp_path):
+    """With dropout left on, policy and reference differ at step 0 for that reason alone: nothing is claimed."""
+    model = models_for_tests.tiny_model("gpt2", resid_pdrop=0.3)
+    run = trainer(tmp_path, tiny_pairs(8), model=model, disable_dropout=False, max_steps=1)
+    run.train()
+    assert "start_difference_per_token" not in run.self_check_results
+    assert run.self_check_results["start_gradient_norm"] > 0
+
+
+def test_the_last_update_is_logged(tmp_path):
+    run = trainer(tmp_path, tiny_pairs(8), max_steps=3, logging_steps=10)
+    run.train()
+    assert [row["step"] for row in run.state.log_history if "loss" in row] == [3]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"path": "shared"},
+        {"path": "packed"},
+        {"path": "shared", "max_tokens_per_batch": 30},
+        {"path": "padded", "max_tokens_per_batch": 50, "gradient_accumulation_steps": 2},
+    ],
+)
+def test_layouts_and_budgets_take_the_same_path(tmp_path, options):
+    """Updates on 10 pairs equal descent on the naive loss to 1e-7: float32 inside the model (see training.py)."""
+    pairs, size = tiny_pairs(10), 10 // options.get("gradient_accumulation_steps", 1)
+    run = trainer(tmp_path, pairs, per_device_train_batch_size=size, **options)
+    run.train()
+    assert run.path.name == options["path"]
+    expected = descend(pairs, updates=3, batch=[range(10)] * 3)
+    assert largest_difference(weights_of(run.model), expected) < 1e-7

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -60,6 +61,8 @@ def config(folder: Any, **options: Any) -> RPOConfig:
         "disable_tqdm": True,
         "report_to": "none",
         "seed": 3,
+        # transformers works in float32 inside float64 models here and there: only the same layout rounds alike.
+        "path": "padded",
     }
     return RPOConfig(**(defaults | options))
 
@@ -123,8 +126,14 @@ def main() -> None:
         allow_fsdp_on_cpu()
     elif sharded == "cuda":
         typed |= {"use_cpu": False}
+    evaluated = int(options.pop("evaluated", 0))
+    typed.pop("evaluated", None)
+    typed |= {"eval_dataset": tiny_pairs(evaluated, seed=1, weights=True)} if evaluated else {}
     run = trainer(folder, tiny_pairs(number), model=models_for_tests.tiny_model("llama", dtype=dtype), **typed)
     run.train(resume_from_checkpoint=resume)
+    metrics = run.evaluate() if evaluated else {}
+    if run.is_world_process_zero():
+        (folder / "metrics.json").write_text(json.dumps(metrics))
     if sharded == "no":
         run.save_model(str(folder / "final"))
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -25,7 +26,11 @@ class PairStream(IterableDataset[TokenizedPair]):
 
     `report` counts the current pass, in each data-loader worker its own share of the rows. A source
     that splits itself among workers, as streamed `datasets` do, numbers its rows in each on its own.
+    `repeated` goes on pass after pass, as training needs: no update is then cut short, and a resumed run
+    finds its place in later passes too.
     """
+
+    endless = False
 
     def __init__(self, rows: Iterable[Any], encoder: PairEncoder) -> None:
         if iter(rows) is rows:
@@ -36,6 +41,12 @@ class PairStream(IterableDataset[TokenizedPair]):
         self._rows, self._encoder, self.report = rows, encoder, DataReport()
 
     def __iter__(self) -> Iterator[TokenizedPair]:
+        yield from self._one_pass()
+        for epoch in itertools.count(1) if self.endless else ():
+            self.set_epoch(epoch)
+            yield from self._one_pass()
+
+    def _one_pass(self) -> Iterator[TokenizedPair]:
         worker = get_worker_info()
         part, parts = (0, 1) if worker is None or splits_itself(self._rows) else (worker.id, worker.num_workers)
         self.report = DataReport()
@@ -45,6 +56,12 @@ class PairStream(IterableDataset[TokenizedPair]):
             remedy = self.report.messages[0] if self.report.messages else "Check the split and max_length."
             got = f"{self.report.rows} rows and no pair"
             raise InvalidArgument("rows", expected="at least one usable row", got=got, remedy=remedy)
+
+    def repeated(self) -> PairStream:
+        """Return a stream of the same rows in which pass follows on pass without end."""
+        stream = PairStream(self._rows, self._encoder)
+        stream.endless = True
+        return stream
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the source which pass comes next, where it shuffles by epoch."""

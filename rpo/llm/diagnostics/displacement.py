@@ -25,14 +25,17 @@ def displacement_values(
     rejected_change: torch.Tensor,
     chosen_lengths: torch.Tensor | None = None,
     rejected_lengths: torch.Tensor | None = None,
+    *,
+    rounding: float = 1e-6,
 ) -> dict[str, torch.Tensor]:
     """Return each displacement metric pair by pair, (N,): the metric is the mean over pairs, wherever they are.
 
     *_change: (N,), nats. *_lengths: (N,), response tokens > 0. Means of these add up over micro-batches
     and processes as (sum, count). displacement/share: the chosen log-probability fell.
-    displacement/chosen_up_rejected_down and the other three quadrants, with displacement/unchanged (either change is
-    exactly zero, as at step 0), sum to one. displacement/chosen_change, .../rejected_change: nats a
-    response; with lengths also ..._change_per_token. Raises InvalidArgument.
+    displacement/chosen_up_rejected_down and the other three quadrants, with displacement/unchanged (either
+    change is rounding, as at step 0), sum to one. displacement/chosen_change, .../rejected_change: nats a
+    response; with lengths also ..._change_per_token. rounding: nats a token (a response, without lengths)
+    that count as no change. Raises InvalidArgument.
     """
     changes = [chosen_change.detach(), rejected_change.detach()]
     for side, change, lengths in zip(SIDES, changes, (chosen_lengths, rejected_lengths), strict=True):
@@ -44,7 +47,10 @@ def displacement_values(
             raise InvalidArgument(
                 f"{side}_lengths", expected="lengths > 0", got=lengths.min().item(), remedy="Drop empty responses."
             )
-    signs = [change.sign() for change in changes]
+    signs = [
+        torch.where(change.abs() <= rounding * (1 if lengths is None else lengths), 0.0, change.sign())
+        for change, lengths in zip(changes, (chosen_lengths, rejected_lengths), strict=True)
+    ]
     values = {"share": signs[0] < 0}
     values |= {name: (signs[0] == first) & (signs[1] == second) for name, (first, second) in QUADRANTS.items()}
     values["unchanged"] = signs[0] * signs[1] == 0

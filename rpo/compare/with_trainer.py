@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from transformers import PrinterCallback
 
 from rpo.bandit.data import PreferenceCounts
 from rpo.compare.enumerable import EnumerableLM
@@ -70,10 +71,12 @@ def fit_with_trainer(
             "disable_tqdm": True,
             "max_length": None,
             "use_cpu": True,
+            "path": "padded",  # nothing is padded: all responses have one length
         }
         trainer = RPOTrainer(
             policy.model, args=RPOConfig(**(fields | training)), train_dataset=pairs, objective=objective
         )
+        trainer.remove_callback(PrinterCallback)  # prints every log where there is no progress bar
         run = record(trainer, trainer.train(), label=label or "transformer, RPOTrainer")
     table = policy.policy()
     run.arrays["policy"] = table / table.sum(axis=1, keepdims=True)
