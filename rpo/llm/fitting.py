@@ -158,9 +158,7 @@ def record(trainer: Any, output: Any, *, label: str | None = None) -> Run:
 def _label(objective: Any) -> str:
     if isinstance(objective, (SFT, BradleyTerry)):
         return type(objective).__name__
-    return (
-        (f"RPO, beta={objective.beta:g}, eta={objective.eta:g}") if objective.eta else f"DPO, beta={objective.beta:g}"
-    )
+    return "RPO" if objective.eta else "DPO"
 
 
 def save(trainer: SafeTrainer, run: Run, dataset_name: str) -> None:

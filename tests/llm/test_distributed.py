@@ -54,16 +54,20 @@ def test_ddp_equals_one_process(tmp_path):
 def test_data_that_two_processes_cannot_share_evenly(tmp_path):
     """22 pairs, a global batch of 4: accelerate repeats pairs to fill the last round, and they count once all the same.
 
-    Six updates an epoch, the last of 2 pairs; 9 updates. Evaluation after the last, on 5 pairs.
+    Six updates an epoch, the last of 2 pairs; 9 updates. Evaluation after the last, on 5 pairs. The two
+    processes also share prompts and cut their batches by tokens: 1e-6 in place of 1e-12 (asked: 1e-5).
     """
     common = ("dtype=float64", "max_steps=9", "pairs=22", "evaluated=5")
     one = launch(tmp_path / "one", 1, "per_device_train_batch_size=4", *common)
-    two = launch(tmp_path / "two", 2, "per_device_train_batch_size=2", *common)
-    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-12
+    cut = ("per_device_train_batch_size=2", "path=shared", "max_tokens_per_batch=25")
+    two = launch(tmp_path / "two", 2, *cut, *common)
+    apart = max(float((one[name] - two[name]).abs().max()) for name in one)
+    print(f"largest difference of a weight: {apart:.2e}")
+    assert apart < 1e-6
     metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
     names = [name for name in metrics[0] if name.startswith(("eval_loss", "eval_logps", "eval_rewards"))]
     assert len(names) > 8
-    assert all(metrics[0][name] == pytest.approx(metrics[1][name], rel=1e-9, abs=1e-12) for name in names)
+    assert all(metrics[0][name] == pytest.approx(metrics[1][name], rel=1e-5, abs=1e-6) for name in names)
 
 
 @pytest.mark.parametrize("where", ["cpu", "cuda"])

@@ -119,6 +119,7 @@ def main() -> None:
     dtype = getattr(torch, options.pop("dtype", "float32"))
     sharded = options.pop("sharded", "no")
     known = {"per_device_train_batch_size": int, "gradient_accumulation_steps": int, "max_steps": int}
+    known |= {"max_tokens_per_batch": int}
     typed: dict[str, Any] = {name: known.get(name, str)(value) for name, value in options.items()}
     typed |= {"optim": "adamw_torch", "learning_rate": 1e-2}
     typed |= {"save_strategy": "steps", "save_steps": 2} if sharded == "no" else FSDP2
