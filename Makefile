@@ -34,6 +34,8 @@ test-slow: $(VENV)/.installed-dev  ## The slow tier: grids and long runs
 
 bench: $(VENV)/.installed-dev  ## The benchmarks: tables into benchmarks/results (minutes)
 	for name in batched coverage_skew zhu bounds; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
+	# Against TRL, on a real model: where there is one.
+	test -z "$$RPO_SMOLLM2" || $(BIN)/python benchmarks/vs_trl.py
 
 clean:  ## Remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info

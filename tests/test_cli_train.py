@@ -91,7 +91,7 @@ def test_train_saves_a_model_that_loads_and_a_configuration_that_repeats_the_run
 
     assert rpo("train", "--config", "a/config.yaml", "--training.output_dir", "b").returncode == 0
     changed = ["--training.output_dir", "c", "--objective.eta", "0"]
-    assert "DPO, beta=0.1: Trained 3" in rpo("train", "--config", "a/config.yaml", *changed).stdout
+    assert "DPO: Trained 3" in rpo("train", "--config", "a/config.yaml", *changed).stdout
     weights = [(here / name / "model.safetensors").read_bytes() for name in "abc"]
     assert weights[0] == weights[1] != weights[2]
 
