@@ -11,6 +11,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from rpo import __version__, commands, llm_commands, train_command
 from rpo.core.errors import InaccurateSolution, RPOError
+from rpo.eval import gold_command
 from rpo.parsing import instantiate, parse_mistakes
 
 
@@ -39,9 +40,13 @@ COMMANDS: dict[str, Command] = {
     "data check": Command(llm_commands.data_check_command, "source"),
     "generate": Command(llm_commands.generate_command),
     "plot": Command(llm_commands.plot_command, "runs", several=True),
+    "experiment sentiment": Command(gold_command.sentiment_command),
     "convert-gguf": Command(llm_commands.convert_gguf_command, "path"),
 }
-GROUPS = {"data": "Look at preference data."}
+GROUPS = {
+    "data": "Look at preference data.",
+    "experiment": "Overoptimization where the gold reward is known.",
+}
 
 
 def build_parser(asked: str | None) -> tuple[ArgumentParser, ArgumentParser | None]:

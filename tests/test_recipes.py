@@ -12,7 +12,7 @@ from rpo.cli import build_parser
 from rpo.core.conversions import from_authors_averaged, from_official
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted((ROOT / "recipes").glob("train_*.yaml"))
+RECIPES = {path.stem: path for path in sorted((ROOT / "recipes").rglob("train_*.yaml"))}
 ACCELERATE = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
 COLUMNS = {
     "beta series": "train_zephyr_beta_rpo",
@@ -24,14 +24,14 @@ COLUMNS = {
 def parsed(name: str) -> dict[str, Any]:
     """Return every option of the recipe by its dotted name, defaults included."""
     _, parser = build_parser("train")
-    options = parser.parse_args(["--config", str(ROOT / "recipes" / f"{name}.yaml")])
+    options = parser.parse_args(["--config", str(RECIPES[name])])
     options.pop("config")
     return dict(options.items())
 
 
 def written(name: str) -> dict[str, Any]:
     """Return the keys that stand in the file, by dotted name."""
-    content = yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text())
+    content = yaml.safe_load(RECIPES[name].read_text())
     flat = {}
     for key, value in content.items():
         if isinstance(value, dict):
@@ -53,7 +53,7 @@ def table() -> dict[str, dict[str, Any]]:
     }
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda path: path.stem)
 def test_each_recipe_parses_and_comments_every_key(recipe: Path) -> None:
     options = parsed(recipe.stem)
     for key, value in written(recipe.stem).items():
@@ -88,7 +88,7 @@ def test_a_dpo_twin_differs_in_eta_and_folder_only(series: str) -> None:
     assert twin["objective.eta"] == 0.0
 
 
-@pytest.mark.parametrize("recipe", [path for path in RECIPES if "smollm2" not in path.stem], ids=lambda path: path.stem)
+@pytest.mark.parametrize("recipe", [p for p in RECIPES.values() if "smollm2" not in p.stem], ids=lambda path: path.stem)
 def test_the_global_batch_is_128_on_the_processes_of_the_accelerate_file_named(recipe: Path) -> None:
     (named,) = re.findall(r"--config_file (\S+)", recipe.read_text())
     options = parsed(recipe.stem)
@@ -97,10 +97,10 @@ def test_the_global_batch_is_128_on_the_processes_of_the_accelerate_file_named(r
     assert processes * each == 128
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda path: path.stem)
 def test_the_command_in_the_first_line_is_for_this_file(recipe: Path) -> None:
     first = recipe.read_text().splitlines()[0]
-    assert first.endswith(f"train --config recipes/{recipe.name}")
+    assert first.endswith(f"train --config {recipe.relative_to(ROOT)}")
 
 
 @pytest.mark.parametrize("path", ACCELERATE, ids=lambda path: path.stem)

@@ -2,43 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import time
 from pathlib import Path
-from typing import Any
 
 import pandas
 
 from rpo.compare import figures
 from rpo.compare.equivalence import Comparison
 from rpo.core.records import environment, staged_output, write_json
-from rpo.plotting import save
+from rpo.plotting import page, save
 
 MARKER = "report.json"
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>RPO: theory against a transformer</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-body {{ font: 16px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }}
-h1 {{ font-size: 1.6rem; }} h2 {{ font-size: 1.2rem; margin-top: 2.4rem; }}
-table {{ border-collapse: collapse; }}
-th, td {{ padding: .3rem .9rem; border-bottom: 1px solid #ddd; text-align: left; }}
-td.number {{ font-variant-numeric: tabular-nums; text-align: right; }}
-img {{ max-width: 100%; }} figure {{ margin: 1.2rem 0; }} figcaption {{ color: #444; font-size: .93rem; }}
-pre {{ background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: .85rem; }}
-.verdict {{ background: #eef6fb; border-left: 4px solid #0072b2; padding: .7rem 1rem; }}
-</style></head><body>
-<h1>One objective, three ways: convex program, table, transformer</h1>
-<p class="verdict">{verdict}</p>
-<h2>Agreement</h2>
-{agreement}
-<p>{certificate}</p>
-{figures}
-<h2>Configuration</h2><pre>{config}</pre>
-<h2>Environment</h2><pre>{environment}</pre>
-</body></html>
-"""
+AGREEMENT = ("against the convex program", "total variation, worst prompt", "loss difference", "")
 
 
 def write_report(
@@ -55,22 +30,23 @@ def write_report(
         parts = []
         for name, (draw, caption) in FIGURES.items():
             save(draw(comparison), stage / f"{name}.png", _data(comparison, name))
-            picture = base64.b64encode((stage / f"{name}.png").read_bytes()).decode()
-            text = html.escape(caption)
-            parts.append(
-                f'<h2>{html.escape(TITLES[name])}</h2><figure><img alt="{text}" src="data:image/png;base64,{picture}">'
-                f"<figcaption>{text}</figcaption></figure>"
-            )
+            parts.append(page.section(TITLES[name], page.picture(stage / f"{name}.png", caption)))
         machine = environment()
-        page = PAGE.format(
-            verdict=html.escape(verdict(comparison)),
-            agreement=_agreement_table(comparison),
-            certificate=html.escape(f"Theory: {comparison.theory.message} {_programs(comparison)}"),
-            figures="\n".join(parts),
-            config=html.escape(_lines(comparison.config)),
-            environment=html.escape(_lines(machine)),
+        text = page.page(
+            "One objective, three ways: convex program, table, transformer",
+            verdict(comparison),
+            [
+                page.section(
+                    "Agreement",
+                    page.table(AGREEMENT, agreement_rows(comparison), numbers=(1, 2)),
+                    page.paragraph(f"Theory: {comparison.theory.message} {_programs(comparison)}"),
+                ),
+                *parts,
+                page.section("Configuration", page.listing(comparison.config)),
+                page.section("Environment", page.listing(machine)),
+            ],
         )
-        (stage / "report.html").write_text(page, encoding="utf-8")
+        (stage / "report.html").write_text(text, encoding="utf-8")
         write_json(
             stage / MARKER,
             {
@@ -105,19 +81,6 @@ def agreement_rows(comparison: Comparison) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def _agreement_table(comparison: Comparison) -> str:
-    head = (
-        "<tr><th>against the convex program</th><th>total variation, worst prompt</th>"
-        "<th>loss difference</th><th></th></tr>"
-    )
-    rows = "".join(
-        f"<tr><td>{html.escape(name)}</td><td class=number>{tv}</td><td class=number>{loss}</td>"
-        f"<td>{html.escape(message)}</td></tr>"
-        for name, tv, loss, message in agreement_rows(comparison)
-    )
-    return f"<table>{head}{rows}</table>"
-
-
 def _programs(comparison: Comparison) -> str:
     values = comparison.theory.programs
     return (
@@ -141,10 +104,6 @@ def _data(comparison: Comparison, name: str) -> pandas.DataFrame:
         return pandas.DataFrame([*comparison.curves, *comparison.skew_curves])
     runs = (("DPO", comparison.dpo), ("RPO", comparison.transformer))
     return pandas.concat([run.to_frame().assign(objective=objective) for objective, run in runs])
-
-
-def _lines(values: dict[str, Any]) -> str:
-    return "\n".join(f"{key}: {value}" for key, value in values.items())
 
 
 TITLES = {

@@ -27,6 +27,7 @@ from rpo.llm.adapters import with_adapter
 from rpo.llm.collate import CHOSEN, REJECTED, PairCollator
 from rpo.llm.config import TrainerConfig
 from rpo.llm.data import prepare_pairs
+from rpo.llm.generate import evaluation_mode
 from rpo.llm.models import ModelNotLoaded, load_model, load_tokenizer
 from rpo.llm.pair_trainer import PairTrainer
 from rpo.llm.scoring import PaddedPath, PromptGroup
@@ -156,21 +157,34 @@ def score(
     pairs = prepare_pairs(rows, tokenizer, max_length=max_length, progress=False)
     # What the model was trained with, where it was: another tokenizer's choice must not change its scores.
     known = model.config.get_text_config().pad_token_id is not None
-    path = PaddedPath(share_pad_token(model, None if known else tokenizer))
-    device, training = next(model.parameters()).device, model.training
+    pad = share_pad_token(model, None if known else tokenizer)
+    groups = [PromptGroup(pair.prompt_ids, (pair.chosen_ids,)) for pair in pairs]
+    return score_tokens(model, groups, pad_token_id=pad, batch_size=batch_size, progress=progress)[:, 0]
+
+
+def score_tokens(
+    model: Any,
+    groups: Sequence[PromptGroup],
+    *,
+    pad_token_id: int,
+    batch_size: int = 16,
+    progress: bool | None = None,
+) -> NDArray[np.float64]:
+    """Return the reward of the m responses of each of G prompts, (G, m), token ids as they stand.
+
+    pad_token_id: the model's own, `share_pad_token`. batch_size: prompts at a time. The model runs in
+    evaluation mode, which is restored.
+    """
+    path, device = PaddedPath(pad_token_id), next(model.parameters()).device
     # Rows of like length share a batch.
-    order = sorted(range(len(pairs)), key=lambda k: len(pairs[k].prompt_ids) + len(pairs[k].chosen_ids))
-    found = np.empty(len(pairs))
-    model.eval()
-    try:
+    order = sorted(range(len(groups)), key=lambda k: len(groups[k].prompt_ids) + max(map(len, groups[k].responses)))
+    found = np.empty((len(groups), len(groups[0].responses)))
+    with evaluation_mode(model), torch.no_grad():
         for start in track(range(0, len(order), batch_size), "Scoring", show=progress):
             places = order[start : start + batch_size]
-            batch = path.collate([PromptGroup(pairs[k].prompt_ids, (pairs[k].chosen_ids,)) for k in places])
-            with torch.no_grad():
-                values = rewards(model, {name: value.to(device) for name, value in batch.items()})
-            found[places] = values[:, 0].double().cpu().numpy()
-    finally:
-        model.train(training)
+            batch = path.collate([groups[k] for k in places])
+            values = rewards(model, {name: value.to(device) for name, value in batch.items()})
+            found[places] = values.double().cpu().numpy()
     return found
 
 

@@ -87,25 +87,56 @@ def measure_kl(
     prompts scored at a time; "prefix" holds the logits of their responses for both models. seed: of the
     samples. The model's mode comes back as it was; random states are untouched. Raises InvalidArgument.
     """
-    checks.one_of("estimator", estimator, ESTIMATORS)
-    step = checks.integer("batch_size", batch_size, minimum=1)
     if not prompts:
         raise InvalidArgument("prompts", expected="at least one prompt", got="none", remedy="Pass token ids.")
+    samples = sample_ids(
+        model,
+        prompts,
+        num_samples=num_samples,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        eos_token_id=eos_token_id,
+        pad_token_id=pad_token_id,
+        progress=False,
+    )
+    return kl_of_samples(
+        model,
+        reference,
+        prompts,
+        samples,
+        eos_token_id=eos_token_id,
+        pad_token_id=pad_token_id,
+        estimator=estimator,
+        batch_size=batch_size,
+    )
+
+
+def kl_of_samples(
+    model: Any,
+    reference: Reference,
+    prompts: Sequence[Sequence[int]],
+    samples: Sequence[Sequence[Sequence[int]]],
+    *,
+    eos_token_id: int | Sequence[int],
+    pad_token_id: int,
+    estimator: str = "prefix",
+    batch_size: int = 4,
+) -> SampledKL:
+    """Estimate the KL of `model` to `reference` from samples of `model` that are at hand, S to each prompt (token ids).
+
+    The samples must be exact ones (`sample_ids` at temperature 1, no top_p or top_k). Otherwise as `measure_kl`.
+    """
+    checks.one_of("estimator", estimator, ESTIMATORS)
+    step = checks.integer("batch_size", batch_size, minimum=1)
+    if not prompts or len(prompts) != len(samples):
+        raise InvalidArgument(
+            "samples", expected=f"{len(prompts)}, one list a prompt", got=len(samples), remedy="Pass both alike."
+        )
     path = _NextTokens(pad_token_id) if estimator == "prefix" else PaddedPath(pad_token_id)
     device = next(model.parameters()).device
     ends = {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id)
-    values, unfinished = [], 0
+    values = []
     with evaluation_mode(model), torch.no_grad():
-        samples = sample_ids(
-            model,
-            prompts,
-            num_samples=num_samples,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            eos_token_id=eos_token_id,
-            pad_token_id=pad_token_id,
-            progress=False,
-        )
         for start in range(0, len(prompts), step):
             part = slice(start, start + step)
             groups = [PromptGroup(x, ys) for x, ys in zip(prompts[part], samples[part], strict=True)]
@@ -117,9 +148,8 @@ def measure_kl(
                 values.append(policy.sum(-1).view(inputs["lengths"].shape))
             else:
                 values.append(policy - anchor)
-            unfinished += sum(y[-1] not in ends for group in groups for y in group.responses)
-    found = _over_prompts(torch.cat(values))
-    return found._replace(unfinished=unfinished / (len(prompts) * num_samples))
+    cut = [y[-1] not in ends for ys in samples for y in ys]
+    return _over_prompts(torch.cat(values))._replace(unfinished=sum(cut) / len(cut))
 
 
 class _NextTokens(PaddedPath):

@@ -7,8 +7,8 @@ import pytest
 from scipy.optimize import curve_fit, minimize_scalar
 from scipy.stats import binom
 
-from rpo.bandit.gao import bootstrap_gao, fit_gao
 from rpo.core.errors import InvalidArgument
+from rpo.core.gao import bootstrap_gao, fit_gao
 
 KL = np.linspace(0.05, 9.0, 25)
 

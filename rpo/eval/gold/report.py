@@ -1,0 +1,271 @@
+"""A gold-reward study as tables, figures and one page: gold and proxy against KL, by method, with intervals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+from matplotlib.figure import Figure
+from scipy.stats import t
+
+from rpo.core.errors import InvalidArgument
+from rpo.core.gao import GaoFit
+from rpo.core.records import environment, staged_output, write_json
+from rpo.eval.gold.settings import GoldStudy, method_name
+from rpo.eval.gold.study import policy_folder, read_stage
+from rpo.plotting import CYCLE, new_figure, page, save, style
+from rpo.plotting.overoptimization import NORMAL_95, REFERENCE, curves, fits, overoptimization
+
+MARKER = "report.json"
+KL, GOLD, PROXY = "kl/reference", "reward/gold", "reward/proxy"
+BEST = "best-of-n"
+PANELS = {
+    GOLD: "gold reward, pi_ref's SD",
+    KL: "KL to pi_ref, nats",
+    "win_rate/gold": "win rate against pi_ref, by gold",
+    "text/repetition": "share of repeated bigrams",
+    "text/length": "words",
+    "logps/chosen": "chosen log-probability, nats",
+}
+
+
+@dataclass(frozen=True)
+class GoldResult:
+    """What a study found.
+
+    frame: a row a (method, seed, step): metrics in the scorers' units, and reward/gold, reward/proxy in
+    standard deviations of pi_ref's own, from its mean. best_of_n: the same by n. fits: Gao's law for each
+    method. finals: a row a method, gold at the last step and at its best one, with intervals over seeds.
+    """
+
+    study: GoldStudy
+    frame: pandas.DataFrame
+    best_of_n: pandas.DataFrame
+    fits: dict[str, GaoFit]
+    finals: pandas.DataFrame
+    proxies: pandas.DataFrame
+
+    def verdict(self) -> str:
+        """Return in one sentence what became of DPO and of the RPO that ended best."""
+        rows = self.finals.set_index("method")
+        parts = []
+        for method in ("DPO", *[name for name in rows.index if name != "DPO"]):
+            if method in rows.index:
+                row = rows.loc[method]
+                parts.append(
+                    f"{method} ends at {_interval(row, 'final')} ({_interval(row, 'drop')} below its best checkpoint)"
+                )
+        seeds = len(self.study.seeds)
+        return (
+            f"Gold reward over pi_ref's, in its standard deviations, mean and 95 % interval over {seeds} seed(s): "
+            + "; ".join(parts)
+            + "."
+        )
+
+
+def read_study(study: GoldStudy, folder: str | Path, *, resamples: int = 500, rng: Any = 0) -> GoldResult:
+    """Return the result of a finished study. Raises OutputError where a stage is missing, InvalidArgument."""
+    folder = Path(folder)
+    rows, best, proxies = [], [], []
+    for seed in study.seeds:
+        stored = read_stage(folder, seed, "reference")
+        made, proxy = read_stage(folder, seed, "pairs"), read_stage(folder, seed, "proxy")
+        gold, judged = np.array(stored["gold"]), np.array(stored["proxy"])
+        scale = {GOLD: (gold.mean(), gold.std()), PROXY: (judged.mean(), judged.std())}
+        if not gold.std() > 0 or not judged.std() > 0:
+            raise InvalidArgument(
+                "gold", expected="scores that vary over pi_ref's responses", got="one value", remedy="Change scorers."
+            )
+        rows.append({"method": REFERENCE, "seed": seed, "step": 0, KL: 0.0, GOLD: 0.0, PROXY: 0.0})
+        best += [{"method": BEST, "seed": seed, **_scaled(row, scale)} for row in stored["best_of_n"]]
+        for objective in study.objectives():
+            found = read_stage(folder, seed, policy_folder(objective))
+            logged = {row["step"]: row for row in found["log"] if "logps/chosen" in row}
+            for row in found["snapshots"]:
+                more = {name: logged[row["step"]][name] for name in ("logps/chosen", "loss/preference", "loss/sft")}
+                rows.append({"method": method_name(objective), "seed": seed, **_scaled(row, scale), **more})
+        proxies.append(
+            {
+                "seed": seed,
+                "pairs": made["pairs"],
+                "labels against gold": made["flipped"],
+                "proxy accuracy, training pairs": proxy["accuracy"],
+                "proxy agrees with gold, pi_ref's samples": stored["proxy_accuracy"],
+            }
+        )
+    frame, chosen = pandas.DataFrame(rows), pandas.DataFrame(best)
+    fitted: dict[str, GaoFit] = {}
+    if len(study.seeds) > 1 and study.checkpoints >= 3:
+        fitted = fits(frame, path="step", resamples=resamples, rng=rng)
+    return GoldResult(study, frame, chosen, fitted, _finals(frame), pandas.DataFrame(proxies))
+
+
+def write_gold_report(result: GoldResult, output: str | Path, *, config: str = "") -> Path:
+    """Write report.html, report.json, tables as CSV and figures as PNG into the study's folder. Raises OutputError."""
+    with staged_output(output, overwrite=True, marker=MARKER) as stage:
+        (stage / "config.yaml").write_text(config, encoding="utf-8")
+        result.frame.to_csv(stage / "snapshots.csv", index=False)
+        captions = {
+            "gold_against_kl": "Gold reward against KL. A curve runs along training; points are means over seeds with "
+            "95 % bands of the normal kind. Grey: best-of-n under the proxy.",
+            "by_step": "The same policies by update. Bands: 95 % over seeds.",
+            "overoptimization": "Gold and proxy, one panel a method, with the law of Gao, Schulman and Hilton.",
+        }
+        drawn = {"gold_against_kl": gold_against_kl(result), "by_step": by_step(result)}
+        if result.fits:
+            drawn["overoptimization"] = overoptimization(result.frame, result.fits, path="step", unit="pi_ref's SD")
+        pictures = []
+        for name, figure in drawn.items():
+            save(figure, stage / f"{name}.png", result.frame)
+            pictures.append(page.section(TITLES[name], page.picture(stage / f"{name}.png", captions[name])))
+        tables = [
+            page.section("Gold at the end", page.table(*_text(result.finals), numbers=range(1, 9))),
+            page.section("Labels and proxy", page.table(*_text(result.proxies), numbers=range(5))),
+        ]
+        laws = [page.paragraph(f"{method}: {fit.message}") for method, fit in result.fits.items()]
+        machine = environment()
+        text = page.page(
+            "Overoptimization under a known gold reward",
+            result.verdict(),
+            [
+                *pictures,
+                *tables,
+                *([page.section("Gao's law", *laws)] if laws else []),
+                page.section("Configuration", page.listing(result.study.to_dict())),
+                page.section("Environment", page.listing(machine)),
+            ],
+        )
+        (stage / "report.html").write_text(text, encoding="utf-8")
+        write_json(
+            stage / MARKER,
+            {
+                "verdict": result.verdict(),
+                "study": result.study.to_dict(),
+                "finals": result.finals.to_dict("records"),
+                "proxies": result.proxies.to_dict("records"),
+                "best_of_n": result.best_of_n.to_dict("records"),
+                "fits": {method: fit.to_dict() for method, fit in result.fits.items()},
+                "environment": machine,
+            },
+        )
+    return Path(output) / "report.html"
+
+
+def gold_against_kl(result: GoldResult) -> Figure:
+    """Draw gold against KL, every method in one panel, and best-of-n."""
+    table = curves(result.frame, path="step")
+    with style():
+        figure, axes = new_figure(1, 1, width=7.2, height=4.6)
+        axis = axes[0, 0]
+        for color, (method, rows) in zip(CYCLE, table.groupby("method", sort=False), strict=False):
+            kl, mean, error = (rows[name].to_numpy() for name in (KL, GOLD, f"{GOLD}/se"))
+            axis.plot(np.r_[0.0, kl], np.r_[0.0, mean], "-o", markersize=4, color=color, label=method)
+            if result.frame["seed"].nunique() > 1:
+                axis.fill_between(kl, mean - NORMAL_95 * error, mean + NORMAL_95 * error, color=color, alpha=0.15)
+        best = result.best_of_n.groupby("n")[[KL, GOLD]].mean()
+        axis.plot(best[KL], best[GOLD], "--s", markersize=3.5, color="#777777", label="best-of-n by the proxy")
+        axis.axhline(0.0, color="#777777", linewidth=0.8)
+        axis.set_xscale("function", functions=(_root, np.square))
+        axis.set_xlim(left=0.0)
+        axis.set_xlabel("KL(pi || pi_ref), nats (square-root scale)")
+        axis.set_ylabel("gold reward over pi_ref's, in its SD")
+        axis.legend()
+    return figure
+
+
+def by_step(result: GoldResult) -> Figure:
+    """Draw what happens along training: one small panel a metric, a line a method."""
+    with style():
+        figure, axes = new_figure(2, 3, width=10.5, height=6.0, sharex=True)
+        moving = result.frame[result.frame["method"] != REFERENCE]
+        for axis, (name, label) in zip(axes.flat, PANELS.items(), strict=True):
+            for color, (method, rows) in zip(CYCLE, moving.groupby("method", sort=False), strict=False):
+                grouped = rows.groupby("step")[name]
+                mean, error = grouped.mean(), grouped.sem(ddof=1).fillna(0.0)
+                axis.plot(mean.index, mean, "-o", markersize=3.5, color=color, label=method)
+                axis.fill_between(
+                    mean.index, mean - NORMAL_95 * error, mean + NORMAL_95 * error, color=color, alpha=0.15
+                )
+            axis.set_title(label)
+            axis.set_xscale("log")
+        for axis in axes[-1]:
+            axis.set_xlabel("update")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(handles))
+    return figure
+
+
+def _finals(frame: pandas.DataFrame) -> pandas.DataFrame:
+    """Return gold of each method at its last step and at its best mean step, and DPO's difference, over seeds.
+
+    Intervals are Student's over seeds. The best step is chosen on the same numbers: `drop` is biased upwards.
+    """
+    rows = []
+    moving = frame[frame["method"] != REFERENCE]
+    tables = {
+        method: part.pivot(index="seed", columns="step", values=GOLD)
+        for method, part in moving.groupby("method", sort=False)
+    }
+    for method, table in tables.items():
+        last, best = table.columns.max(), table.mean().idxmax()
+        final = moving[(moving["method"] == method) & (moving["step"] == last)]
+        row: dict[str, Any] = {"method": method, "best_step": best, "last_step": last, "kl": float(final[KL].mean())}
+        row |= _student("best", table[best]) | _student("final", table[last])
+        row |= _student("drop", table[best] - table[last])
+        row |= _student("win_rate", final["win_rate/gold"])
+        if "DPO" in tables and method != "DPO" and last in tables["DPO"]:
+            row |= _student("over_dpo", table[last] - tables["DPO"][last])
+        rows.append(row)
+    return pandas.DataFrame(rows)
+
+
+def _student(name: str, values: pandas.Series) -> dict[str, float]:
+    """Return mean and 95 % interval over seeds; NaN bounds of a single seed."""
+    mean, count = float(values.mean()), len(values)
+    half = float(t.ppf(0.975, count - 1) * values.std(ddof=1) / np.sqrt(count)) if count > 1 else float("nan")
+    return {name: mean, f"{name}_low": mean - half, f"{name}_high": mean + half}
+
+
+def _scaled(row: dict[str, Any], scale: dict[str, tuple[float, float]]) -> dict[str, Any]:
+    """Return the row with rewards in pi_ref's standard deviations, and as they were under raw/*."""
+    moved = dict(row)
+    for name, (mean, deviation) in scale.items():
+        moved[f"raw/{name}"] = row[name]
+        moved[name] = (row[name] - mean) / deviation
+        moved[f"{name}_se"] = row[f"{name}_se"] / deviation
+    return moved
+
+
+def _interval(row: Any, name: str) -> str:
+    return f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
+
+
+def _text(frame: pandas.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows, an interval in one cell."""
+    names = [name for name in map(str, frame) if not name.endswith(("_low", "_high"))]
+    rows = []
+    for _, row in frame.iterrows():
+        cells = []
+        for name in names:
+            value = row[name]
+            known = not isinstance(value, float) or not np.isnan(value)
+            if f"{name}_low" in frame:
+                cells.append(_interval(row, name) if known else "")
+            else:
+                cells.append(f"{value:.3g}" if isinstance(value, float) else str(value))
+        rows.append(cells)
+    return names, rows
+
+
+def _root(value: Any) -> Any:
+    return np.sqrt(np.maximum(value, 0.0))
+
+
+TITLES = {
+    "gold_against_kl": "Gold reward against KL",
+    "by_step": "Along training",
+    "overoptimization": "Gold, proxy, and Gao's law",
+}

@@ -1,0 +1,188 @@
+"""Scorers: a number for each response. Gold rewards of the laboratory, proxies, and judges by score.
+
+A scorer is any callable `(prompts, responses) -> (N,)`; its `name` goes into records. Prompts are texts
+or lists of messages, responses texts.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from rpo.core import checks
+from rpo.core.checks import Array
+from rpo.core.errors import InvalidArgument, MissingDependency
+
+Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]
+WORD = re.compile(r"\w+(?:'\w+)?")
+
+
+class Scorer(Protocol):
+    """What scores responses; larger is better."""
+
+    @property
+    def name(self) -> str:
+        """What records and reports call it."""
+        ...
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Array:
+        """Return one score a response, (N,)."""
+        ...
+
+
+class Sentiment:
+    """VADER's compound score of the response, in [-1, 1] (Hutto and Gilbert 2014).
+
+    A lexicon of rated words with rules for negation, degree and emphasis: fast, deterministic, and easy
+    to game by repeating happy words. Needs the extra `eval`.
+    """
+
+    name = "sentiment"
+
+    def __init__(self) -> None:
+        try:
+            from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+        except ImportError as error:
+            raise MissingDependency("Sentiment needs vaderSentiment: pip install 'rpo-lab[eval]'.") from error
+        self._analyzer = SentimentIntensityAnalyzer()
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Array:
+        """Return one score a response, (N,)."""
+        return np.array([self._analyzer.polarity_scores(text)["compound"] for text in responses], dtype=np.float64)
+
+
+class Length:
+    """Words in the response: the oldest hack of a reward."""
+
+    name = "length"
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Array:
+        """Return one count a response, (N,)."""
+        return np.array([len(_words(text)) for text in responses], dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """Share of a response's n-grams of words that occurred in it before, in [0, 1]; 0 where it has none."""
+
+    n: int = 2
+    name: str = "repetition"
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Array:
+        """Return one share a response, (N,)."""
+        return np.array([_repeated(_words(text), self.n) for text in responses], dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A weighted sum of scorers, so that a hack can have a price: `Weighted({Sentiment(): 1, Repetition(): -1})`."""
+
+    parts: Mapping[Any, float]
+
+    @property
+    def name(self) -> str:
+        """The sum, spelled out."""
+        return " ".join(f"{weight:+g} {part.name}" for part, weight in self.parts.items())
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Array:
+        """Return one sum a response, (N,)."""
+        total = np.zeros(len(responses))
+        for part, weight in self.parts.items():
+            total += weight * part(prompts, responses)
+        return total
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """A reward model of transformers: `AutoModelForSequenceClassification` with one output, and its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+    name: str = "reward_model"
+    batch_size: int = 16
+    max_length: int | None = None
+
+    @classmethod
+    def load(cls, name_or_path: str, *, batch_size: int = 16) -> RewardModel:
+        """Return the model stored in a folder or on the hub, in its own type. Raises InvalidArgument."""
+        import torch
+
+        from rpo.llm.models import load_tokenizer
+        from rpo.llm.reward_model import load_reward_model
+
+        model = load_reward_model(name_or_path)
+        if torch.cuda.is_available():
+            model.to("cuda")
+        return cls(model, load_tokenizer(name_or_path), name=f"model:{name_or_path}", batch_size=batch_size)
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Array:
+        """Return one reward a response, (N,)."""
+        from rpo.llm.reward_model import score
+
+        return score(
+            self.model,
+            self.tokenizer,
+            prompts,
+            responses,
+            batch_size=self.batch_size,
+            max_length=self.max_length,
+            progress=False,
+        )
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function of one's own, `(prompts, responses) -> (N,)`."""
+
+    function: Callable[[Sequence[Prompt], Sequence[str]], Any]
+    name: str = field(default="function")
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Array:
+        """Return one score a response, (N,). Raises InvalidArgument for another shape or a number not finite."""
+        return checks.finite(self.name, self.function(prompts, responses), shape=(len(responses),))
+
+
+SCORERS: dict[str, Callable[[], Scorer]] = {"sentiment": Sentiment, "length": Length, "repetition": Repetition}
+
+
+def load_scorer(name: str) -> Scorer:
+    """Return the scorer called `name`: one of `SCORERS`, "model:folder-or-hub-name", or "package.module:function".
+
+    Raises InvalidArgument, MissingDependency.
+    """
+    if name in SCORERS:
+        return SCORERS[name]()
+    home, _, attribute = name.partition(":")
+    if home == "model" and attribute:
+        return RewardModel.load(attribute)
+    if attribute:
+        try:
+            function = getattr(importlib.import_module(home), attribute)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise InvalidArgument(
+                "scorer",
+                expected="package.module:function that can be imported",
+                got=f"{name} ({error})",
+                remedy="Check the name, and that the module is on the path.",
+            ) from error
+        return Function(function, name=name)
+    raise InvalidArgument(
+        "scorer",
+        expected=f"one of {', '.join(SCORERS)}, model:FOLDER, or package.module:function",
+        got=name,
+        remedy="Check the spelling.",
+    )
+
+
+def _words(text: str) -> list[str]:
+    return WORD.findall(text.lower())
+
+
+def _repeated(words: Sequence[str], n: int) -> float:
+    grams = list(zip(*(words[k:] for k in range(n)), strict=False))
+    return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
