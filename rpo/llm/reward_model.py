@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rpo.core import checks, numerics
-from rpo.core.errors import InvalidArgument
+from rpo.core.errors import InvalidArgument, MissingDependency
 from rpo.core.neighbours import BradleyTerry
 from rpo.core.progress import track
 from rpo.llm import models
@@ -206,6 +206,8 @@ def load_reward_model(
         return as_reward_model(model, new_head_seed=new_head_seed)
     if FilePath(name_or_path).is_dir():
         models._require_safetensors(FilePath(name_or_path))
+        if (FilePath(name_or_path) / "adapter_config.json").is_file():
+            return _with_stored_adapter(name_or_path, dtype=dtype, attn_implementation=attn_implementation)
     more = {"attn_implementation": attn_implementation} if attn_implementation else {}
     with _seeded(new_head_seed or 0), models._loading(name_or_path):
         model, found = AutoModelForSequenceClassification.from_pretrained(
@@ -226,6 +228,16 @@ def load_reward_model(
             "Train one with RewardTrainer and pass its folder."
         )
     return model
+
+
+def _with_stored_adapter(folder: str | FilePath, **options: Any) -> Any:
+    """Return the base model of an adapter under it, by peft: transformers 5.17 leaves the adapter's own head out."""
+    try:
+        from peft import PeftConfig, PeftModel
+    except ImportError as error:
+        raise MissingDependency("name_or_path: an adapter needs peft: pip install 'rpo-lab[peft]'.") from error
+    base = load_reward_model(PeftConfig.from_pretrained(folder).base_model_name_or_path, new_head_seed=0, **options)
+    return PeftModel.from_pretrained(base, folder).eval()
 
 
 def as_reward_model(model: Any, *, new_head_seed: int | None = None) -> Any:

@@ -112,7 +112,9 @@ def test_the_products_of_a_step_are_what_torch_counts(benchmark, tiny_model, ref
     linear = sum(m.weight.numel() for m in model.model.modules() if hasattr(m, "in_features"))
     attention = 2 * 2 * passes * 4 * 8 * 2
     expected = needed + 2 * linear * passes + attention * (11 * 11 - 10 * 11 // 2)
-    assert counter.get_total_flops() == expected
+    # transformers before 5.18 computes 4 rotary frequencies x 11 positions as a matrix product, a forward pass each.
+    rotary = 2 * 4 * 11 * (1 + reference)
+    assert counter.get_total_flops() - expected in (0, rotary)
 
 
 def test_a_shared_prompt_is_fed_once(benchmark, tiny_model) -> None:
