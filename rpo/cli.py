@@ -11,7 +11,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from rpo import __version__, commands, llm_commands, train_command
 from rpo.core.errors import InaccurateSolution, RPOError
-from rpo.eval import gold_command
+from rpo.eval import benchmark_command, gold_command
 from rpo.parsing import instantiate, parse_mistakes
 
 
@@ -41,11 +41,16 @@ COMMANDS: dict[str, Command] = {
     "generate": Command(llm_commands.generate_command),
     "plot": Command(llm_commands.plot_command, "runs", several=True),
     "experiment sentiment": Command(gold_command.sentiment_command),
+    "benchmark alpaca-eval": Command(benchmark_command.alpaca_eval_command),
+    "benchmark mt-bench": Command(benchmark_command.mt_bench_command),
+    "benchmark lm-eval": Command(benchmark_command.lm_eval_command),
+    "benchmark table": Command(benchmark_command.table_command, "sources", several=True),
     "convert-gguf": Command(llm_commands.convert_gguf_command, "path"),
 }
 GROUPS = {
     "data": "Look at preference data.",
     "experiment": "Overoptimization where the gold reward is known.",
+    "benchmark": "Run or export to the benchmarks people use, and read their results.",
 }
 
 

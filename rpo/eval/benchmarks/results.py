@@ -1,0 +1,109 @@
+"""One tidy table for what every benchmark reports: a row for each model, benchmark and metric."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rpo.core.records import environment, jsonable, staged_output, write_json
+
+if TYPE_CHECKING:
+    import pandas
+
+NORMAL_975 = 1.959963984540054
+COLUMNS = (
+    "model", "benchmark", "metric", "value", "standard_error", "low", "high", "n", "missing", "source", "settings",
+)  # fmt: skip
+SHOWN = COLUMNS[:-2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkResult:
+    """One number with its evidence.
+
+    value: in the tool's own unit: per cent (AlpacaEval), points of ten (MT-Bench), usually a fraction
+    (lm-eval). standard_error: in the same unit; None where the tool gives none. n: what the value is a mean
+    over. missing: answers that brought no score; they are not in the value. source: the file it was read
+    from. settings: what else the file says of how it came about.
+    """
+
+    model: str
+    benchmark: str
+    metric: str
+    value: float
+    standard_error: float | None
+    n: int | None
+    missing: int = 0
+    source: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % normal interval, value -/+ 1.96 standard errors; None without a standard error."""
+        if self.standard_error is None:
+            return None
+        half = NORMAL_975 * self.standard_error
+        return (self.value - half, self.value + half)
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the columns of the table, in order."""
+        low, high = self.interval or (None, None)
+        row = {**asdict(self), "low": low, "high": high}
+        return {name: row[name] for name in COLUMNS}
+
+
+def to_frame(results: Iterable[BenchmarkResult]) -> pandas.DataFrame:
+    """Return a tidy DataFrame with the columns `COLUMNS`, one row a result."""
+    import pandas
+
+    return pandas.DataFrame([result.to_row() for result in results], columns=list(COLUMNS))
+
+
+def to_markdown(results: Sequence[BenchmarkResult]) -> str:
+    """Return the table in Markdown, without source and settings; an empty cell is unknown."""
+    cells = [list(SHOWN), *([_cell(result.to_row()[name]) for name in SHOWN] for result in results)]
+    width = [max(len(row[k]) for row in cells) for k in range(len(SHOWN))]
+    lines = ["| " + " | ".join(text.ljust(width[k]) for k, text in enumerate(row)) + " |" for row in cells]
+    lines.insert(1, "|" + "|".join("-" * (size + 2) for size in width) + "|")
+    return "\n".join(lines)
+
+
+def save(
+    results: Sequence[BenchmarkResult], directory: str | Path, *, overwrite: bool = False, resolved: str = ""
+) -> Path:
+    """Write results.csv, results.md, config.yaml and results.json (with the environment), all or none.
+
+    Raises OutputError, and InvalidArgument where a table is there and overwrite is false.
+    """
+    with staged_output(directory, overwrite=overwrite, marker="results.json") as stage:
+        with (stage / "results.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            for result in results:
+                row = result.to_row()
+                writer.writerow({**row, "settings": json.dumps(jsonable(row["settings"]), sort_keys=True)})
+        (stage / "results.md").write_text(to_markdown(results) + "\n", encoding="utf-8")
+        (stage / "config.yaml").write_text(resolved, encoding="utf-8")
+        rows = [result.to_row() for result in results]
+        write_json(stage / "results.json", {"results": rows, "environment": environment()})
+    return Path(directory)
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean of independent values and its standard error (None for a single one)."""
+    mean = math.fsum(values) / len(values)
+    if len(values) < 2:
+        return mean, None
+    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return mean, math.sqrt(variance / len(values))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.5g}" if isinstance(value, float) else str(value).replace("|", "\\|")
