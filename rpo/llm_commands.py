@@ -79,7 +79,7 @@ def data_check_command(
 
 
 def generate_command(
-    model: str,
+    model: str | list[str],
     prompts: str,
     num_samples: int = 1,
     max_new_tokens: int = 128,
@@ -93,10 +93,10 @@ def generate_command(
     overwrite: bool = False,
     resolved: str = "",
 ) -> None:
-    """Sample responses of a model to prompts.
+    """Sample responses of one or several models to prompts.
 
     Args:
-        model: name or folder of a causal language model.
+        model: name or folder of a causal language model, or a list of them.
         prompts: a text; or a .txt file, a prompt a line; or a .jsonl file whose rows have a prompt (text or messages).
         num_samples: responses a prompt.
         max_new_tokens: length limit, in tokens.
@@ -106,7 +106,7 @@ def generate_command(
         batch_size: responses at a time.
         seed: the same seed gives the same samples.
         dtype: of the weights; auto keeps the one stored.
-        output: JSONL file, a row a prompt; without it they are printed.
+        output: JSONL file, a row a prompt and model; without it they are printed.
         overwrite: replace an earlier file.
     """
     target = None if output is None else Path(output)
@@ -114,46 +114,57 @@ def generate_command(
         remedy = "Choose another name, or pass --overwrite true."
         raise InvalidArgument("output", expected="a new file", got=output, remedy=remedy)
     asked = _read_prompts(prompts)
-    import torch
-
-    from rpo.llm.generate import generate
-    from rpo.llm.models import load_model, load_tokenizer
-
-    tokenizer, network = load_tokenizer(model), load_model(model, dtype=dtype)
-    if torch.cuda.is_available():
-        network.to("cuda")
-    # A model with a chat template is asked as in training; one without continues the text.
-    chat = getattr(tokenizer, "chat_template", None) is not None
-    asked = [[{"role": "user", "content": text}] if chat and isinstance(text, str) else text for text in asked]
-    answers = generate(
-        network,
-        tokenizer,
-        asked,
-        num_samples=num_samples,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        batch_size=batch_size,
-        seed=seed,
-    )
-    rows = [
-        {
-            "prompt": prompt,
-            "responses": [sample.text for sample in samples],
-            "finish_reasons": [sample.finish_reason for sample in samples],
-        }
-        for prompt, samples in zip(asked, answers, strict=True)
-    ]
+    models = [model] if isinstance(model, str) else model
+    if not models or len(set(models)) < len(models):
+        raise InvalidArgument("model", expected="different names", got=models, remedy="Name each model once.")
+    rows: list[dict[str, Any]] = []
+    for name in models:
+        answers = _responses(
+            name,
+            asked,
+            dtype,
+            num_samples=num_samples,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            batch_size=batch_size,
+            seed=seed,
+        )
+        rows += [{"model": name, **row} for row in answers]
     if target is None:
         for row in rows:
-            print(f"> {_prompt_text(row['prompt'])}")
+            print(f"{row['model'] if len(models) > 1 else ''}> {_prompt_text(row['prompt'])}")
             for text, reason in zip(row["responses"], row["finish_reasons"], strict=True):
                 print(text + (" [...]" if reason == "length" else ""))
         return
     _write_lines(target, rows)
     target.with_suffix(".config.yaml").write_text(resolved, encoding="utf-8")
-    print(f"{len(rows)} prompts, {num_samples} responses each, written to {target}")
+    each = f"{num_samples} responses each" + (f" of {len(models)} models" if len(models) > 1 else "")
+    print(f"{len(asked)} prompts, {each}, written to {target}")
+
+
+def _responses(name: str, prompts: Sequence[Any], dtype: str, **sampling: Any) -> list[dict[str, Any]]:
+    """Return a row a prompt: prompt as the model was asked, responses, finish_reasons."""
+    import torch
+
+    from rpo.llm.generate import generate
+    from rpo.llm.models import load_model, load_tokenizer
+
+    tokenizer, network = load_tokenizer(name), load_model(name, dtype=dtype)
+    if torch.cuda.is_available():
+        network.to("cuda")
+    # A model with a chat template is asked as in training; one without continues the text.
+    chat = getattr(tokenizer, "chat_template", None) is not None
+    asked = [[{"role": "user", "content": text}] if chat and isinstance(text, str) else text for text in prompts]
+    return [
+        {
+            "prompt": prompt,
+            "responses": [sample.text for sample in samples],
+            "finish_reasons": [sample.finish_reason for sample in samples],
+        }
+        for prompt, samples in zip(asked, generate(network, tokenizer, asked, **sampling), strict=True)
+    ]
 
 
 def plot_command(

@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import pytest
 import yaml
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported
-sys.path.insert(0, str(Path(__file__).parent / "llm"))
 
 from models_for_tests import tiny_model, tiny_tokenizer
 

@@ -1,0 +1,228 @@
+"""Two models' responses put before a judge, in both orders: nothing asked twice, no verdict lost, none invented."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rpo.core.checks import Array
+from rpo.core.progress import track
+from rpo.eval.judges import Judge, JudgeFailed, Question, Verdict
+from rpo.eval.pacing import Calls, Pacer
+from rpo.eval.planning import Pair, Prices, check_cost, plan_questions
+from rpo.eval.verdicts import VerdictStore
+
+# Of a pair from the first model's side: in the order (a, b), and in the order (b, a).
+POINTS = ({"first": 1.0, "tie": 0.5, "second": 0.0}, {"first": 0.0, "tie": 0.5, "second": 1.0})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What came of it.
+
+    results: (N,), a pair's mean over its orders from model a's side (1 win, 0.5 tie, 0 loss), so 1 and 0 mean
+    that both orders agree, 0.5 that both tie or that they contradict each other, 0.75 and 0.25 that one ties;
+    NaN where a verdict is missing. choices: a pair's verdicts as shown, None where missing. failures: why, by
+    key. not_asked: distinct questions left when the run stopped early; stopped: why it did, or "".
+    calls: made to the judge, failed ones included; troubles: failed calls by kind. models: who answered, as
+    an endpoint says. Tokens: of the verdicts used, those stored before included.
+    """
+
+    results: Array
+    choices: tuple[tuple[str | None, ...], ...]
+    failures: dict[str, JudgeFailed]
+    questions: int
+    stored: int
+    not_asked: int
+    stopped: str
+    calls: int
+    troubles: dict[str, int]
+    models: tuple[str, ...]
+    input_tokens: int
+    output_tokens: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether every pair has its result."""
+        return not np.isnan(self.results).any()
+
+    @property
+    def invalid(self) -> int:
+        """Questions whose last answer was no verdict."""
+        return sum(failure.kind == "invalid" for failure in self.failures.values())
+
+    @property
+    def consistent(self) -> float:
+        """Share of the pairs judged in both orders whose two verdicts name the same winner, or both tie."""
+        both = [pair for pair in self.choices if len(pair) == 2 and None not in pair]
+        return _share(POINTS[0][str(one)] == POINTS[1][str(two)] for one, two in both)
+
+    @property
+    def first_preferred(self) -> float:
+        """Share of the verdicts without a tie that prefer what was shown first: 0.5 without position bias.
+
+        Meant for both orders; with one it holds the models' difference too.
+        """
+        return _share(choice == "first" for pair in self.choices for choice in pair if choice not in (None, "tie"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the counts that a record stores."""
+        names = ("questions", "stored", "not_asked", "stopped", "calls", "troubles", "models", "invalid")
+        more = ("input_tokens", "output_tokens", "complete", "consistent", "first_preferred")
+        failures = [
+            {"key": key, "kind": failure.kind, "message": str(failure)} for key, failure in self.failures.items()
+        ]
+        return {
+            "pairs": len(self.results),
+            "undecided_pairs": int(np.isnan(self.results).sum()),
+            **{name: getattr(self, name) for name in (*names, *more)},
+            "failures": failures,
+        }
+
+
+def judge_pairs(
+    pairs: Sequence[Pair],
+    judge: Judge,
+    store: VerdictStore,
+    *,
+    swap: bool = True,
+    calls: Calls | None = None,
+    prices: Prices | None = None,
+    max_cost: float | None = None,
+    progress: bool | None = None,
+) -> Judged:
+    """Return the results of N pairs, asking what `store` does not hold.
+
+    swap: ask in both orders. Every verdict is on disk before the next question of its thread. An answer that
+    is no verdict is asked for again, then counted as invalid; neither it nor any other failure makes a
+    result, and since nothing is stored of them the next run asks those questions again. max_cost: refuse to
+    start where the plan costs more, or an unknown sum. A judge's exception other than JudgeFailed stops all
+    and is raised. Raises InvalidArgument, OutputError.
+    """
+    calls = calls or Calls()
+    plan = plan_questions(pairs, judge, store, swap=swap)
+    check_cost(plan, prices or Prices(), max_cost)
+    run = _Run(judge, store, calls)
+    run.ask(plan.questions, progress)
+    verdicts = {key: store.get(key) for keys in plan.keys for key in keys}
+    choices = tuple(tuple(_choice(verdicts[key]) for key in keys) for keys in plan.keys)
+    found = [verdict for verdict in verdicts.values() if verdict is not None]
+    return Judged(
+        results=np.array([_result(pair) for pair in choices], dtype=np.float64),
+        choices=choices,
+        failures=run.failures,
+        questions=len(verdicts),
+        stored=plan.stored,
+        not_asked=len(verdicts) - len(found) - len(run.failures),
+        stopped=run.stopped,
+        calls=run.calls_made,
+        troubles=dict(run.troubles),
+        models=tuple(sorted({verdict.model for verdict in found} - {""})),
+        input_tokens=sum(verdict.input_tokens for verdict in found),
+        output_tokens=sum(verdict.output_tokens for verdict in found),
+    )
+
+
+class _Run:
+    """The threads' shared state: what failed, and whether to go on."""
+
+    def __init__(self, judge: Judge, store: VerdictStore, calls: Calls) -> None:
+        self._judge, self._store, self._calls = judge, store, calls
+        self._identity = judge.identity
+        self._stop = threading.Event()
+        self._pacer = Pacer(calls.per_minute, self._stop)
+        self._lock = threading.Lock()
+        self._in_a_row = 0
+        self.failures: dict[str, JudgeFailed] = {}
+        self.troubles: Counter[str] = Counter()
+        self.calls_made = 0
+        self.stopped = ""
+
+    def ask(self, questions: dict[str, Question], progress: bool | None) -> None:
+        """Ask them all, in threads where a call takes one question; return when no thread is left."""
+        size = self._judge.at_once
+        keys = list(questions)
+        chunks = [keys[start : start + size] for start in range(0, len(keys), size)]
+        with ThreadPoolExecutor(self._calls.concurrency if size == 1 else 1) as pool:
+            try:
+                done = as_completed([pool.submit(self._ask, {key: questions[key] for key in some}) for some in chunks])
+                for _ in track(range(len(chunks)), "judging", show=progress):
+                    next(done).result()
+            finally:
+                self._stop.set()
+                pool.shutdown(cancel_futures=True)
+
+    def _ask(self, questions: dict[str, Question]) -> None:
+        try:
+            self._attempt(questions)
+        except BaseException:
+            self._stop.set()  # here, not where it is raised again: until then this thread would go on asking
+            raise
+
+    def _attempt(self, questions: dict[str, Question]) -> None:
+        shown = list(questions.values())
+        waits = self._calls.waits(next(iter(questions)))
+        for wait in (*waits, None):
+            self._pacer.wait()
+            if self._stop.is_set():
+                return
+            with self._lock:
+                self.calls_made += 1
+            try:
+                verdicts = self._judge(shown)
+            except JudgeFailed as failure:
+                if self._given_up(questions, failure, last=wait is None):
+                    return
+                self._stop.wait(wait)
+            else:
+                self._store.add(shown, verdicts, self._identity)
+                with self._lock:
+                    self._in_a_row = 0
+                return
+
+    def _given_up(self, questions: dict[str, Question], failure: JudgeFailed, *, last: bool) -> bool:
+        """Count a failed call; return whether its questions are given up, and stop the run where it must."""
+        pause = failure.retry_after or 0.0
+        too_long = pause > self._calls.max_wait
+        if not too_long:
+            self._pacer.pause(pause)
+        with self._lock:
+            self.troubles[failure.kind] += 1
+            if not (last or failure.fatal or too_long or not failure.retry):
+                return False
+            self.failures |= dict.fromkeys(questions, failure.with_traceback(None))
+            self._in_a_row += failure.retry
+            if failure.fatal:
+                self._halt(f"the judge refuses: {failure}")
+            elif too_long:
+                self._halt(f"the judge asks to wait {pause:.0f} s: {failure}")
+            elif self._in_a_row >= self._calls.give_up_after:
+                self._halt(f"{self._in_a_row} questions in a row failed, the last with: {failure}")
+            return True
+
+    def _halt(self, reason: str) -> None:
+        self.stopped = self.stopped or reason
+        self._stop.set()
+
+
+def _choice(verdict: Verdict | None) -> str | None:
+    return None if verdict is None else verdict.choice
+
+
+def _result(choices: tuple[str | None, ...]) -> float:
+    if None in choices:
+        return math.nan
+    return float(np.mean([points[str(choice)] for points, choice in zip(POINTS, choices, strict=False)]))
+
+
+def _share(answers: Iterable[bool]) -> float:
+    """Return the share of true ones, NaN of none."""
+    found = list(answers)
+    return sum(found) / len(found) if found else math.nan

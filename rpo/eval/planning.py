@@ -1,0 +1,107 @@
+"""What judging will ask: pairs of responses as questions in both orders, identical ones once, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rpo.core import checks
+from rpo.core.errors import InvalidArgument
+from rpo.eval.judges import Judge, Question
+from rpo.eval.scorers import Prompt
+from rpo.eval.verdicts import VerdictStore, question_key
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Responses of two models to one prompt."""
+
+    prompt: Prompt
+    model_a: str
+    model_b: str
+    response_a: str
+    response_b: str
+
+    def questions(self, swap: bool) -> tuple[Question, ...]:
+        """Return the pair in the order (a, b), and in the other if `swap`."""
+        shown = Question(self.prompt, self.response_a, self.response_b)
+        return (shown, Question(self.prompt, self.response_b, self.response_a)) if swap else (shown,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prices:
+    """Dollars (or any money) per million tokens; None where unknown."""
+
+    input: float | None = None
+    output: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("input", "output"):
+            if getattr(self, name) is not None:
+                checks.nonnegative(f"prices.{name}", getattr(self, name))
+
+    def cost(self, input_tokens: int, output_tokens: int) -> float | None:
+        """Return the price of so many tokens; None where it is unknown."""
+        total = 0.0
+        for tokens, price in ((input_tokens, self.input), (output_tokens, self.output)):
+            if tokens and price is None:
+                return None
+            total += tokens * (price or 0.0) / 1e6
+        return total
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will ask: distinct questions without a stored verdict, by key, and their tokens.
+
+    keys: of each pair's one or two questions. stored: how many distinct questions have their verdict.
+    Retries are not in the tokens; output_tokens is the most that the replies may have.
+    """
+
+    keys: tuple[tuple[str, ...], ...]
+    questions: dict[str, Question]
+    stored: int
+    input_tokens: int
+    output_tokens: int
+
+    def sentence(self, prices: Prices | None = None) -> str:
+        """Return the plan in words."""
+        cost = (prices or Prices()).cost(self.input_tokens, self.output_tokens)
+        price = "unknown (no price given)" if cost is None else f"up to about {cost:.2f}"
+        return (
+            f"{len(self.keys)} pairs, {self.stored + len(self.questions)} distinct questions: {self.stored} have a "
+            f"verdict, {len(self.questions)} to ask. About {self.input_tokens:,} tokens in, at most "
+            f"{self.output_tokens:,} out, without retries; cost: {price}"
+        )
+
+
+def plan_questions(pairs: Sequence[Pair], judge: Judge, store: VerdictStore, *, swap: bool = True) -> Plan:
+    """Return what judging these pairs takes; identical questions are one."""
+    identity = judge.identity
+    by_key: dict[str, Question] = {}
+    keys = []
+    for pair in pairs:
+        asked = {question_key(question, identity): question for question in pair.questions(swap)}
+        # Two equal responses make one question, whose verdict stands for both orders.
+        keys.append(tuple(asked) if len(asked) > 1 or not swap else tuple(asked) * 2)
+        by_key |= asked
+    left = {key: question for key, question in by_key.items() if store.get(key) is None}
+    tokens = np.array([judge.tokens(question) for question in left.values()]).reshape(-1, 2).sum(axis=0)
+    return Plan(tuple(keys), left, len(by_key) - len(left), int(tokens[0]), int(tokens[1]))
+
+
+def check_cost(plan: Plan, prices: Prices, max_cost: float | None) -> None:
+    """Refuse a plan that costs more than `max_cost`, or an unknown sum. Raises InvalidArgument."""
+    if max_cost is None:
+        return
+    limit = checks.nonnegative("max_cost", max_cost)
+    cost = prices.cost(plan.input_tokens, plan.output_tokens)
+    if cost is None or cost > limit:
+        raise InvalidArgument(
+            "max_cost",
+            expected=f"questions that cost at most {limit:g}",
+            got="an unknown cost" if cost is None else f"up to {cost:.4g}",
+            remedy="Give the prices per million tokens." if cost is None else "Judge fewer prompts, or raise it.",
+        )
