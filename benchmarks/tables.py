@@ -31,7 +31,7 @@ def summary(found: dict[str, dict[str, Any]]) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for record in found.values():
         variants = record["variants"]
-        cells = [f"{record['model']}, {record['dtype']}, {record['device']}"]
+        cells = [f"{record['model']}, {record['dtype']}, {record['device']}, {record['pairs']} pairs a batch"]
         cells += [_ratio(variants[OURS]["ratios"].get(name)) for name in COLUMNS]
         cells.append(_ratio(variants[LIVE]["ratios"]["TRL default"]))
         ours, theirs = (variants[name]["peak_mib"] for name in (OURS, "TRL default"))
@@ -56,7 +56,7 @@ def _ratio(values: list[float] | None) -> str:
     if values is None:
         return ""
     middle, *ends = values
-    return f"{middle:.1f}x" + (f" ({ends[0]:.1f}-{ends[1]:.1f})" if ends else "")
+    return f"{middle:.2f}x" + (f" ({ends[0]:.2f}-{ends[1]:.2f})" if ends else "")
 
 
 def _benchmark() -> Any:

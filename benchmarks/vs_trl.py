@@ -389,9 +389,10 @@ THEIRS = {  # cached, patched, batches grouped by length
 }
 
 
-def names(device: str) -> list[str]:
+def names(arguments: argparse.Namespace) -> list[str]:
     """Return the variants; on CUDA TRL's head needs no patch."""
-    return [name for name in (*THEIRS, *OURS) if device == "cpu" or "patched" not in name]
+    possible = [name for name in (*THEIRS, *OURS) if arguments.device == "cpu" or "patched" not in name]
+    return [name for name in possible if name in arguments.variants] if arguments.variants else possible
 
 
 def make_variants(arguments: argparse.Namespace, wanted: Sequence[str], folder: str) -> tuple[dict[str, Side], Any]:
@@ -439,7 +440,7 @@ def peak_mib(device: str) -> float:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return times, losses and counts of every variant on every batch, and the machine's rates."""
-    wanted = names(arguments.device)
+    wanted = names(arguments)
     with tempfile.TemporaryDirectory() as folder:
         variants, (policy, tokenizer) = make_variants(arguments, wanted, folder)
     batches = make_batches(arguments, tokenizer)
@@ -617,6 +618,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--lora", type=int, default=0, help="train an adapter of this rank on weights of --dtype")
     parser.add_argument("--gradient-checkpointing", action="store_true", help="on both sides")
+    parser.add_argument("--variants", nargs="+", choices=[*THEIRS, *OURS], metavar="NAME", help="these only")
     parser.add_argument("--no-memory", action="store_true", help="skip the processes that measure peak memory")
     parser.add_argument("--output", default=None, help="the JSON file; by default in results/, none with --smoke")
     parser.add_argument("--smoke", action="store_true", help="a tiny model, one batch; nothing is written")
@@ -638,7 +640,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if arguments.only is not None:
         only(arguments.only, arguments)
         return {}
-    memory = {} if arguments.no_memory else {name: memory_of(name, arguments) for name in names(arguments.device)}
+    memory = {} if arguments.no_memory else {name: memory_of(name, arguments) for name in names(arguments)}
     found = measure(arguments)
     flops = found["flops"]
     record = {
@@ -663,6 +665,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         kind = f"vs_trl_{arguments.device}_{arguments.dtype}"
         if arguments.model in LLAMA:
             kind += f"_{arguments.model}"
+        if arguments.pairs != 4:
+            kind += f"_{arguments.pairs}pairs"
         path = Path(arguments.output or HERE / "results" / f"{kind}.json")
         path.write_text(json.dumps(jsonable(record), indent=2) + "\n")
         print(f"written to {path}")

@@ -1,6 +1,7 @@
 """Every training recipe: read by the real parser, commented at each key; the paper's against docs/paper_index.md."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
-from rpo.cli import build_parser
+from rpo.cli import COMMANDS, build_parser
 from rpo.core.conversions import from_authors_averaged, from_official
 
 ROOT = Path(__file__).parents[1]
@@ -122,3 +123,21 @@ def test_sharded_runs_save_a_model_and_score_the_reference_on_whole_weights() ->
     assert fsdp["fsdp_cpu_ram_efficient_loading"] is False
     zero = load_config_from_file(str(ROOT / "recipes/accelerate/deepspeed_zero3.yaml")).deepspeed_config
     assert (zero["zero_stage"], zero["zero3_init_flag"], zero["zero3_save_16bit_model"]) == (3, False, True)
+
+
+OTHERS = [path for path in sorted((ROOT / "recipes").rglob("*.yaml")) if path.parent.name != "accelerate"]
+OTHERS = [path for path in OTHERS if not path.name.startswith("train_")]
+
+
+@pytest.mark.parametrize("path", OTHERS, ids=lambda path: path.stem)
+def test_every_other_recipe_is_taken_by_the_command_in_its_first_line(path: Path) -> None:
+    words = shlex.split(path.read_text().splitlines()[0].removeprefix("# rpo "))
+    name = next(name for name in COMMANDS if words[: name.count(" ") + 1] == name.split())
+    _, parser = build_parser(name)
+    rest = words[name.count(" ") + 1 :]
+    assert str(path.relative_to(ROOT)) in rest
+    options = parser.parse_args([str(path) if word == str(path.relative_to(ROOT)) else word for word in rest])
+    found = dict(options.items())
+    for key, value in yaml.safe_load(path.read_text()).items():
+        if not isinstance(value, dict | list):
+            assert found[key] == value, key
