@@ -28,6 +28,7 @@ SMALL: dict[str, Any] = {
     "proxy_epochs": 1,
     "learning_rate": 1e-3,
     "seeds": (0, 1),
+    "bf16": True,
 }
 
 

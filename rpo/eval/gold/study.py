@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from rpo.core.errors import InvalidArgument, OutputError
@@ -206,8 +207,6 @@ class _Laboratory:
         return Instruments(self.tokenizer, self.split(seed)[1], self.gold, proxy, self.study.max_new_tokens)
 
     def _place(self) -> None:
-        import torch
-
         if torch.cuda.is_available():
             self.base.to("cuda")
 
@@ -223,6 +222,7 @@ class _Laboratory:
             "disable_tqdm": True,
             "logging_steps": 1,
             "bf16": self.study.bf16,
+            "use_cpu": not torch.cuda.is_available(),  # transformers wants it said before it takes bf16 there
             # It wants ends of turns: these are continuations, most of them cut at the limit, on purpose.
             "self_check": False,
             "seed": _seed(seed, "training"),
