@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rpo import bandit, compare, llm
+    from rpo import bandit, compare, eval, llm
     from rpo.core.neighbours import SFT, BradleyTerry
     from rpo.core.objectives import DPO, RPO
     from rpo.core.records import Run
@@ -23,9 +23,9 @@ _HOME = {
     "SFT": "rpo.core.neighbours",
     "fit": "rpo.fitting",
 }
-_PACKAGES = ("bandit", "compare", "core", "llm")
+_PACKAGES = ("bandit", "compare", "core", "eval", "llm")
 
-__all__ = ["DPO", "RPO", "SFT", "BradleyTerry", "Run", "__version__", "bandit", "compare", "fit", "llm"]
+__all__ = ["DPO", "RPO", "SFT", "BradleyTerry", "Run", "__version__", "bandit", "compare", "eval", "fit", "llm"]
 
 
 def __getattr__(name: str) -> Any:

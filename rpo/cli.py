@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from rpo import __version__, commands, llm_commands, train_command
+from rpo.compare import gold_command as enumerable_command
 from rpo.core.errors import InaccurateSolution, RPOError
 from rpo.eval import benchmark_command, gold_command, judge_command
 from rpo.parsing import instantiate, parse_mistakes
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Command] = {
     "generate": Command(llm_commands.generate_command),
     "plot": Command(llm_commands.plot_command, "runs", several=True),
     "judge": Command(judge_command.judge_command, "responses", several=True),
+    "experiment enumerable": Command(enumerable_command.gold_command),
     "experiment sentiment": Command(gold_command.sentiment_command),
     "benchmark alpaca-eval": Command(benchmark_command.alpaca_eval_command),
     "benchmark mt-bench": Command(benchmark_command.mt_bench_command),

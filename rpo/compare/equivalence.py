@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.fitting import fit as fit_table
@@ -14,8 +16,6 @@ from rpo.bandit.metrics import total_variation
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Unconstrained
 from rpo.bandit.solver.certificate import certify
-from rpo.bandit.solver.existence import minimizer_exists
-from rpo.bandit.solver.saddle import build_saddle
 from rpo.compare.curves import beta_path, coverage_skew_curves
 from rpo.compare.enumerable import EnumerableLM, tiny_gpt2
 from rpo.compare.training import fit_language_model
@@ -56,10 +56,8 @@ def draw_problem(
 ) -> tuple[EnumerableLM, ContextualBandit, PreferenceCounts, int]:
     """Draw a tiny GPT-2, r* uniform on [0, R] and preferences between its own samples.
 
-    Preferences are drawn again until every prompt's comparison graph is strongly connected: then a
-    minimiser exists at eta = 0 (Ford) and, each response having won, at every eta > 0 with pi_base =
-    chosen. So the data are conditioned on that event; the number of draws is returned. Raises
-    InvalidArgument when 2,000 draws do not suffice.
+    Preferences are as `connected_preferences` draws them; the number of draws is returned. Raises
+    InvalidArgument.
     """
     bound = checks.positive("reward_bound", reward_bound)
     generator = checks.generator("rng", rng)
@@ -67,17 +65,35 @@ def draw_problem(
     lm = tiny_gpt2(prompts=prompts, vocab_size=vocab_size, length=length, rng=lm_rng)
     reward = reward_rng.uniform(0.0, bound, size=(len(lm.prompts), lm.num_responses))
     problem = lm.bandit(reward, reward_bound=bound)
+    data, draws = connected_preferences(problem, num_preferences, rng=data_rng)
+    return lm, problem, data, draws
+
+
+def connected_preferences(
+    problem: ContextualBandit, n: int, *, label_smoothing: float = 0.0, rng: Any
+) -> tuple[PreferenceCounts, int]:
+    """Draw n preferences until the wins connect all responses of every prompt strongly; return the draws it took.
+
+    Then one minimiser exists over all reward tables at eta = 0 (Ford) and, each response having won, at every
+    eta > 0 with pi_base = chosen. So the data are conditioned on that event. label_smoothing: in [0, 1/2), the
+    share of each preference that counts the other way round, as in conservative DPO; above 0, connected
+    comparisons are enough. Raises InvalidArgument, also when 2,000 draws do not suffice.
+    """
+    generator = checks.generator("rng", rng)
+    share = checks.nonnegative("label_smoothing", label_smoothing)
+    if share >= 0.5:
+        raise InvalidArgument("label_smoothing", expected="a share in [0, 1/2)", got=share, remedy="Lower it.")
     for draw in range(1, MAX_DRAWS + 1):
-        data = problem.sample_preferences(num_preferences, rng=data_rng)
-        seen_everywhere = np.unique(data.prompt).size == problem.num_prompts
-        saddle = build_saddle(problem, data, DPO(beta=1.0), Unconstrained())
-        every_response = (data.response_frequencies("chosen") > 0).all()
-        if seen_everywhere and every_response and minimizer_exists(saddle).exists:
-            return lm, problem, data, draw
+        data = problem.sample_preferences(n, rng=generator)
+        if share > 0:
+            wins = data.wins()
+            data = PreferenceCounts.from_wins((1.0 - share) * wins + share * wins.transpose(0, 2, 1))
+        if all(connected_components(csr_array(wins), connection="strong")[0] == 1 for wins in data.wins()):
+            return data, draw
     raise InvalidArgument(
         "num_preferences",
         expected=f"enough for a strongly connected comparison graph within {MAX_DRAWS} draws",
-        got=num_preferences,
+        got=n,
         remedy="Raise num_preferences, or lower reward_bound, vocab_size or length.",
     )
 

@@ -30,6 +30,7 @@ def fit_language_model(
     objective: Objective,
     *,
     problem: ContextualBandit | None = None,
+    start: EnumerableLM | None = None,
     steps: int = 1500,
     learning_rate: float = 3e-3,
     adam_betas: tuple[float, float] = (0.9, 0.99),
@@ -44,7 +45,8 @@ def fit_language_model(
 
     The rate falls to zero along a cosine; no weight decay. Rates of 1e-2 and above can end at a
     stationary point that is not the optimum: hold the result against `solve`. problem: the bandit of `lm` (default
-    `lm.bandit()`, without gold reward). proxy_reward: (X, A), None or "mle". extra_metrics: from
+    `lm.bandit()`, without gold reward). start: whose weights to begin from, such as a policy trained at a
+    neighbouring beta (default `lm`). proxy_reward: (X, A), None or "mle". extra_metrics: from
     log pi (X, A) to more columns of the history. Raises InvalidArgument, NonFiniteLoss.
     """
     total = checks.integer("steps", steps, minimum=1)
@@ -57,7 +59,7 @@ def fit_language_model(
         checks.one_of("proxy_reward", proxy_reward, ("mle",))
         proxy_reward, proxy_class = maximum_likelihood_reward(problem, data, objective)
 
-    policy = EnumerableLM(model=copy.deepcopy(lm.model), prompts=lm.prompts, length=lm.length)
+    policy = EnumerableLM(model=copy.deepcopy((start or lm).model), prompts=lm.prompts, length=lm.length)
     reference = lm.logps().detach()
     x, chosen, rejected = (torch.as_tensor(index) for index in (data.prompt, data.chosen, data.rejected))
     weights = torch.as_tensor(data.weights, dtype=reference.dtype)
@@ -125,6 +127,7 @@ def fit_language_model(
             "proxy_class": proxy_class,
             "num_preferences": data.n,
             "problem": problem.name,
+            "start": "reference" if start is None else "given",
             "table_disagreement": disagreement,
         },
         status="converged" if converged else "not_converged",

@@ -3,7 +3,10 @@
 import importlib
 from types import ModuleType
 
-_MODULES = ("checks", "conversions", "errors", "numerics", "objectives", "preferences", "progress", "records")
+_MODULES = (
+    *("checks", "conversions", "errors", "gao", "neighbours", "numerics", "objectives", "preferences", "progress"),
+    "records",
+)
 
 
 def __getattr__(name: str) -> ModuleType:

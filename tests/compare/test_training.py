@@ -54,6 +54,17 @@ def test_step_zero_is_the_reference_and_the_logged_loss_is_the_optimised_one(sma
     assert run.config["table_disagreement"] <= 1e-13
 
 
+def test_a_start_is_where_training_begins_and_does_not_move_the_reference(small: Small) -> None:
+    lm, problem, data = small
+    first = fit_language_model(lm, data, RPO(beta=0.2, eta=0.3), problem=problem, steps=20)
+    weights = {name: value.clone() for name, value in first.artifact.model.state_dict().items()}
+    again = fit_language_model(lm, data, RPO(beta=0.2, eta=0.3), problem=problem, start=first.artifact, steps=5)
+    for name in ("loss", "kl/reference"):
+        assert again.history[0][name] == pytest.approx(first.history[-1][name], rel=1e-12)
+    assert first.history[-1]["kl/reference"] > 0.01
+    assert all(torch.equal(value, weights[name]) for name, value in first.artifact.model.state_dict().items())
+
+
 def test_training_leaves_the_reference_model_as_it_was(small: Small) -> None:
     lm, problem, data = small
     before = {name: value.clone() for name, value in lm.model.state_dict().items()}

@@ -105,7 +105,6 @@ class _Laboratory:
         self.tokenizer = load_tokenizer(study.model)
         self.base = load_model(study.model, dtype="float32")
         self.prompts = review_openings() if study.prompts is None else read_prompts(study.prompts)
-        self._accelerated = False
 
     def split(self, seed: int) -> tuple[list[str], list[str]]:
         """Return training and evaluation prompts."""
@@ -116,18 +115,19 @@ class _Laboratory:
     def make_pairs(self, seed: int) -> dict[str, Any]:
         study = self.study
         self._place()
-        made = label_pairs(
-            self.base,
-            self.tokenizer,
-            self.split(seed)[0],
-            self.gold,
-            pairs_per_prompt=study.pairs_per_prompt,
-            max_new_tokens=study.max_new_tokens,
-            coverage=study.coverage,
-            label_temperature=study.label_temperature,
-            noise=study.noise,
-            seed=seed,
-        )
+        with self._autocast():
+            made = label_pairs(
+                self.base,
+                self.tokenizer,
+                self.split(seed)[0],
+                self.gold,
+                pairs_per_prompt=study.pairs_per_prompt,
+                max_new_tokens=study.max_new_tokens,
+                coverage=study.coverage,
+                label_temperature=study.label_temperature,
+                noise=study.noise,
+                seed=seed,
+            )
         counts = {"refused": made.refused, "missing": made.missing, "flipped": made.flipped, "margin": made.margin}
         return {"gold": self.gold.name, "pairs": len(made.rows), **counts, "rows": made.rows}
 
@@ -154,9 +154,9 @@ class _Laboratory:
 
     def measure_reference(self, seed: int, home: Path) -> dict[str, Any]:
         self._place()
-        found = sample(
-            self.base, self.instruments(seed, home), num_samples=self.study.best_of, seed=_seed(seed, "reference")
-        )
+        instruments = self.instruments(seed, home)
+        with self._autocast():  # as policies are measured
+            found = sample(self.base, instruments, num_samples=self.study.best_of, seed=_seed(seed, "reference"))
         sizes = [2**k for k in range(self.study.best_of.bit_length()) if 2**k <= self.study.best_of]
         gaps = found.gold[:, :, None] - found.gold[:, None, :]
         agreed = (gaps > 0) & (found.proxy[:, :, None] > found.proxy[:, None, :])
@@ -205,6 +205,9 @@ class _Laboratory:
         """Return prompts, gold and the proxy of this seed."""
         proxy = load_reward_model(home / "proxy" / "model").to(self.base.device)
         return Instruments(self.tokenizer, self.split(seed)[1], self.gold, proxy, self.study.max_new_tokens)
+
+    def _autocast(self) -> Any:
+        return torch.autocast(self.base.device.type, torch.bfloat16, enabled=self.study.bf16)
 
     def _place(self) -> None:
         if torch.cuda.is_available():
