@@ -1,13 +1,15 @@
 """How long one change of the explorer takes, on the server and, where Chromium is installed, in the browser.
 
 `python benchmarks/explore.py` writes results/explore.json; `--smoke` is a small run that writes to --output only.
-Server: `state` and the page's text over random settings drawn from the sliders' positions, one thread. Browser: from a
+Server: `state` and the page's text over random settings drawn from the sliders' positions, one thread, as wall time and
+as processor time, which other work on the machine disturbs less. Browser: from a
 key press on a slider to the frame in which its new numbers are painted, headless, the server in another process.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -65,14 +67,16 @@ def on_the_server(count: int, rng: np.random.Generator) -> list[dict[str, Any]]:
     rows = []
     for method in METHODS:
         for arms in (3, 6, 12):
-            times, certified, solved = [], 0, 0
+            times, busy, certified, solved = [], [], 0, 0
             for settings in random_settings(count, rng, method=method, arms=arms):
-                began = time.perf_counter()
+                began, worked = time.perf_counter(), time.process_time()
                 view = state(settings)
                 results(view, (), {})
                 times.append(1e3 * (time.perf_counter() - began))
+                busy.append(1e3 * (time.process_time() - worked))
                 certified, solved = certified + view.curve.certified, solved + view.curve.solved
-            rows.append({"method": method, "arms": arms, **summary(times), "certified": certified, "solved": solved})
+            row = {"method": method, "arms": arms, **summary(times), "certified": certified, "solved": solved}
+            rows.append({**row, "processor": summary(busy)})
     return rows
 
 
@@ -110,12 +114,14 @@ def main() -> None:
     seed = 0
     server = on_the_server(count, np.random.default_rng(seed))
     for row in server:
-        print("{method:15} {arms:3} arms: median {median_ms:6.1f} ms, p95 {p95_ms:6.1f}".format(**row))
+        print("{method:15} {arms:3} arms: median {median_ms:6.1f} ms, p95 {p95_ms:6.1f}".format(**row), end=" ")
+        print("(processor {median_ms:6.1f}, {p95_ms:6.1f})".format(**row["processor"]))
     chromium = shutil.which("chromium")
     browser = in_the_browser(count, chromium) if chromium else []
     for row in browser:
         print("{slider:15} {arms:3} arms: median {median_ms:6.1f} ms, p95 {p95_ms:6.1f} (browser)".format(**row))
-    record = {"aim_ms": AIM, "draws": DRAWS, "seed": seed, "server": server, "browser": browser}
+    load = [round(value, 2) for value in os.getloadavg()]
+    record = {"load_average": load, "aim_ms": AIM, "draws": DRAWS, "seed": seed, "server": server, "browser": browser}
     folder = options.output or (None if options.smoke else Path(__file__).with_name("results"))
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from rpo import __version__, commands, llm_commands, train_command
 from rpo.compare import gold_command as enumerable_command
 from rpo.core.errors import InaccurateSolution, RPOError
 from rpo.eval import benchmark_command, gold_command, judge_command
+from rpo.explore import command as explorer
 from rpo.parsing import instantiate, parse_mistakes
 
 
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Command] = {
     "data check": Command(llm_commands.data_check_command, "source"),
     "generate": Command(llm_commands.generate_command),
     "plot": Command(llm_commands.plot_command, "runs", several=True),
+    "explore": Command(explorer.explore_command),
     "judge": Command(judge_command.judge_command, "responses", several=True),
     "experiment enumerable": Command(enumerable_command.gold_command),
     "experiment sentiment": Command(gold_command.sentiment_command),

@@ -14,6 +14,7 @@ FORBIDDEN = {
     "bandit": {"rpo.llm", "rpo.eval", "rpo.compare", "rpo.cli", "torch", "transformers"},
     "llm": {"rpo.bandit", "rpo.compare", "rpo.cli", "cvxpy"},
     "eval": {"rpo.bandit", "rpo.compare", "rpo.cli", "cvxpy"},
+    "explore": {"rpo.llm", "rpo.eval", "rpo.compare", "rpo.cli", "torch", "transformers"},
 }
 
 

@@ -1,0 +1,51 @@
+"""The command that serves the explorer."""
+
+from __future__ import annotations
+
+import socket
+
+from rpo.core import checks
+from rpo.core.errors import InvalidArgument, MissingDependency
+
+LOOPBACK = "127.0.0.1"
+
+
+def explore_command(port: int = 5006, host: str = LOOPBACK, browser: bool = True, resolved: str = "") -> None:
+    """Open a page of sliders: what the data, beta and eta do to the certified policy. Ctrl-C ends it.
+
+    Args:
+        port: of the page; 0 for any that is free.
+        host: address to listen on. Only this machine reaches 127.0.0.1; the page has no password.
+        browser: open the page in the default browser.
+    """
+    number = checks.integer("port", port, minimum=0, maximum=65535)
+    try:
+        from rpo.explore.server import serve
+    except ImportError as error:
+        if (error.name or "").split(".")[0] not in ("panel", "param", "bokeh"):
+            raise
+        raise MissingDependency("The explorer needs panel: pip install 'rpo-lab[explore]'.") from error
+    number = free_port(number, host)
+    print(f"Explorer: http://{host}:{number}/ (Ctrl-C ends it)", flush=True)
+    serve(number, host, browser=browser)
+
+
+def free_port(port: int, host: str) -> int:
+    """Return `port`, or for 0 one that is free, or refuse an address that cannot be listened on."""
+    if host in ("", "0.0.0.0") or ":" in host:
+        raise InvalidArgument(
+            "host",
+            expected="one IPv4 address or name of this machine",
+            got=repr(host),
+            remedy="Only pages from that address may talk to the server, so all of them at once cannot be meant.",
+        )
+    try:
+        with socket.create_server((host, port)) as probe:
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        raise InvalidArgument(
+            "port, host",
+            expected="an address that is free",
+            got=f"{host}:{port} ({error.strerror or error})",
+            remedy="Pass another port, or --port 0.",
+        ) from error
