@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+import vs_trl_workload as workload
 from models_for_tests import PAD
 from torch.utils.flop_counter import FlopCounterMode
 
 from rpo.llm.scoring import PaddedPath, PromptGroup
-
-FILE = Path(__file__).parents[2] / "benchmarks" / "vs_trl.py"
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> Any:
     for package in ("trl", "datasets"):
         pytest.importorskip(package)
-    spec = importlib.util.spec_from_file_location("vs_trl", FILE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["vs_trl"] = module
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("vs_trl")
 
 
 @pytest.fixture(scope="module")
@@ -80,21 +73,21 @@ def test_ratios_are_of_one_batch_and_totals_where_batches_differ(benchmark) -> N
     assert benchmark.ratio(found, "TRL cached, grouped", "ours, shared, live") == [12 / 7]
 
 
-def test_grouping_keeps_every_pair_once(benchmark) -> None:
-    pairs = benchmark.random_pairs(12, 64, 0.05)
+def test_grouping_keeps_every_pair_once() -> None:
+    pairs = workload.random_pairs(12, 64, 0.05)
     batches = [pairs[k : k + 4] for k in range(0, 12, 4)]
-    cut = benchmark.grouped(batches, 4)
+    cut = workload.grouped(batches, 4)
     assert cut[0] == batches[0]
     assert sorted(pair.row for batch in cut for pair in batch) == list(range(12))
 
     def padding(batches: Any) -> int:
-        return sum(len(b) * max(map(benchmark.padded_length, b)) for b in batches)
+        return sum(len(b) * max(map(workload.padded_length, b)) for b in batches)
 
     assert padding(cut) < padding(batches)
 
 
 @pytest.mark.parametrize("reference", [False, True])
-def test_the_products_of_a_step_are_what_torch_counts(benchmark, tiny_model, reference) -> None:
+def test_the_products_of_a_step_are_what_torch_counts(tiny_model, reference) -> None:
     """One sequence of n = 6 + 5 - 1 fed tokens, on which eager attention computes all n^2 pairs, not n (n + 1) / 2.
 
     Two multiply-adds a pair, head (4), width (8) and layer (2); twice as many backward, and the reference's once.
@@ -106,7 +99,7 @@ def test_the_products_of_a_step_are_what_torch_counts(benchmark, tiny_model, ref
         path.logps(model, inputs).sum().backward()
         if reference:
             path.logps(other.requires_grad_(False), inputs)
-    needed = benchmark.needed_flops(model, groups, shared=False, reference=reference)
+    needed = workload.needed_flops(model, groups, shared=False, reference=reference)
     # The padded path feeds the last token as well: 11.
     passes = 3 + reference
     linear = sum(m.weight.numel() for m in model.model.modules() if hasattr(m, "in_features"))
@@ -117,20 +110,20 @@ def test_the_products_of_a_step_are_what_torch_counts(benchmark, tiny_model, ref
     assert counter.get_total_flops() - expected in (0, rotary)
 
 
-def test_a_shared_prompt_is_fed_once(benchmark, tiny_model) -> None:
+def test_a_shared_prompt_is_fed_once(tiny_model) -> None:
     """Prompt 6, responses 3 and 2 (2 and 1 of them fed): 9 tokens in place of 15.
 
     Visible pairs: 21 of the prompt once instead of twice, the rest as before.
     """
     model, groups = tiny_model("llama"), [PromptGroup([7] * 6, [[8] * 3, [9] * 2])]
-    apart, shared = (benchmark.needed_flops(model, groups, shared=s, reference=False) for s in (False, True))
+    apart, shared = (workload.needed_flops(model, groups, shared=s, reference=False) for s in (False, True))
     linear = sum(m.weight.numel() for m in model.model.modules() if hasattr(m, "in_features"))
     assert apart - shared == 2 * 3 * linear * 6 + 2 * 2 * 3 * 4 * 8 * 2 * 21
 
 
-def test_both_sides_share_their_parameters_and_nothing_else(benchmark, tiny_model) -> None:
+def test_both_sides_share_their_parameters_and_nothing_else(tiny_model) -> None:
     model = tiny_model("qwen2")
-    other = benchmark.twin(model)
+    other = workload.twin(model)
     assert all(a is b for a, b in zip(model.parameters(), other.parameters(), strict=True))
     assert other.lm_head is not model.lm_head and other.config is not model.config
 
