@@ -148,8 +148,8 @@ def _responses(name: str, prompts: Sequence[Any], dtype: str, **sampling: Any) -
     """Return a row a prompt: prompt as the model was asked, responses, finish_reasons."""
     import torch
 
-    from rpo.llm.generate import generate
     from rpo.llm.models import load_model, load_tokenizer
+    from rpo.llm.sampling import generate
 
     tokenizer, network = load_tokenizer(name), load_model(name, dtype=dtype)
     if torch.cuda.is_available():

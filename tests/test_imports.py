@@ -1,6 +1,8 @@
 """Imports go one way, cost little and load no backend that is not used; user input is never asserted."""
 
 import ast
+import importlib
+import inspect
 import json
 import subprocess
 import sys
@@ -10,11 +12,22 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "rpo"
 FORBIDDEN = {
-    "core": {"rpo.bandit", "rpo.llm", "rpo.eval", "rpo.compare", "rpo.cli", "torch", "cvxpy", "transformers"},
-    "bandit": {"rpo.llm", "rpo.eval", "rpo.compare", "rpo.cli", "torch", "transformers"},
-    "llm": {"rpo.bandit", "rpo.compare", "rpo.cli", "cvxpy"},
-    "eval": {"rpo.bandit", "rpo.compare", "rpo.cli", "cvxpy"},
-    "explore": {"rpo.llm", "rpo.eval", "rpo.compare", "rpo.cli", "torch", "transformers"},
+    "core": {
+        "rpo.bandit",
+        "rpo.llm",
+        "rpo.eval",
+        "rpo.compare",
+        "rpo.teaching",
+        "rpo.cli",
+        "torch",
+        "cvxpy",
+        "transformers",
+    },
+    "bandit": {"rpo.llm", "rpo.eval", "rpo.compare", "rpo.teaching", "rpo.cli", "torch", "transformers"},
+    "llm": {"rpo.bandit", "rpo.compare", "rpo.teaching", "rpo.cli", "cvxpy"},
+    "eval": {"rpo.bandit", "rpo.compare", "rpo.teaching", "rpo.cli", "cvxpy"},
+    "teaching": {"rpo.cli"},
+    "explore": {"rpo.llm", "rpo.eval", "rpo.compare", "rpo.teaching", "rpo.cli", "torch", "transformers"},
 }
 
 
@@ -110,3 +123,18 @@ def test_user_input_is_never_asserted() -> None:
         if isinstance(node, ast.Assert)
     ]
     assert not found and len(list(PACKAGE.rglob("*.py"))) > 10
+
+
+@pytest.mark.parametrize(
+    "package", ["rpo", "rpo.bandit", "rpo.llm", "rpo.eval", "rpo.compare", "rpo.explore", "rpo.teaching"]
+)
+def test_no_public_name_is_also_a_module(package: str) -> None:
+    """Importing a submodule would put it in the place of the function of that name."""
+    folder = PACKAGE.parent.joinpath(*package.split("."))
+    modules = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
+    public = getattr(importlib.import_module(package), "__all__", [])
+    assert [
+        name
+        for name in public
+        if name in modules and not inspect.ismodule(getattr(importlib.import_module(package), name))
+    ] == []

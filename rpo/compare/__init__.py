@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from rpo.compare.figures import plot
     from rpo.compare.gold import GoldExperiment, gold_experiment
     from rpo.compare.gold_report import save_gold
-    from rpo.compare.kl_coverage import kl_coverage
     from rpo.compare.report import write_report
+    from rpo.compare.sampled_kl import kl_coverage
     from rpo.compare.training import fit_language_model
     from rpo.compare.with_trainer import fit_with_trainer
 
@@ -30,7 +30,7 @@ _HOME = {
     "fit_language_model": "rpo.compare.training",
     "fit_with_trainer": "rpo.compare.with_trainer",
     "gold_experiment": "rpo.compare.gold",
-    "kl_coverage": "rpo.compare.kl_coverage",
+    "kl_coverage": "rpo.compare.sampled_kl",
     "measure": "rpo.compare.equivalence",
     "plot": "rpo.compare.figures",
     "save_gold": "rpo.compare.gold_report",

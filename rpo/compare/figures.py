@@ -66,7 +66,7 @@ def plot(results: Any, *, labels: Sequence[str] | None = None) -> Figure:
                     )
             axis.set_ylabel("probability")
             axis.set_title(f"prompt {x}")
-        axes[0, 0].legend(loc="upper right")
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=min(len(names), 3))
         axes[-1, 0].set_xlabel("response" if in_order else f"response, sorted by {names[0]}")
         if in_order:
             axes[-1, 0].set_xticks(np.arange(shape[1]))

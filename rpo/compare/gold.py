@@ -24,7 +24,7 @@ from rpo.bandit.reward_class import Unconstrained
 from rpo.compare.enumerable import EnumerableLM, tiny_gpt2
 from rpo.compare.equivalence import connected_preferences
 from rpo.compare.gold_evidence import BEST_OF_N, COLUMNS, OUTCOMES, THEORY, TRAINED, evidence, outcome_bounds
-from rpo.compare.kl_coverage import kl_coverage
+from rpo.compare.sampled_kl import kl_coverage
 from rpo.compare.training import fit_language_model
 from rpo.core import checks
 from rpo.core.checks import Array

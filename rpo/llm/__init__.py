@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from rpo.llm.config import RPOConfig
     from rpo.llm.data import check_pairs, load_preferences, mix, prepare_pairs
     from rpo.llm.fitting import fit
-    from rpo.llm.generate import generate
     from rpo.llm.logprobs import response_logps, token_logps
     from rpo.llm.models import convert_gguf, from_gguf, load_model, load_tokenizer
     from rpo.llm.plots import plot_runs
     from rpo.llm.reward_model import RewardConfig, RewardTrainer
+    from rpo.llm.sampling import generate
     from rpo.llm.sft import SFTConfig, SFTTrainer
     from rpo.llm.trainer import RPOTrainer
 
@@ -29,7 +29,7 @@ _HOME = {
     "convert_gguf": "models",
     "fit": "fitting",
     "from_gguf": "models",
-    "generate": "generate",
+    "generate": "sampling",
     "load_model": "models",
     "load_preferences": "data",
     "load_tokenizer": "models",

@@ -16,8 +16,8 @@ from rpo.llm.batching import BudgetCollator, TokenBudget
 from rpo.llm.collate import PairCollator, PairDataset, batch_totals, data_digest
 from rpo.llm.config import TrainerConfig
 from rpo.llm.data import PairStream, PreparedPairs, TokenizedPair, load_preferences, prepare_pairs, stream_pairs
-from rpo.llm.generate import stop_token_ids
 from rpo.llm.models import check_embeddings, disable_dropout
+from rpo.llm.sampling import stop_token_ids
 from rpo.llm.selfcheck import check_data, check_gradient
 
 

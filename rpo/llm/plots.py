@@ -36,6 +36,7 @@ TITLES = {
     "rewards/accuracies": ("Pairs ranked right", "share"),
     "loss/preference": ("Preference loss", "nats"),
     "loss/sft": ("SFT loss, unweighted", "nats"),
+    "displacement/chosen_change": ("Chosen responses, change since the start", "nats a response"),
     "displacement/share": ("Pairs whose chosen fell", "share"),
     "kl/reference": ("KL to the reference", "nats a response"),
 }

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from rpo.core.errors import InvalidArgument
 from rpo.llm.cache import CacheKey, CacheMismatch, LogpCache, precompute
 from rpo.llm.data.pairs import TokenizedPair
-from rpo.llm.generate import sample_ids
 from rpo.llm.reference import Reference, rng_kept
+from rpo.llm.sampling import sample_ids
 from rpo.llm.scoring import Path, PromptGroup
 
 CACHE_NAME = "reference_logps.safetensors"

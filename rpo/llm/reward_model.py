@@ -27,9 +27,9 @@ from rpo.llm.adapters import with_adapter
 from rpo.llm.collate import CHOSEN, REJECTED, PairCollator
 from rpo.llm.config import TrainerConfig
 from rpo.llm.data import prepare_pairs
-from rpo.llm.generate import evaluation_mode
 from rpo.llm.models import ModelNotLoaded, load_model, load_tokenizer
 from rpo.llm.pair_trainer import PairTrainer
+from rpo.llm.sampling import evaluation_mode
 from rpo.llm.scoring import PaddedPath, PromptGroup
 from rpo.llm.sft import require_objective
 

@@ -69,12 +69,12 @@ def test_a_failing_figure_leaves_no_report(
 def test_plot_takes_theory_and_runs_and_refuses_different_problems(comparison: Comparison) -> None:
     figure = plot([comparison.theory, comparison.table, comparison.dpo])
     assert len(figure.axes) == 2
-    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert sorted(labels) == ["RPO (beta = 0.2, eta = 0.3)", "table", "transformer, DPO"]
     heights = sorted((bar.get_height() for bar in figure.axes[0].patches), reverse=True)
     assert heights == pytest.approx(sorted(comparison.theory.policy[0], reverse=True))
     named = plot([comparison.theory, comparison.dpo], labels=["theory", "practice"])
-    assert {text.get_text() for text in named.axes[0].get_legend().get_texts()} == {"theory", "practice"}
+    assert {text.get_text() for text in named.legends[0].get_texts()} == {"theory", "practice"}
     assert len(plot(comparison.theory).axes) == 2
     with pytest.raises(InvalidArgument, match="labels: expected 2 labels"):
         plot([comparison.theory, comparison.dpo], labels=["theory"])

@@ -16,8 +16,8 @@ from rpo.core.errors import InvalidArgument, MissingDependency
 from rpo.eval.benchmarks import alpaca_eval, lm_eval, mt_bench
 from rpo.eval.benchmarks.reading import read_results
 from rpo.eval.benchmarks.results import COLUMNS, BenchmarkResult, save, to_frame, to_markdown
-from rpo.llm.generate import generate
 from rpo.llm.logprobs import response_logps
+from rpo.llm.sampling import generate
 
 
 @pytest.fixture(autouse=True)
@@ -236,7 +236,7 @@ def test_the_second_turn_sees_the_answer_to_the_first(questions: list[mt_bench.Q
 
 
 def test_temperature_follows_the_category(questions: list[mt_bench.Question], monkeypatch: pytest.MonkeyPatch) -> None:
-    import rpo.llm.generate as home
+    import rpo.llm.sampling as home
 
     used: dict[str, set[float]] = {}
     plain = home.generate

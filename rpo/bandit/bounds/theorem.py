@@ -2,7 +2,7 @@ r"""Upper bounds on Gap = J(comparator) - J(pi-hat), and the statistics that tes
 
 Symbols: C coverage, N pairs, L = log(N_eps / delta), R the largest margin (log-odds), beta and eta as
 in the objective. With probability at least 1 - delta, for every eta, beta > 0 (docs/theory.md,
-section 6; the constant 3 is 2 from Chernoff's bound plus what the cover costs),
+section 7; the constant 3 is 2 from Chernoff's bound plus what the cover costs),
 
 $$\mathrm{Gap} \le C z - \frac{m z^2}{\eta} + \frac{3 L}{\eta N} + \beta E[KL(\pi\|\pi_{ref})]
 \le \frac{C^2\eta}{4m} + \frac{3 L}{\eta N} + \beta E[KL(\pi\|\pi_{ref})],$$

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from rpo.bandit.bounds.intervals import Slope
 from rpo.core.errors import InvalidArgument
-from rpo.plotting import CYCLE, new_figure, style
+from rpo.plotting import COLORS, CYCLE, new_figure, style
 
 if TYPE_CHECKING:
     import pandas
@@ -90,6 +90,8 @@ def gap_against_n(
         for index, series in enumerate(dict.fromkeys(gaps["series"])):
             mine = gaps[(gaps["series"] == series) & (gaps["mean"] > 0)].sort_values("n")
             color = SERIES_COLORS[index % len(SERIES_COLORS)]
+            if bounds is None:  # else the methods' own colours are those of the bounds
+                color = COLORS.get(str(series), color)
             label = str(series)
             slope = (slopes or {}).get(series)
             if slope is not None:

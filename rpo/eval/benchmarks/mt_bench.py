@@ -97,7 +97,7 @@ def generate_answers(
     the judge reads the first. seed: a child for each turn and temperature. Beside FastChat's fields a row has
     "finish_reasons" in its choices ("stop", or "length" where cut) and "generate_params". Raises InvalidArgument.
     """
-    from rpo.llm.generate import generate
+    from rpo.llm.sampling import generate
 
     choices = checks.integer("num_choices", num_choices, minimum=1)
     if not questions:
@@ -265,7 +265,7 @@ def _score(value: Any, where: str) -> float:
 
 def _check_lengths(model: Any, tokenizer: Any, questions: Sequence[Question], max_new_tokens: int) -> None:
     """Refuse, before anything is generated, a conversation that could outgrow the model's positions at its end."""
-    from rpo.llm.generate import prompt_token_ids
+    from rpo.llm.sampling import prompt_token_ids
 
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is None:

@@ -13,7 +13,7 @@ from rpo.core.errors import InvalidArgument
 from rpo.core.numerics import sigmoid
 from rpo.eval.scorers import Scorer
 from rpo.llm.data.pairs import PreparedPairs, TokenizedPair
-from rpo.llm.generate import Sample, generate, prompt_token_ids
+from rpo.llm.sampling import Sample, generate, prompt_token_ids
 
 MAX_ROUNDS = 4
 

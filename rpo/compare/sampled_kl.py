@@ -12,8 +12,8 @@ from scipy.stats import norm
 from rpo.compare.enumerable import EnumerableLM
 from rpo.core import checks
 from rpo.llm.diagnostics.kl import ESTIMATORS, kl_of_samples
-from rpo.llm.generate import sample_ids
 from rpo.llm.reference import FrozenModel
+from rpo.llm.sampling import sample_ids
 
 SAMPLING_BATCH = 4096
 

@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 
 from rpo.core.errors import InvalidArgument
-from rpo.llm.generate import Sample, generate, prompt_token_ids, sample_ids, stop_token_ids
+from rpo.llm.sampling import Sample, generate, prompt_token_ids, sample_ids, stop_token_ids
 
 FAMILIES = ("llama", "qwen2", "gemma", "gemma2", "gpt2", "mistral")
 # Of different lengths, so that a batch needs padding; longer than the sliding window of two families.

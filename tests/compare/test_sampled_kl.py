@@ -7,7 +7,7 @@ import pytest
 from rpo.bandit import ContextualBandit, PreferenceCounts
 from rpo.bandit.bounds import clopper_pearson
 from rpo.compare import EnumerableLM, fit_language_model, tiny_gpt2
-from rpo.compare.kl_coverage import exact_kl, kl_coverage
+from rpo.compare.sampled_kl import exact_kl, kl_coverage
 from rpo.core.objectives import DPO
 
 Small = tuple[EnumerableLM, ContextualBandit, PreferenceCounts]
