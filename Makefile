@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 DEMO ?= demo-report
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow bench lint docs clean
+.PHONY: help demo test test-slow notebooks bench lint docs clean
 
 help:  ## Show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -32,8 +32,11 @@ test: lint  ## Lint, types and the default tests (minutes on 2 cores)
 test-slow: $(VENV)/.installed-dev  ## The slow tier: grids and long runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow $(TESTS)
 
+notebooks: $(VENV)/.installed-dev  ## Run every notebook from a clean kernel; its text must be the committed one
+	$(BIN)/python notebooks/execute.py $(NOTEBOOKS)
+
 bench: $(VENV)/.installed-dev  ## The benchmarks: tables into benchmarks/results (minutes)
-	for name in batched coverage_skew zhu bounds; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in batched coverage_skew zhu bounds explore; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
 	# Against TRL, on a real model: where there is one.
 	test -z "$$RPO_SMOLLM2" || $(BIN)/python benchmarks/vs_trl.py
 

@@ -18,7 +18,7 @@ import pandas
 
 from rpo.bandit import Box, ContextualBandit, instances
 from rpo.bandit.batched import solve_batch
-from rpo.bandit.plots.heatmap import best_eta_exponent
+from rpo.bandit.plots.eta_heatmap import best_eta_exponent
 from rpo.core.objectives import DPO, RPO
 from rpo.core.records import environment, jsonable
 

@@ -23,7 +23,7 @@ from rpo.bandit.bounds.theorem import suboptimality_bound
 from rpo.bandit.coverage import coverage_coefficient
 from rpo.bandit.maximin import default_class, solve
 from rpo.bandit.metrics import policy_outcome
-from rpo.bandit.plots import animation, heatmap, overoptimization, phase, policies
+from rpo.bandit.plots import animation, eta_heatmap, gold_proxy, phase, policies
 from rpo.bandit.plots.coverage import gap_against_coverage
 from rpo.bandit.plots.network import comparison_network
 from rpo.bandit.problem import ContextualBandit
@@ -158,26 +158,24 @@ def make(folder: Path) -> None:
     @step
     def gold_and_proxy() -> None:
         frame = overoptimization_frame()
-        fitted = overoptimization.fits(frame, form="closest", rng=1)
+        fitted = gold_proxy.fits(frame, form="closest", rng=1)
         for method, law in fitted.items():
             print(f"    {method}, {law.form} law: {law.message}")
-        figure = overoptimization.overoptimization(
-            frame, fitted, title="coverage_skew (skew 2), pi_ref = behaviour, N = 100"
-        )
-        save(figure, folder / "overoptimization.png", overoptimization.curves(frame))
+        figure = gold_proxy.overoptimization(frame, fitted, title="coverage_skew (skew 2), pi_ref = behaviour, N = 100")
+        save(figure, folder / "overoptimization.png", gold_proxy.curves(frame))
 
     @step
     def beta_eta_heatmap() -> None:
         frame = gap_frame((30, 100, 300), np.geomspace(0.01, 1.0, 7), np.geomspace(1e-3, 1.0, 10), 100)
-        save(heatmap.heatmap(frame, title="coverage_skew, 100 seeds"), folder / "heatmap.png", frame)
+        save(eta_heatmap.heatmap(frame, title="coverage_skew, 100 seeds"), folder / "heatmap.png", frame)
 
     @step
     def best_eta() -> None:
         ns = np.unique(np.geomspace(20, 600, 9).round().astype(int))
         frame = gap_frame(ns, (0.05,), np.geomspace(3e-4, 1.0, 16), 200)
-        result = heatmap.best_eta_exponent(frame, rng=2)
+        result = eta_heatmap.best_eta_exponent(frame, rng=2)
         print(f"    {result.message}")
-        save(heatmap.movement(result), folder / "best_eta.png", result.to_frame())
+        save(eta_heatmap.movement(result), folder / "best_eta.png", result.to_frame())
 
     @step
     def where_did_the_mass_go() -> None:

@@ -1,8 +1,9 @@
-"""What MkDocs does not do by itself: pages kept outside docs/, and mathematics without JavaScript."""
+"""What MkDocs does not do by itself: pages kept outside docs/ (notebooks, too), and formulas without JavaScript."""
 
 from __future__ import annotations
 
 import html
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -19,8 +20,10 @@ PAGES = {
     "benchmarks/README.md": "benchmarks.md",
     "examples/smollm2/README.md": "example_data.md",
     "CONTRIBUTING.md": "contributing.md",
+    "notebooks/README.md": "notebooks.md",
     "CHANGELOG.md": "changelog.md",
 }
+PAGES |= {f"notebooks/{path.name}": f"notebooks/{path.stem}.md" for path in (ROOT / "notebooks").glob("*.ipynb")}
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 INLINE = re.compile(r'<span class="arithmatex">\\\((.*?)\\\)</span>', re.DOTALL)
 DISPLAY = re.compile(r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', re.DOTALL)
@@ -31,8 +34,29 @@ TAG = re.compile(r"\\tag\{(\w+)\}")
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages kept elsewhere."""
     for source, page in PAGES.items():
-        files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
+        path = ROOT / source
+        if path.suffix == ".ipynb":
+            files.append(File.generated(config, page, content=notebook_page(path)))
+        else:
+            files.append(File.generated(config, page, abs_src_path=str(path)))
     return files
+
+
+def notebook_page(path: Path) -> str:
+    """Return a notebook's text, code and committed outputs as Markdown, figures inside."""
+    parts = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "image/png" in data:
+                image = "".join(data["image/png"]).replace("\n", "")
+                parts.append(f"![Figure drawn by the cell above](data:image/png;base64,{image})")
+            else:
+                text = "".join(output.get("text", data.get("text/plain", "")))
+                parts.append(f"```text\n{text.rstrip()}\n```")
+    return "\n\n".join(parts)
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:

@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rpo import bandit, compare, eval, llm
+    from rpo import bandit, compare, eval, explore, llm, teaching
     from rpo.core.neighbours import SFT, BradleyTerry
     from rpo.core.objectives import DPO, RPO
     from rpo.core.records import Run
@@ -23,9 +23,23 @@ _HOME = {
     "SFT": "rpo.core.neighbours",
     "fit": "rpo.fitting",
 }
-_PACKAGES = ("bandit", "compare", "core", "eval", "llm")
+_PACKAGES = ("bandit", "compare", "core", "eval", "explore", "llm", "teaching")
 
-__all__ = ["DPO", "RPO", "SFT", "BradleyTerry", "Run", "__version__", "bandit", "compare", "eval", "fit", "llm"]
+__all__ = [
+    "DPO",
+    "RPO",
+    "SFT",
+    "BradleyTerry",
+    "Run",
+    "__version__",
+    "bandit",
+    "compare",
+    "eval",
+    "explore",
+    "fit",
+    "llm",
+    "teaching",
+]
 
 
 def __getattr__(name: str) -> Any:

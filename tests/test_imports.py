@@ -126,7 +126,8 @@ def test_user_input_is_never_asserted() -> None:
 
 
 @pytest.mark.parametrize(
-    "package", ["rpo", "rpo.bandit", "rpo.llm", "rpo.eval", "rpo.compare", "rpo.explore", "rpo.teaching"]
+    "package",
+    ["rpo", "rpo.bandit", "rpo.bandit.plots", "rpo.llm", "rpo.eval", "rpo.compare", "rpo.explore", "rpo.teaching"],
 )
 def test_no_public_name_is_also_a_module(package: str) -> None:
     """Importing a submodule would put it in the place of the function of that name."""

@@ -12,7 +12,7 @@ from rpo.bandit import instances
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.fitting import fit
 from rpo.bandit.maximin import solve
-from rpo.bandit.plots import animation, heatmap, overoptimization, phase, policies
+from rpo.bandit.plots import animation, eta_heatmap, gold_proxy, phase, policies
 from rpo.bandit.problem import ContextualBandit
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import DPO, RPO
@@ -47,33 +47,31 @@ def planted(form: str, alpha: float = 1.0, gamma: float = 0.5, seeds: int = 4) -
 def test_curves_count_rewards_from_the_reference() -> None:
     """Gold 10 s at the reference of seed s is taken off: no spread is left between seeds."""
     frame = planted("best_of_n")
-    table = overoptimization.curves(frame)
+    table = gold_proxy.curves(frame)
     d = np.sqrt(KL)
     assert table["reward/gold"].to_numpy() == pytest.approx(d * (1.0 - 0.5 * d), abs=1e-12)
     assert table["reward/proxy"].to_numpy() == pytest.approx(2 * d, abs=1e-12)
     assert table["reward/gold/se"].max() < 1e-12 and set(table["seeds"]) == {4}
     frame.loc[frame["method"] == "reference", "reward/gold"] = 0.0  # control: without it the seeds differ
-    assert overoptimization.curves(frame)["reward/gold/se"].min() > 1.0
+    assert gold_proxy.curves(frame)["reward/gold/se"].min() > 1.0
 
 
 @pytest.mark.parametrize("form", ["best_of_n", "policy"])
 def test_the_closest_law_is_the_planted_one(form: str) -> None:
-    fitted = overoptimization.fits(planted(form), form="closest", resamples=20, rng=0)["RPO"]
+    fitted = gold_proxy.fits(planted(form), form="closest", resamples=20, rng=0)["RPO"]
     assert fitted.form == form and (fitted.alpha, fitted.gamma) == pytest.approx((1.0, 0.5), abs=1e-9)
 
 
 def test_the_figure_marks_the_peak_and_names_the_path() -> None:
     """d(1 - d / 2) peaks at d = 1: KL = 1 nat, gold 1/2."""
     frame = planted("best_of_n")
-    figure = overoptimization.overoptimization(frame, overoptimization.fits(frame, form="closest", resamples=20, rng=0))
+    figure = gold_proxy.overoptimization(frame, gold_proxy.fits(frame, form="closest", resamples=20, rng=0))
     axis = figure.axes[0]
     marked = [line for line in axis.lines if line.get_marker() == "D"]
     assert len(marked) == 1 and (marked[0].get_xdata()[0], marked[0].get_ydata()[0]) == pytest.approx((1.0, 0.5))
     assert "peak at 1.00 nats" in texts(axis) and "path: beta" in figure.get_suptitle()
     rising = planted("best_of_n", gamma=-0.1)
-    figure = overoptimization.overoptimization(
-        rising, overoptimization.fits(rising, form="best_of_n", resamples=20, rng=0)
-    )
+    figure = gold_proxy.overoptimization(rising, gold_proxy.fits(rising, form="best_of_n", resamples=20, rng=0))
     assert not [line for line in figure.axes[0].lines if line.get_marker() == "D"] and "no peak" in texts(
         figure.axes[0]
     )
@@ -83,11 +81,11 @@ def test_a_frame_without_its_reference_is_refused() -> None:
     frame = planted("policy")
     for bad in (frame[frame["method"] != "reference"], frame[frame["seed"] != 0].replace({"seed": {1: 0}}).iloc[1:]):
         with pytest.raises(InvalidArgument, match="reference"):
-            overoptimization.curves(bad)
+            gold_proxy.curves(bad)
     with pytest.raises(InvalidArgument, match="kl/reference"):
-        overoptimization.curves(frame.drop(columns="kl/reference"))
+        gold_proxy.curves(frame.drop(columns="kl/reference"))
     with pytest.raises(InvalidArgument, match="every seed"):
-        overoptimization.fits(frame.drop(index=frame.index[-1]), rng=0)
+        gold_proxy.fits(frame.drop(index=frame.index[-1]), rng=0)
 
 
 # --- the best eta -----------------------------------------------------------------------------------
@@ -108,11 +106,11 @@ def bowls(exponent: float, *, noise: float = 0.0, seeds: int = 12, rng: Any = No
 @pytest.mark.parametrize("exponent", [-0.5, -0.9])
 def test_a_planted_exponent_is_recovered(exponent: float) -> None:
     """Parabolas in log eta: the local fit is exact, whatever the grid."""
-    result = heatmap.best_eta_exponent(bowls(exponent), resamples=20, rng=0)
+    result = eta_heatmap.best_eta_exponent(bowls(exponent), resamples=20, rng=0)
     assert result.exponent == pytest.approx(exponent, abs=1e-9) and result.censored == ()
     assert result.best_eta == pytest.approx(0.5 * NS**exponent, rel=1e-9)
     assert f"N^{exponent:.2f}" in result.message
-    title = heatmap.movement(result).axes[0].get_title(loc="left")
+    title = eta_heatmap.movement(result).axes[0].get_title(loc="left")
     assert "falls" in title
 
 
@@ -122,7 +120,7 @@ def test_the_exponents_interval_covers_the_truth() -> None:
     hits = wrong = 0
     for _ in range(60):
         frame = bowls(-0.6, noise=0.5, rng=rng)
-        low, high = heatmap.best_eta_exponent(frame, level=0.8, resamples=60, rng=rng).interval
+        low, high = eta_heatmap.best_eta_exponent(frame, level=0.8, resamples=60, rng=rng).interval
         hits += low <= -0.6 <= high
         wrong += low <= -0.9 <= high
     assert 36 <= hits <= 57 and wrong <= 5
@@ -130,7 +128,7 @@ def test_the_exponents_interval_covers_the_truth() -> None:
 
 def test_an_optimum_at_the_end_of_the_grid_is_left_out_and_named() -> None:
     """scale 10: N = 20 has its best eta at 10 / 20^0.8 = 0.91, the last point but none."""
-    result = heatmap.best_eta_exponent(bowls(-0.8, scale=10.0), resamples=20, rng=0)
+    result = eta_heatmap.best_eta_exponent(bowls(-0.8, scale=10.0), resamples=20, rng=0)
     assert result.censored[0] == 20.0 and result.exponent == pytest.approx(-0.8, abs=1e-9)
     assert "end of the grid" in result.message and len(result.to_frame()) + len(result.censored) == NS.size
 
@@ -139,7 +137,7 @@ def test_small_grids_and_gaps_in_them_are_refused() -> None:
     frame = bowls(-0.5)
     for bad in (frame[frame["n"] > 20], frame[frame["eta"] > 1e-3], frame.iloc[1:]):
         with pytest.raises(InvalidArgument, match="frame"):
-            heatmap.best_eta_exponent(bad, resamples=20, rng=0)
+            eta_heatmap.best_eta_exponent(bad, resamples=20, rng=0)
 
 
 def test_the_heat_map_marks_the_least_mean_gap() -> None:
@@ -149,10 +147,10 @@ def test_the_heat_map_marks_the_least_mean_gap() -> None:
         for n in (10, 100) for beta in (0.1, 1.0) for eta in (0.001, 0.01, 0.1) for s in range(3)
     ]  # fmt: skip
     frame = pd.DataFrame(rows)
-    best = heatmap.optima(frame)
+    best = eta_heatmap.optima(frame)
     assert list(best["beta"]) == [0.1, 0.1] and list(best["eta"]) == [0.01, 0.01]
     assert best["gap"].to_numpy() == pytest.approx(0.11) and best["gap/se"].to_numpy() == pytest.approx(0.01 / 3**0.5)
-    axis = heatmap.heatmap(frame).axes[0]
+    axis = eta_heatmap.heatmap(frame).axes[0]
     cross = next(line for line in axis.lines if line.get_marker() == "X")
     assert (cross.get_xdata()[0], cross.get_ydata()[0]) == (1.5, 0.5)
 

@@ -314,6 +314,7 @@ def test_every_page_is_in_the_navigation_and_the_other_way_round() -> None:
     kept_elsewhere = re.findall(r'^    "([\w/.]+)": "([\w.]+)",$', hooks, flags=re.MULTILINE)
     assert all((ROOT / source).exists() for source, _ in kept_elsewhere)
     made = {page for _, page in kept_elsewhere}
+    made |= {f"notebooks/{path.stem}.md" for path in (ROOT / "notebooks").glob("*.ipynb")}
     assert sorted(listed) == sorted({page.removeprefix("docs/") for page in SITE} | made)
 
 
@@ -339,6 +340,8 @@ def test_the_site_builds_without_a_warning_and_needs_nothing_from_elsewhere(tmp_
         path.relative_to(tmp_path / "site").as_posix(): path.read_text("utf-8") for path in tmp_path.rglob("*.html")
     }
     assert "<math" in written["theory.html"] and "<math" in written["api/core.html"]
+    lesson = written["notebooks/01_overoptimization.html"]
+    assert "<math" in lesson and 'src="data:image/png;base64,' in lesson and "not answered yet" in lesson
     for name, html in written.items():
         loaded = re.findall(
             r'<(?:script|img|iframe)[^>]*src="(https?:[^"]*)|<link[^>]*stylesheet[^>]*href="(https?:[^"]*)', html

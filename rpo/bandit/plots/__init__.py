@@ -6,14 +6,14 @@ from typing import Any
 # Loaded on first use: matplotlib is needed by figures alone.
 _HOME = {
     "animate_run": "animation",
-    "best_eta_exponent": "heatmap",
+    "best_eta_exponent": "eta_heatmap",
     "comparison_network": "network",
     "gap_against_coverage": "coverage",
     "gap_against_n": "bounds",
-    "heatmap": "heatmap",
+    "heatmap": "eta_heatmap",
     "mass": "policies",
-    "movement": "heatmap",
-    "overoptimization": "overoptimization",
+    "movement": "eta_heatmap",
+    "overoptimization": "gold_proxy",
     "phase_diagram": "phase",
     "simplex": "policies",
     "slack_waterfall": "bounds",
@@ -24,7 +24,6 @@ __all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:
-    # A name that is a module and its function (heatmap, overoptimization) stays the module.
     if name in _MODULES:
         return importlib.import_module(f"rpo.bandit.plots.{name}")
     if name in _HOME:

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rpo.bandit.plots.bounds import gap_against_n
-from rpo.bandit.plots.heatmap import heatmap
-from rpo.bandit.plots.overoptimization import curves, fits, overoptimization
+from rpo.bandit.plots.eta_heatmap import heatmap
+from rpo.bandit.plots.gold_proxy import curves, fits, overoptimization
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
 

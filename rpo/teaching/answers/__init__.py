@@ -1,0 +1,1 @@
+"""The exercises of each notebook, a module a notebook: `EXERCISES`, a dict of name to Exercise."""

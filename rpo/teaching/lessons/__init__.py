@@ -1,0 +1,1 @@
+"""Figures and small experiments of the notebooks, one topic a module."""
