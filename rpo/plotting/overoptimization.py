@@ -112,7 +112,8 @@ def overoptimization(
         axes[0, 0].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes[0, 0].set_xlim(0.0, 1.03 * float(table[KL].max()))
         # Room above the curves for what the fit says.
-        axes[0, 0].set_ylim(top=1.22 * float(table[list(REWARDS)].to_numpy().max()))
+        low, high = (float(end) for end in axes[0, 0].get_ylim())
+        axes[0, 0].set_ylim(low, high + 0.2 * (high - low))
         axes[0, 0].set_ylabel(f"mean reward over pi_ref's, {unit}")
         # The legend below the panels: inside them it would lie on a curve of one method or another.
         handles, labels = axes[0, 0].get_legend_handles_labels()

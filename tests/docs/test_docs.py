@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import docs_pages as pages
+import numpy as np
+import pandas
 import pytest
 import yaml
 
@@ -351,3 +353,29 @@ def test_the_site_builds_without_a_warning_and_needs_nothing_from_elsewhere(tmp_
     anchors = {name for html in written.values() for name in re.findall(r'id="(rpo[\w.]*)"', html)}
     for name in ("rpo.RPO", "rpo.fit", "rpo.bandit.solve", "rpo.llm.RPOTrainer", "rpo.eval.win_rates.win_rate"):
         assert name in anchors
+
+
+def test_the_study_on_smollm2_says_what_its_table_holds() -> None:
+    """docs/reproduce.md against the measurements beside its figure: each row, rounded; and pi_ref's own gold."""
+    frame = pandas.read_csv(ROOT / "docs" / "figures" / "gold_smollm2.csv")
+    text = pages.text_of("docs/reproduce.md")
+    block = re.search(r"<!-- gold_smollm2 -->\n(.*?)<!-- end -->", text, flags=re.DOTALL)
+    assert block
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in block[1].strip().splitlines()[2:]]
+    expected = []
+    for (seed, method), run in frame.groupby(["seed", "method"]):
+        best, last = run.loc[run["gold"].idxmax()], run.loc[run["step"].idxmax()]
+        gold = [f"{at['gold']:.2f} ({at['gold_se']:.2f}) at {at['kl/reference']:.0f}" for at in (best, last)]
+        shares = [f"{100 * last[name]:.0f} %" for name in ("win_rate/gold", "text/repetition")]
+        expected.append([str(seed), method, *gold, *shares, f"{last['logps/chosen']:.0f}"])
+    assert rows == expected and len(rows) == 6
+    references = [f"{value:.2f}" for value in frame.groupby("seed")["gold/reference"].first()]
+    assert f"pi_ref itself earns {references[0]}, {references[1]} and {references[2]}." in text
+    ends = frame[frame["step"] == frame["step"].max()]
+    best = frame.groupby(["seed", "method"])["gold"].max().groupby("method").mean()
+    assert (
+        f"from {best['RPO eta=1']:.2f} to {ends.groupby('method')['gold'].mean()['RPO eta=1']:.2f} on average" in text
+    )
+    wide = ends.pivot(index="seed", columns="method", values=["gold", "gold_se"])
+    apart = wide["gold"]["RPO eta=1"] - wide["gold"]["DPO"]
+    assert (apart > 4 * np.hypot(wide["gold_se"]["RPO eta=1"], wide["gold_se"]["DPO"])).all()

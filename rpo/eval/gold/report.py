@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from rpo.core.gao import GaoFit
 from rpo.core.records import environment, staged_output, write_json
 from rpo.eval.gold.settings import GoldStudy, method_name
 from rpo.eval.gold.study import policy_folder, read_stage
-from rpo.plotting import CYCLE, new_figure, page, save, style
+from rpo.plotting import COLORS, CYCLE, new_figure, page, save, style
 from rpo.plotting.overoptimization import NORMAL_95, REFERENCE, curves, fits, overoptimization
 
 MARKER = "report.json"
@@ -160,7 +161,7 @@ def gold_against_kl(result: GoldResult) -> Figure:
     with style():
         figure, axes = new_figure(1, 1, width=7.2, height=4.6)
         axis = axes[0, 0]
-        for color, (method, rows) in zip(CYCLE, table.groupby("method", sort=False), strict=False):
+        for color, (method, rows) in zip(_colors(table), table.groupby("method", sort=False), strict=True):
             kl, mean, error = (rows[name].to_numpy() for name in (KL, GOLD, f"{GOLD}/se"))
             axis.plot(np.r_[0.0, kl], np.r_[0.0, mean], "-o", markersize=4, color=color, label=method)
             if result.frame["seed"].nunique() > 1:
@@ -182,7 +183,7 @@ def by_step(result: GoldResult) -> Figure:
         figure, axes = new_figure(2, 3, width=10.5, height=6.0, sharex=True)
         moving = result.frame[result.frame["method"] != REFERENCE]
         for axis, (name, label) in zip(axes.flat, PANELS.items(), strict=True):
-            for color, (method, rows) in zip(CYCLE, moving.groupby("method", sort=False), strict=False):
+            for color, (method, rows) in zip(_colors(moving), moving.groupby("method", sort=False), strict=True):
                 grouped = rows.groupby("step")[name]
                 mean, error = grouped.mean(), grouped.sem(ddof=1).fillna(0.0)
                 axis.plot(mean.index, mean, "-o", markersize=3.5, color=color, label=method)
@@ -237,6 +238,15 @@ def _scaled(row: dict[str, Any], scale: dict[str, tuple[float, float]]) -> dict[
         moved[name] = (row[name] - mean) / deviation
         moved[f"{name}_se"] = row[f"{name}_se"] / deviation
     return moved
+
+
+def _colors(table: pandas.DataFrame) -> list[str]:
+    """Return a colour a method: DPO's own, RPO's for the first eta, others for the rest."""
+    spare = itertools.cycle(color for color in CYCLE if color not in (COLORS["DPO"], COLORS["RPO"]))
+    methods = list(dict.fromkeys(table["method"]))
+    first = next((method for method in methods if method.startswith("RPO")), "")
+    own = {"DPO": COLORS["DPO"], first: COLORS["RPO"]}
+    return [own[method] if method in own else next(spare) for method in methods]
 
 
 def _interval(row: Any, name: str) -> str:
