@@ -185,7 +185,7 @@ def simulate_command(
         drawn, data = draw(frame, figure)
         save(drawn, Path(output) / f"{figure}.png", data)
     _print_simulation(frame, list(grid))
-    print(f"Written to {output}")
+    print(f"Written to {output}" + (f"; the figure is {Path(output) / figure}.png" if figure is not None else ""))
 
 
 def _policy_rows(table: PreferenceTable, solution: Solution):  # type: ignore[no-untyped-def]
