@@ -6,17 +6,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from rpo.compare.gold import GoldExperiment
 from rpo.compare.gold_evidence import ALL_DRAWS, BEST_OF_N, THEORY, TRAINED, by_source, methods, path_of
-from rpo.core.checks import Array
 from rpo.core.records import staged_output, write_json
-from rpo.plotting import COLORS, new_figure, page, save, style
-from rpo.plotting.overoptimization import KL, NORMAL_95, REFERENCE, REWARDS, curves
+from rpo.plotting import COLORS, NORMAL_95, new_figure, page, save, style
+from rpo.plotting.overoptimization import KL, REFERENCE, REWARDS, curves, root_scale
 
 MARKER = "gold.json"
 TICKS = (0.0, 0.05, 0.2, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0)
@@ -82,7 +80,7 @@ def gold_figure(result: GoldExperiment) -> Figure:
             axis.axhline(0.0, color="#777777", linewidth=0.8)
             axis.set_title(name)
             axis.set_xlabel("KL(pi || pi_ref), nats")
-        axes[0, 0].set_xscale("function", functions=(_root, np.square))
+        root_scale(axes[0, 0])
         axes[0, 0].set_xlim(0.0, 1.03 * top)
         axes[0, 0].set_xticks([tick for tick in TICKS if tick <= top])
         axes[0, 0].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -253,7 +251,3 @@ def _curve(rows: Any, method: str) -> Any:
 
 def _interval(value: float, ends: list[float]) -> str:
     return f"{value:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]"
-
-
-def _root(value: Any) -> Array:
-    return np.sqrt(np.maximum(value, 0.0))

@@ -13,11 +13,10 @@ import numpy as np
 from rpo.core.checks import Array
 from rpo.explore.settings import METHODS
 from rpo.explore.view import Curve, View
-from rpo.plotting import COLORS, CYCLE
+from rpo.plotting import COLORS, CYCLE, NORMAL_95
 
 COLOR = {"rpo": COLORS["RPO"], "dpo": COLORS["DPO"], "chi_squared_po": CYCLE[4], "greedy": CYCLE[5], "base": "#000000"}
 REFERENCE, GRID, INK = "#888888", "#dddddd", "#222222"
-NORMAL_95 = 1.96
 CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(0.75)]])
 Scale = Callable[[float], float]
 

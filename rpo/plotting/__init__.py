@@ -24,6 +24,7 @@ COLORS = {
     "gold": "#009E73",
     "proxy": "#CC79A7",
 }
+NORMAL_95 = 1.96  # standard errors either side of a mean
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 STYLE: dict[str, Any] = {

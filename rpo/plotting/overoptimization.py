@@ -13,14 +13,13 @@ from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
 from rpo.core.gao import FORMS, GaoFit, bootstrap_gao, fit_gao
-from rpo.plotting import COLORS, new_figure, style
+from rpo.plotting import COLORS, NORMAL_95, new_figure, style
 
 if TYPE_CHECKING:
     import pandas
 
 KL, REWARDS = "kl/reference", ("reward/gold", "reward/proxy")
 PATHS = ("beta", "n", "step")
-NORMAL_95 = 1.96
 REFERENCE = "reference"
 LAWS = {"policy": "d(alpha - gamma log d)", "best_of_n": "d(alpha - gamma d)"}
 
@@ -104,7 +103,7 @@ def overoptimization(
             if fitted is not None and method in fitted:
                 _draw_fit(axis, fitted[method], rows)
             axis.axhline(0.0, color="#777777", linewidth=0.8)
-            axis.set_xscale("function", functions=(_root, np.square))
+            root_scale(axis)
             axis.set_title(method)
             axis.set_xlabel("KL(pi || pi_ref), nats (square-root scale)")
         ticks = _ticks(float(table[KL].max()))
@@ -142,6 +141,11 @@ def _draw_fit(axis: Any, fit: GaoFit, rows: pandas.DataFrame) -> None:
         )
     note = f"{LAWS[fit.form]}, residual {fit.residual:.3f}\n{note}"
     axis.annotate(note, (0.03, 0.97), xycoords="axes fraction", va="top", fontsize=8.5)
+
+
+def root_scale(axis: Any) -> None:
+    """Make the horizontal axis one of sqrt(KL), on which Gao's laws are written."""
+    axis.set_xscale("function", functions=(_root, np.square))
 
 
 def _root(value: Any) -> Array:

@@ -138,6 +138,31 @@ def simplex_frame(
     return pandas.DataFrame(rows)
 
 
+def draw_triangle(
+    figure: Figure,
+    axis: Any,
+    problem: ContextualBandit,
+    data: PreferenceCounts,
+    *,
+    prompt: int = 0,
+    decimals: int = 2,
+) -> None:
+    """Draw the triangle of three responses: lines of equal gold; at its corners r*, wins and losses."""
+    reward, wins = problem.true_reward()[prompt], data.wins()[prompt]
+    labels = problem.response_labels or ("a0", "a1", "a2")
+    triangle = Triangulation(*CORNERS.T, triangles=[[0, 1, 2]])
+    levels = np.linspace(reward.min(), reward.max(), 9)
+    shade = axis.tricontourf(triangle, reward, levels=levels, cmap="Greys", alpha=0.45)
+    figure.colorbar(shade, ax=axis, shrink=0.7, label="gold E[r*], log-odds", format="%.2f")
+    axis.plot(*CORNERS[[0, 1, 2, 0]].T, color="#555555", linewidth=1)
+    for index, (ha, va, shift) in enumerate(
+        (("left", "top", -0.04), ("right", "top", -0.04), ("center", "bottom", 0.03))
+    ):
+        record = f"won {wins[index].sum():g}, lost {wins[:, index].sum():g}"
+        note = f"{labels[index]}: r* = {reward[index]:.{decimals}f}\n{record}"
+        axis.text(CORNERS[index, 0], CORNERS[index, 1] + shift, note, ha=ha, va=va, fontsize=9)
+
+
 def simplex(
     frame: pandas.DataFrame, problem: ContextualBandit, data: PreferenceCounts, *, prompt: int = 0, title: str = ""
 ) -> Figure:
@@ -145,25 +170,11 @@ def simplex(
 
     Corners carry each response's r* and its wins and losses. Arrows point to smaller beta.
     """
-    reward = problem.true_reward()[prompt]
-    wins = data.wins()[prompt]
-    labels = problem.response_labels or ("a0", "a1", "a2")
     base = data.response_frequencies("chosen")[prompt]
     with style():
         figure, axes = new_figure(1, 1, width=6.6, height=5.4)
         axis = axes[0, 0]
-        triangle = Triangulation(*CORNERS.T, triangles=[[0, 1, 2]])
-        levels = np.linspace(reward.min(), reward.max(), 9)
-        shade = axis.tricontourf(triangle, reward, levels=levels, cmap="Greys", alpha=0.45)
-        figure.colorbar(shade, ax=axis, shrink=0.7, label="gold E[r*], log-odds", format="%.2f")
-        axis.plot(*CORNERS[[0, 1, 2, 0]].T, color="#555555", linewidth=1)
-        for index, (ha, va, shift) in enumerate(
-            (("left", "top", -0.04), ("right", "top", -0.04), ("center", "bottom", 0.03))
-        ):
-            note = (
-                f"{labels[index]}: r* = {reward[index]:.2f}\nwon {wins[index].sum():g}, lost {wins[:, index].sum():g}"
-            )
-            axis.text(CORNERS[index, 0], CORNERS[index, 1] + shift, note, ha=ha, va=va, fontsize=9)
+        draw_triangle(figure, axis, problem, data, prompt=prompt)
         for index, (method, rows) in enumerate(frame.groupby("method", sort=False)):
             points = rows[["p0", "p1", "p2"]].to_numpy() @ CORNERS
             first = str(method).split(" ")[0]

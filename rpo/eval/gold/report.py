@@ -17,8 +17,8 @@ from rpo.core.gao import GaoFit
 from rpo.core.records import environment, staged_output, write_json
 from rpo.eval.gold.settings import GoldStudy, method_name
 from rpo.eval.gold.study import policy_folder, read_stage
-from rpo.plotting import COLORS, CYCLE, new_figure, page, save, style
-from rpo.plotting.overoptimization import NORMAL_95, REFERENCE, curves, fits, overoptimization
+from rpo.plotting import COLORS, CYCLE, NORMAL_95, new_figure, page, save, style
+from rpo.plotting.overoptimization import REFERENCE, curves, fits, overoptimization, root_scale
 
 MARKER = "report.json"
 KL, GOLD, PROXY = "kl/reference", "reward/gold", "reward/proxy"
@@ -169,7 +169,7 @@ def gold_against_kl(result: GoldResult) -> Figure:
         best = result.best_of_n.groupby("n")[[KL, GOLD]].mean()
         axis.plot(best[KL], best[GOLD], "--s", markersize=3.5, color="#777777", label="best-of-n by the proxy")
         axis.axhline(0.0, color="#777777", linewidth=0.8)
-        axis.set_xscale("function", functions=(_root, np.square))
+        root_scale(axis)
         axis.set_xlim(left=0.0)
         axis.set_xlabel("KL(pi || pi_ref), nats (square-root scale)")
         axis.set_ylabel("gold reward over pi_ref's, in its SD")
@@ -268,10 +268,6 @@ def _text(frame: pandas.DataFrame) -> tuple[list[str], list[list[str]]]:
                 cells.append(f"{value:.3g}" if isinstance(value, float) else str(value))
         rows.append(cells)
     return names, rows
-
-
-def _root(value: Any) -> Any:
-    return np.sqrt(np.maximum(value, 0.0))
 
 
 TITLES = {

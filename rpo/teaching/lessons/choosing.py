@@ -18,7 +18,6 @@ __all__ = ["RULES", "rules", "rules_figure", "rules_table"]
 
 # In the order of how much they are told: nothing, the data, the sizes, the average of other draws' gaps.
 RULES = ("eta = 0", "held-out likelihood", "theorem's eta", "best eta in hindsight", "best beta and eta in hindsight")
-WIDTH_95 = 1.96
 
 
 def rules(
@@ -126,7 +125,7 @@ def rules_figure(frame: pandas.DataFrame) -> Figure:
 
     Bars are 95 % intervals over seeds; on the right they are paired, which is why they are shorter.
     """
-    from rpo.plotting import CYCLE, new_figure, style
+    from rpo.plotting import CYCLE, NORMAL_95, new_figure, style
 
     table = rules_table(frame)
     ns = sorted(table["n"].unique())
@@ -139,7 +138,7 @@ def rules_figure(frame: pandas.DataFrame) -> Figure:
             for axis, column in zip(axes[0], ("gap", "excess"), strict=True):
                 if rule == RULES[-1] and column == "excess":
                     continue
-                axis.errorbar(place, rows[column], yerr=WIDTH_95 * rows[f"{column}/se"], label=rule, **shape)
+                axis.errorbar(place, rows[column], yerr=NORMAL_95 * rows[f"{column}/se"], label=rule, **shape)
         axes[0, 0].set_ylabel("mean gap, log-odds")
         axes[0, 0].set_ylim(bottom=0.0)
         axes[0, 0].set_title("What each rule leaves")

@@ -15,6 +15,7 @@ import numpy as np
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
+from rpo.core.numerics import sigmoid, softplus
 
 if TYPE_CHECKING:
     import pandas
@@ -272,12 +273,12 @@ def two_rewards(*, margin: float, beta: float, eta: float) -> dict[str, float]:
     "convex": the value both have once mixtures of the two rewards are allowed.
     """
     t, b, weight = (checks.positive(*pair) for pair in (("margin", margin), ("beta", beta), ("eta", eta)))
-    likelihood = 0.5 * (np.logaddexp(0.0, -t) + np.logaddexp(0.0, t))
-    minimax = likelihood + weight * (b * (np.logaddexp(0.0, t / b) - np.log(2.0)) - t / 2.0)
+    likelihood = 0.5 * float(softplus(-t) + softplus(t))
+    minimax = likelihood + weight * (b * (float(softplus(t / b)) - np.log(2.0)) - t / 2.0)
     return {
         "maximin": float(likelihood),
         "minimax": float(minimax),
-        "policy": float(1.0 / (1.0 + np.exp(-t / b))),
+        "policy": float(sigmoid(t / b)),
         "convex": float(np.log(2.0)),
     }
 
@@ -390,7 +391,7 @@ def two_rewards_figure(*, margin: float, beta: float, eta: float) -> Figure:
     worst = found["maximin"] - eta * (margin * np.abs(p - 0.5) + beta * divergence)
     # A mixture (s, t - s) enters through its difference, 2 s - t in [-t, t].
     tilt = np.linspace(-margin, margin, 401)
-    likelihood = 0.5 * (np.logaddexp(0.0, -tilt) + np.logaddexp(0.0, tilt))
+    likelihood = 0.5 * (softplus(-tilt) + softplus(tilt))
     mixed = (likelihood + eta * np.outer(p - 0.5, tilt)).min(axis=1) - eta * beta * divergence
     with style():
         figure, axes = new_figure(1, 1, width=6.2, height=4.0)

@@ -34,7 +34,6 @@ __all__ = [
 ]
 
 DPO_COLUMN = 0.0
-WIDTH_95 = 1.96
 
 
 def three_responses(*, rare: float = 0.04) -> ContextualBandit:
@@ -94,28 +93,13 @@ def eta_simplex(frame: pandas.DataFrame, problem: ContextualBandit, data: Prefer
 
     A square is eta = 0, the plug-in policy; along the path eta grows; the diamond is pi_base (chosen).
     """
-    from matplotlib.tri import Triangulation
-
-    from rpo.bandit.plots.policies import CORNERS
+    from rpo.bandit.plots.policies import CORNERS, draw_triangle
     from rpo.plotting import COLORS, CYCLE, new_figure, style
 
-    reward = problem.true_reward()[0]
-    wins = data.wins()[0]
-    labels = problem.response_labels or ("a0", "a1", "a2")
-    places = (("left", "top", -0.04), ("right", "top", -0.04), ("center", "bottom", 0.03))
     with style():
         figure, axes = new_figure(1, 1, width=6.4, height=5.2)
         axis = axes[0, 0]
-        corners = Triangulation(*CORNERS.T, triangles=[[0, 1, 2]])
-        levels = np.linspace(reward.min(), reward.max(), 9)
-        shade = axis.tricontourf(corners, reward, levels=levels, cmap="Greys", alpha=0.45)
-        figure.colorbar(shade, ax=axis, shrink=0.7, label="gold E[r*], log-odds", format="%.2f")
-        axis.plot(*CORNERS[[0, 1, 2, 0]].T, color="#555555", linewidth=1)
-        for index, (ha, va, shift) in enumerate(places):
-            note = (
-                f"{labels[index]}: r* = {reward[index]:.1f}\nwon {wins[index].sum():g}, lost {wins[:, index].sum():g}"
-            )
-            axis.text(CORNERS[index, 0], CORNERS[index, 1] + shift, note, ha=ha, va=va, fontsize=9)
+        draw_triangle(figure, axis, problem, data, decimals=1)
         for index, (beta, rows) in enumerate(frame.groupby("beta", sort=False)):
             points = rows[["p0", "p1", "p2"]].to_numpy() @ CORNERS
             color = (COLORS["RPO"], CYCLE[5], CYCLE[2])[index % 3]
@@ -226,7 +210,7 @@ def gap_figure(frame: pandas.DataFrame) -> Figure:
 
     To the left eta = 0 (DPO), to the right pi_base itself, where the lines end for eta to infinity.
     """
-    from rpo.plotting import CYCLE, new_figure, style
+    from rpo.plotting import CYCLE, NORMAL_95, new_figure, style
 
     labels = list(dict.fromkeys(frame["instance"]))
     inner = sorted(eta for eta in frame["eta"].unique() if 0 < eta < np.inf)
@@ -237,7 +221,7 @@ def gap_figure(frame: pandas.DataFrame) -> Figure:
         for axis, label in zip(axes[0], labels, strict=True):
             for index, (n, part) in enumerate(frame[frame["instance"] == label].groupby("n")):
                 grouped = part.groupby("eta")["gap"]
-                mean, error = grouped.mean(), WIDTH_95 * grouped.sem()
+                mean, error = grouped.mean(), NORMAL_95 * grouped.sem()
                 color, marker = CYCLE[(5, 0, 6)[index % 3]], "os^"[index % 3]
                 axis.fill_between(
                     inner, (mean - error)[inner], (mean + error)[inner], color=color, alpha=0.2, linewidth=0
