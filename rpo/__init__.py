@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rpo import bandit, compare, eval, explore, llm, teaching
+    from rpo import bandit, compare, eval, explore, llm, methods, teaching
     from rpo.core.neighbours import SFT, BradleyTerry
     from rpo.core.objectives import DPO, RPO
     from rpo.core.records import Run
@@ -23,7 +23,7 @@ _HOME = {
     "SFT": "rpo.core.neighbours",
     "fit": "rpo.fitting",
 }
-_PACKAGES = ("bandit", "compare", "core", "eval", "explore", "llm", "teaching")
+_PACKAGES = ("bandit", "compare", "core", "eval", "explore", "llm", "methods", "teaching")
 
 __all__ = [
     "DPO",
@@ -38,6 +38,7 @@ __all__ = [
     "explore",
     "fit",
     "llm",
+    "methods",
     "teaching",
 ]
 
@@ -48,10 +49,24 @@ def __getattr__(name: str) -> Any:
     elif name in _PACKAGES:
         value = importlib.import_module(f"rpo.{name}")
     else:
-        raise AttributeError(f"module 'rpo' has no attribute {name!r}")
+        value = _method(name)
     globals()[name] = value
     return value
 
 
+def _method(name: str) -> Any:
+    """Return a registered method's class, such as `rpo.IPO`."""
+    methods = _methods() if name[:1].isupper() else {}
+    if name not in methods:
+        raise AttributeError(f"module 'rpo' has no attribute {name!r}")
+    return methods[name].load()
+
+
+def _methods() -> dict[str, Any]:
+    from rpo.methods.registry import METHODS
+
+    return METHODS
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME, *_PACKAGES})
+    return sorted({*globals(), *_HOME, *_PACKAGES, *_methods()})

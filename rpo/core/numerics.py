@@ -1,22 +1,29 @@
 """The few functions of the objective that every backend spells differently.
 
-Each takes NumPy arrays, torch tensors or cvxpy expressions and answers in kind. Neither torch nor
+Each takes NumPy arrays, torch tensors, cvxpy expressions or jets and answers in kind. Neither torch nor
 cvxpy is imported here: an argument of their type proves that the caller already has.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
 import numpy as np
 from scipy.special import expit, kl_div
 
+from rpo.core.jets import Jet
+
+LN2 = math.log(2.0)
+
 
 def backend(*values: Any) -> str:
-    """Return "cvxpy", "torch" or "numpy": the kind of the first value that is not plain numbers."""
+    """Return "jet", "cvxpy", "torch" or "numpy": the kind of the first value that is not plain numbers."""
     torch, cvxpy = sys.modules.get("torch"), sys.modules.get("cvxpy")
     for value in values:
+        if isinstance(value, Jet):
+            return "jet"
         if cvxpy is not None and isinstance(value, cvxpy.Expression):
             return "cvxpy"
         if torch is not None and isinstance(value, torch.Tensor):
@@ -27,6 +34,9 @@ def backend(*values: Any) -> str:
 def softplus(z: Any) -> Any:
     """Return log(1 + exp(z)) elementwise, without overflow."""
     kind = backend(z)
+    if kind == "jet":
+        p = expit(z.value)
+        return z.lift(softplus(z.value), p, p * (1.0 - p))
     if kind == "cvxpy":
         return sys.modules["cvxpy"].logistic(z)
     if kind == "torch":
@@ -37,8 +47,51 @@ def softplus(z: Any) -> Any:
 
 
 def sigmoid(z: Any) -> Any:
-    """Return 1 / (1 + exp(-z)) elementwise, for NumPy and torch: the derivative of softplus."""
-    return sys.modules["torch"].sigmoid(z) if backend(z) == "torch" else expit(z)
+    """Return 1 / (1 + exp(-z)) elementwise, the derivative of softplus; not for cvxpy."""
+    kind = backend(z)
+    if kind == "jet":
+        p = expit(z.value)
+        return z.lift(p, p * (1.0 - p), p * (1.0 - p) * (1.0 - 2.0 * p))
+    return sys.modules["torch"].sigmoid(z) if kind == "torch" else expit(z)
+
+
+def exp(z: Any) -> Any:
+    """Return exp(z) elementwise."""
+    kind = backend(z)
+    if kind == "jet":
+        e = np.exp(z.value)
+        return z.lift(e, e, e)
+    return sys.modules["cvxpy"].exp(z) if kind == "cvxpy" else z.exp() if kind == "torch" else np.exp(z)
+
+
+def relu(z: Any) -> Any:
+    """Return max(z, 0) elementwise; its derivative at 0 is taken as 0."""
+    kind = backend(z)
+    if kind == "jet":
+        return z.lift(np.maximum(z.value, 0.0), (z.value > 0).astype(float), 0.0)
+    return sys.modules["cvxpy"].pos(z) if kind == "cvxpy" else z.relu() if kind == "torch" else np.maximum(z, 0.0)
+
+
+def square(z: Any) -> Any:
+    """Return z**2 elementwise."""
+    return sys.modules["cvxpy"].square(z) if backend(z) == "cvxpy" else z * z
+
+
+def log1mexp(z: Any) -> Any:
+    """Return log(1 - exp(z)) elementwise for z < 0, without cancellation; not for cvxpy."""
+    kind = backend(z)
+    if kind == "jet":
+        odds = np.exp(z.value) / -np.expm1(z.value)
+        return z.lift(log1mexp(z.value), -odds, -odds * (1.0 + odds))
+    # Each branch is evaluated everywhere: kept away from its pole, so that the gradient of the other is not NaN.
+    if kind == "torch":
+        torch = sys.modules["torch"]
+        near = z > -LN2
+        far = torch.log1p(-torch.exp(z.where(~near, z.new_tensor(-1.0))))
+        return torch.where(near, torch.log(-torch.expm1(z.where(near, z.new_tensor(-LN2)))), far)
+    z = np.asarray(z)
+    with np.errstate(divide="ignore"):  # -inf at z = 0 is the value
+        return np.where(z > -LN2, np.log(-np.expm1(z)), np.log1p(-np.exp(np.minimum(z, -LN2))))
 
 
 def log_softmax(logits: Any) -> Any:
@@ -71,7 +124,7 @@ def weighted_mean(values: Any, weights: Any = None) -> Any:
 def promote(value: Any) -> Any:
     """Return log-probabilities in at least float32: half precision is promoted, float64 stays float64."""
     kind = backend(value)
-    if kind == "cvxpy":
+    if kind in ("cvxpy", "jet"):
         return value
     if kind == "torch":
         torch = sys.modules["torch"]

@@ -1,18 +1,24 @@
-"""The objective, written once: it runs unchanged on NumPy, torch and cvxpy.
+"""The objective, written once: it runs unchanged on NumPy, torch, cvxpy and jets.
 
-Shapes: N pairs, X prompts. `logps` are summed token log-probabilities in nats, one a response.
+Shapes: N pairs, X prompts. `logps` are summed token log-probabilities in nats, one per response.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rpo.core import checks, numerics
+from rpo.core.checks import Array
+from rpo.core.columns import Columns
 from rpo.core.errors import InvalidArgument
+from rpo.core.jets import Jet
+from rpo.core.links import Link, LogRatio
+from rpo.core.shapes import Logistic, MarginShape, Shape
 
 SFT_REDUCTIONS = ("sequence_sum", "sequence_mean", "batch_token_mean")
 BASES = ("chosen", "rejected", "responses", "reference", "custom")
@@ -20,62 +26,225 @@ WEIGHT_TOLERANCE = 1e-6
 
 
 class LossTerms(NamedTuple):
-    """The parts of a loss, unweighted, each a scalar: loss = preference + eta*beta * sft."""
+    """The parts of a loss, unweighted, each a scalar: loss = preference_weight * preference + anchor.weight * sft."""
 
     preference: Any
     sft: Any
 
 
-@runtime_checkable
-class Objective(Protocol):
-    """What solvers and trainers need of an objective."""
+@dataclass(frozen=True, kw_only=True)
+class Anchor:
+    """weight * E_role[-log pi]: the SFT term of an objective; at weight 0 it is reported and not optimised.
+
+    role: whose responses. weight: signed; above zero pessimism, as in RPO. reduction: over a response's tokens.
+    """
+
+    role: str = "chosen"
+    weight: float = 0.0
+    reduction: str = "sequence_sum"
+
+    def __post_init__(self) -> None:
+        checks.one_of("base", self.role, BASES)
+        checks.one_of("sft_reduction", self.reduction, SFT_REDUCTIONS)
+
+
+class Objective(ABC):
+    """A preference objective: the mean over pairs of shape(link(columns)), plus an anchor.
+
+    A method is a frozen dataclass of its own symbols that says which `link`, which `shape` and, where it has an SFT
+    term, which `anchor` and `preference_weight`; docs/guides/own_method.md shows one. Instances are called like `RPO`.
+    """
 
     @property
-    def beta(self) -> float: ...
+    @abstractmethod
+    def link(self) -> Link:
+        """How log-probabilities become implicit rewards."""
+
     @property
-    def eta(self) -> float: ...
+    @abstractmethod
+    def shape(self) -> Shape:
+        """How the rewards of a pair become its loss."""
+
     @property
-    def sft_weight(self) -> float: ...
+    def anchor(self) -> Anchor:
+        """The SFT term; by default that of the chosen responses, reported and not optimised."""
+        return Anchor()
+
     @property
-    def base(self) -> str: ...
+    def preference_weight(self) -> float:
+        """Weight of the preference term."""
+        return 1.0
+
     @property
-    def sft_reduction(self) -> str: ...
+    def needs(self) -> frozenset[str]:
+        """The columns read beside log-probabilities: "reference", "lengths"."""
+        return self.link.needs | self.shape.needs
+
+    @property
+    def label(self) -> str:
+        """A short name for legends: the method with its numbers."""
+        numbers = ((f.name, getattr(self, f.name)) for f in fields(self))  # type: ignore[arg-type]
+        shown = [f"{name} = {value:g}" for name, value in numbers if isinstance(value, float)]
+        return f"{type(self).__name__} ({', '.join(shown)})" if shown else type(self).__name__
+
+    def per_pair(self, columns: Columns) -> Any:
+        """Return the preference losses, (N,), in the columns' backend."""
+        return self.shape(self.link(columns), self.link.beta, columns)
+
+    def rewards(self, columns: Columns) -> tuple[Any, ...]:
+        """Return the implicit rewards of each response, K vectors (N,)."""
+        return tuple(self.link.beta * value for value in self.link(columns))
+
+    def at_reference(self, columns: Columns) -> Any:
+        """Return the preference losses (N,) at pi = pi_ref; NaN where the objective has no reference."""
+        if "reference" not in self.needs or columns.reference is None:
+            return columns.logps[0] * float("nan")
+        return self.per_pair(columns.with_logps(columns.reference))
+
+    def derivatives(self, columns: Columns) -> tuple[Array, Array, Array]:
+        """Return the preference losses (N,), their gradient (K, N) and Hessian (K, K, N) in the K log-probabilities.
+
+        NumPy; from the same formula, by forward differentiation.
+        """
+        jet = self.per_pair(columns.with_logps(Jet.variables(columns.logps)))
+        size = len(columns.logps)
+        return jet.value, jet.gradient, np.broadcast_to(jet.hessian, (size, *jet.gradient.shape))
+
     def terms(
         self, margins: Any, base_logps: Any = None, weights: Any = None, base_weights: Any = None
-    ) -> tuple[Any, LossTerms]: ...
-    def to_dict(self) -> dict[str, Any]: ...
+    ) -> tuple[Any, LossTerms]:
+        """Return (loss, LossTerms) from margins (N,) and reduced base_logps (N,) or (X,), in nats.
+
+        margins: differences of link values, chosen minus rejected. weights: (N,), of the pairs, summing to one; None
+        for the plain mean. base_weights: of base_logps; None for `weights`. NumPy, torch, or cvxpy (margins affine,
+        base_logps concave). Raises InvalidArgument for a shape that is not of one margin.
+        """
+        shape = self.shape
+        if not isinstance(shape, MarginShape):
+            raise InvalidArgument(
+                "objective",
+                expected="a loss of the margin alone",
+                got=f"{type(self).__name__}, a loss of both rewards",
+                remedy="Call the objective on log-probabilities.",
+            )
+        losses = shape.of_margin(self.link.beta * margins)
+        return self._total(numerics.weighted_mean(losses, weights), base_logps, weights, base_weights)
+
+    def __call__(
+        self,
+        policy_chosen_logps: Any,
+        policy_rejected_logps: Any,
+        reference_chosen_logps: Any = None,
+        reference_rejected_logps: Any = None,
+        *,
+        base_logps: Any = None,
+        chosen_lengths: Any = None,
+        rejected_lengths: Any = None,
+        base_lengths: Any = None,
+        weights: Any = None,
+    ) -> tuple[Any, LossTerms]:
+        """Return (loss, LossTerms) of a batch of N pairs; NumPy arrays or torch tensors (autograd).
+
+        *_logps: (N,), summed over tokens, nats. *_lengths: (N,), tokens > 0, where the objective needs them, or the
+        reduction of its anchor does. weights: (N,), summing to one; None for the mean. Raises InvalidArgument for
+        wrong shapes, weights or missing inputs.
+        """
+        named = {
+            "policy_chosen_logps": policy_chosen_logps,
+            "policy_rejected_logps": policy_rejected_logps,
+            "reference_chosen_logps": reference_chosen_logps,
+            "reference_rejected_logps": reference_rejected_logps,
+        }
+        logps = {
+            name: numerics.promote(value) for name, value in named.items() if value is not None or self._asks_for(name)
+        }
+        policy = logps["policy_chosen_logps"]
+        if policy.ndim != 1 or policy.shape[0] == 0:
+            raise InvalidArgument(
+                "policy_chosen_logps",
+                expected="shape (N,) with N >= 1",
+                got=f"shape {tuple(policy.shape)}",
+                remedy="Pass one per pair.",
+            )
+        for name, value in logps.items():
+            checks.has_shape(name, value, tuple(policy.shape))
+        weights = _like(weights, policy)
+        _check_weights(weights, policy)
+        lengths = _like(chosen_lengths, policy), _like(rejected_lengths, policy)
+        if "lengths" in self.needs:
+            for name, value in zip(("chosen_lengths", "rejected_lengths"), lengths, strict=True):
+                _require_lengths(
+                    name, value, policy, type(self).__name__, "Pass the number of tokens of each response."
+                )
+        columns = Columns(
+            logps=(policy, logps["policy_rejected_logps"]),
+            reference=None
+            if reference_chosen_logps is None
+            else (logps["reference_chosen_logps"], logps["reference_rejected_logps"]),
+            lengths=lengths,
+        )
+        anchor = self.anchor
+        if base_logps is not None:
+            base_logps, of_base, whose = numerics.promote(base_logps), base_lengths, "base_lengths"
+            checks.has_shape("base_logps", base_logps, tuple(policy.shape))
+        elif anchor.role == "chosen":
+            base_logps, of_base, whose = policy, chosen_lengths, "chosen_lengths"
+        elif anchor.weight:
+            raise InvalidArgument(
+                "base_logps",
+                expected=f"log-probabilities of responses of base {anchor.role!r}",
+                got=None,
+                remedy="Pass base_logps, or use base='chosen'.",
+            )
+        if base_logps is not None:
+            base_logps = _reduce(base_logps, _like(of_base, base_logps), whose, weights, anchor.reduction)
+        return self._total(numerics.weighted_mean(self.per_pair(columns), weights), base_logps, weights, None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a record stores: the class's name and every field."""
+        return _described(self)
+
+    def _asks_for(self, name: str) -> bool:
+        return name.startswith("policy") or "reference" in self.needs
+
+    def _total(self, preference: Any, base_logps: Any, weights: Any, base_weights: Any) -> tuple[Any, LossTerms]:
+        """Add the weighted terms up: the formula's one home."""
+        anchor = self.anchor
+        weighted = self.preference_weight * preference
+        if base_logps is None:
+            if anchor.weight:
+                raise InvalidArgument(
+                    "base_logps",
+                    expected="log-probabilities under pi_base",
+                    got=None,
+                    remedy="The SFT term needs them.",
+                )
+            return weighted, LossTerms(preference, float("nan"))
+        sft = numerics.weighted_mean(-base_logps, weights if base_weights is None else base_weights)
+        # At weight 0 the SFT term is reported but left out: 0 * inf would be NaN.
+        return weighted + anchor.weight * sft if anchor.weight else weighted, LossTerms(preference, sft)
+
+
+def _described(value: Any) -> Any:
+    """Return a dataclass as its class's name and fields, so that a record tells one divergence from another."""
+    if not is_dataclass(value):
+        return value
+    return {"name": type(value).__name__, **{f.name: _described(getattr(value, f.name)) for f in fields(value)}}
 
 
 def preference_loss(margins: Any, beta: float) -> Any:
-    """Return softplus(-beta * margins), one value a pair: the Bradley-Terry negative log-likelihood.
+    """Return softplus(-beta * margins), one value per pair: the Bradley-Terry negative log-likelihood.
 
     margins: (N,), h(chosen) - h(rejected) with h = log(pi / pi_ref), in nats.
     Source: paper, Eq. (3.2) with r from Eq. (4.5); Rafailov et al. 2023, Eq. 7.
     """
-    return numerics.softplus(-beta * margins)
+    return Logistic().of_margin(beta * margins)
 
 
 def preference_derivatives(margins: Any, beta: float) -> tuple[Any, Any]:
     """Return the first and second derivative of `preference_loss` in the margins, each (N,)."""
     losing = numerics.sigmoid(-beta * margins)
     return -beta * losing, beta**2 * losing * (1.0 - losing)
-
-
-def _terms(
-    objective: Objective, margins: Any, base_logps: Any, weights: Any, base_weights: Any
-) -> tuple[Any, LossTerms]:
-    """The formula: weighted mean preference loss, plus sft_weight times the SFT term."""
-    preference = numerics.weighted_mean(preference_loss(margins, objective.beta), weights)
-    if base_logps is None:
-        if objective.eta > 0:
-            raise InvalidArgument(
-                "base_logps", expected="log-probabilities under pi_base", got=None, remedy="The SFT term needs them."
-            )
-        return preference, LossTerms(preference, float("nan"))
-    sft = numerics.weighted_mean(-base_logps, weights if base_weights is None else base_weights)
-    # At eta = 0 the SFT term is reported but left out: 0 * inf would be NaN.
-    loss = preference + objective.sft_weight * sft if objective.eta > 0 else preference
-    return loss, LossTerms(preference, sft)
 
 
 def implicit_margins(
@@ -86,7 +255,7 @@ def implicit_margins(
 
 
 @dataclass(frozen=True, kw_only=True)
-class RPO:
+class RPO(Objective):
     r"""Regularized Preference Optimization: DPO + eta * beta * SFT.
 
     $L(\pi) = E_D[\mathrm{softplus}(-\beta (h_w - h_l))] + \eta\beta\, E_{d_0, \pi_{base}}[-\log\pi]$.
@@ -114,44 +283,24 @@ class RPO:
         """Weight of the SFT term: the only place where eta and beta are multiplied."""
         return self.eta * self.beta
 
-    def terms(
-        self, margins: Any, base_logps: Any = None, weights: Any = None, base_weights: Any = None
-    ) -> tuple[Any, LossTerms]:
-        """Return (loss, LossTerms) from margins (N,) and reduced base_logps (N,) or (X,), in nats.
+    @property
+    def link(self) -> Link:
+        """h, the log-ratio to the reference."""
+        return LogRatio(beta=self.beta)
 
-        weights: (N,), of the pairs, summing to one; None for the plain mean. base_weights: of
-        base_logps; None for `weights`. NumPy, torch, or cvxpy (margins affine, base_logps concave).
-        """
-        return _terms(self, margins, base_logps, weights, base_weights)
+    @property
+    def shape(self) -> Shape:
+        """Bradley-Terry's negative log-likelihood."""
+        return Logistic()
 
-    def __call__(
-        self,
-        policy_chosen_logps: Any,
-        policy_rejected_logps: Any,
-        reference_chosen_logps: Any,
-        reference_rejected_logps: Any,
-        *,
-        base_logps: Any = None,
-        chosen_lengths: Any = None,
-        base_lengths: Any = None,
-        weights: Any = None,
-    ) -> tuple[Any, LossTerms]:
-        """Return (loss, LossTerms) of a batch of N pairs; NumPy arrays or torch tensors (autograd).
-
-        *_logps: (N,), summed over tokens, nats. chosen_lengths, base_lengths: (N,), tokens > 0,
-        needed unless sft_reduction is "sequence_sum". weights: (N,), summing to one; None for the
-        mean. Raises InvalidArgument for wrong shapes, weights or missing inputs.
-        """
-        logps = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
-        return _evaluate(self, logps, base_logps, chosen_lengths, base_lengths, weights)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what a record stores: the class's name and every field."""
-        return {"name": type(self).__name__, **asdict(self)}
+    @property
+    def anchor(self) -> Anchor:
+        """The reward penalty, which is an SFT term."""
+        return Anchor(role=self.base, weight=self.sft_weight, reduction=self.sft_reduction)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPO:
+class DPO(Objective):
     """Direct Preference Optimization: the preference term alone; the limit eta -> 0 of RPO.
 
     beta: KL temperature, > 0. `base` only breaks the tie among several maximum-likelihood rewards
@@ -180,72 +329,20 @@ class DPO:
         """Reduction of the SFT term, logged though it is not optimised."""
         return "sequence_sum"
 
-    def terms(
-        self, margins: Any, base_logps: Any = None, weights: Any = None, base_weights: Any = None
-    ) -> tuple[Any, LossTerms]:
-        """Return (loss, LossTerms); the SFT term is reported (NaN without base_logps), not optimised."""
-        return _terms(self, margins, base_logps, weights, base_weights)
+    @property
+    def link(self) -> Link:
+        """h, the log-ratio to the reference."""
+        return LogRatio(beta=self.beta)
 
-    def __call__(
-        self,
-        policy_chosen_logps: Any,
-        policy_rejected_logps: Any,
-        reference_chosen_logps: Any,
-        reference_rejected_logps: Any,
-        *,
-        base_logps: Any = None,
-        chosen_lengths: Any = None,
-        base_lengths: Any = None,
-        weights: Any = None,
-    ) -> tuple[Any, LossTerms]:
-        """Return (loss, LossTerms) of a batch of N pairs; arguments as for `RPO`."""
-        logps = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
-        return _evaluate(self, logps, base_logps, chosen_lengths, base_lengths, weights)
+    @property
+    def shape(self) -> Shape:
+        """Bradley-Terry's negative log-likelihood."""
+        return Logistic()
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return what a record stores: the class's name and every field."""
-        return {"name": type(self).__name__, **asdict(self)}
-
-
-def _evaluate(
-    objective: RPO | DPO,
-    pair_logps: tuple[Any, ...],
-    base_logps: Any,
-    chosen_lengths: Any,
-    base_lengths: Any,
-    weights: Any,
-) -> tuple[Any, LossTerms]:
-    """Check a batch, form margins and reduced base log-probabilities, and call `objective.terms`."""
-    names = (
-        "policy_chosen_logps",
-        "policy_rejected_logps",
-        "reference_chosen_logps",
-        "reference_rejected_logps",
-    )
-    logps = [numerics.promote(value) for value in pair_logps]
-    if logps[0].ndim != 1 or logps[0].shape[0] == 0:
-        raise InvalidArgument(
-            names[0], expected="shape (N,) with N >= 1", got=f"shape {tuple(logps[0].shape)}", remedy="Pass one a pair."
-        )
-    for name, value in zip(names[1:], logps[1:], strict=True):
-        checks.has_shape(name, value, tuple(logps[0].shape))
-    weights = _like(weights, logps[0])
-    _check_weights(weights, logps[0])
-    if base_logps is not None:
-        base_logps, lengths, whose = numerics.promote(base_logps), base_lengths, "base_lengths"
-        checks.has_shape("base_logps", base_logps, tuple(logps[0].shape))
-    elif objective.base == "chosen":
-        base_logps, lengths, whose = logps[0], chosen_lengths, "chosen_lengths"
-    elif objective.eta > 0:
-        raise InvalidArgument(
-            "base_logps",
-            expected=f"log-probabilities of responses of base {objective.base!r}",
-            got=None,
-            remedy="Pass base_logps, or use base='chosen'.",
-        )
-    if base_logps is not None:
-        base_logps = _reduce(base_logps, _like(lengths, base_logps), whose, weights, objective.sft_reduction)
-    return objective.terms(implicit_margins(*logps), base_logps, weights)
+    @property
+    def anchor(self) -> Anchor:
+        """The SFT term at weight 0, under `base`."""
+        return Anchor(role=self.base)
 
 
 def _check_weights(weights: Any, like: Any) -> None:
@@ -275,17 +372,18 @@ def _reduce(base_logps: Any, lengths: Any, whose: str, weights: Any, reduction: 
     """Turn summed log-probabilities into values whose weighted mean is the reduction asked for."""
     if reduction == "sequence_sum":
         return base_logps
-    if lengths is None:
-        raise InvalidArgument(
-            whose,
-            expected=f"token counts for sft_reduction={reduction!r}",
-            got=None,
-            remedy="Pass them, or use sft_reduction='sequence_sum'.",
-        )
-    checks.has_shape(whose, lengths, tuple(base_logps.shape))
-    if not float(lengths.min()) > 0:
-        raise InvalidArgument(whose, expected="lengths > 0", got=float(lengths.min()), remedy="Drop empty responses.")
+    remedy = "Pass them, or use sft_reduction='sequence_sum'."
+    _require_lengths(whose, lengths, base_logps, f"sft_reduction={reduction!r}", remedy)
     if reduction == "sequence_mean":
         return base_logps / lengths
     # sum(w logp) / sum(w T) = sum(w (logp / mean T)): the batch's token mean as a mean over pairs
     return base_logps / numerics.weighted_mean(lengths, weights)
+
+
+def _require_lengths(name: str, lengths: Any, like: Any, whose: str, remedy: str) -> None:
+    """Refuse token counts that are missing, of another shape or not above zero; whose: what asks for them."""
+    if lengths is None:
+        raise InvalidArgument(name, expected=f"token counts for {whose}", got=None, remedy=remedy)
+    checks.has_shape(name, lengths, tuple(like.shape))
+    if not float(lengths.min()) > 0:
+        raise InvalidArgument(name, expected="lengths > 0", got=float(lengths.min()), remedy="Drop empty responses.")

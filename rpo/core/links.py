@@ -1,0 +1,81 @@
+"""Links: from a policy's log-probabilities to the implicit rewards of responses."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+from rpo.core import checks, numerics
+from rpo.core.columns import Columns
+from rpo.core.divergences import KL, Divergence, require_interior
+
+
+class Link(ABC):
+    """Columns -> one value per response; times `beta` it is the implicit reward, which metrics call rewards/*.
+
+    needs: the fields of `Columns` it reads beside logps. beta: reward units per unit of the value.
+    """
+
+    beta: float
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names of the columns read beside logps."""
+        return frozenset()
+
+    @abstractmethod
+    def __call__(self, columns: Columns) -> tuple[Any, ...]:
+        """Return K values (N,), in any backend."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogRatio(Link):
+    """f'(pi / pi_ref), which for KL is h = log(pi / pi_ref), in nats.
+
+    beta: > 0. reference: whether pi_ref is subtracted; without it h is log pi. per_token: divide h by the response's
+    length. Raises InvalidArgument. Source: Rafailov et al. 2023, Eq. 5; Wang et al. 2024, Eq. 12.
+    """
+
+    beta: float
+    divergence: Divergence = field(default_factory=KL)
+    reference: bool = True
+    per_token: bool = False
+
+    def __post_init__(self) -> None:
+        checks.positive("beta", self.beta)
+        require_interior(self.divergence)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Reference log-probabilities, lengths, both or neither."""
+        return frozenset(name for name, asked in (("reference", self.reference), ("lengths", self.per_token)) if asked)
+
+    def __call__(self, columns: Columns) -> tuple[Any, ...]:
+        """Return f'(exp(h)) of each response."""
+        h = columns.logps
+        if self.reference:
+            h = tuple(logp - ref for logp, ref in zip(h, columns.reference or (), strict=True))
+        if self.per_token:
+            h = tuple(value / length for value, length in zip(h, columns.lengths or (), strict=True))
+        return tuple(self.divergence.link(value) for value in h)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogOdds(Link):
+    """log(p / (1 - p)), p the geometric mean of the response's token probabilities.
+
+    Source: Hong et al. 2024 (arXiv 2403.07691), Eq. 4.
+    """
+
+    beta: float = 1.0
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Lengths."""
+        return frozenset({"lengths"})
+
+    def __call__(self, columns: Columns) -> tuple[Any, ...]:
+        """Return the log-odds of each response."""
+        means = (logp / length for logp, length in zip(columns.logps, columns.lengths or (), strict=True))
+        return tuple(mean - numerics.log1mexp(mean) for mean in means)

@@ -1,0 +1,175 @@
+"""Shapes: from the implicit rewards of a group's responses to its loss.
+
+Each is written once, in `numerics`, and runs on NumPy, torch, jets and, where it is convex, cvxpy. Convexity and
+invariance are declared and held by tests: solvers and the documentation rely on them.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rpo.core import numerics
+from rpo.core.columns import Columns
+
+
+class Shape(ABC):
+    """Values of a link -> one loss per group, (N,).
+
+    convex: in the implicit rewards. invariant: the same when a constant is added to all rewards of a group, so that
+    responses in no group feel no pull.
+    """
+
+    convex: bool = False
+    invariant: bool = False
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names of the columns read beside the link's."""
+        return frozenset()
+
+    @abstractmethod
+    def __call__(self, values: tuple[Any, ...], beta: float, columns: Columns) -> Any:
+        """Return the losses (N,); values: K vectors (N,), rewards over beta."""
+
+
+class MarginShape(Shape):
+    """A loss of one margin, z = r(chosen) - rival * r(rejected) - offset, in reward units."""
+
+    rival: float = 1.0
+
+    @property
+    def invariant(self) -> bool:  # type: ignore[override]
+        """Whether the two rewards enter by their difference alone."""
+        return self.rival == 1.0
+
+    def offset(self, columns: Columns) -> Any:
+        """Return what the chosen response must win by, (N,) or (); None for nothing."""
+        return None
+
+    @abstractmethod
+    def of_margin(self, z: Any) -> Any:
+        """Return the loss at margins z, elementwise, in any backend."""
+
+    def __call__(self, values: tuple[Any, ...], beta: float, columns: Columns) -> Any:
+        """Return the losses (N,) of pairs."""
+        chosen, rejected = values
+        # The difference first: at beta = 1 and for equal responses it is exact.
+        z = beta * (chosen - (rejected if self.rival == 1.0 else self.rival * rejected))
+        offset = self.offset(columns)
+        return self.of_margin(z if offset is None else z - offset)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logistic(MarginShape):
+    """softplus(-z) + tilt * z: Bradley-Terry's negative log-likelihood, and its versions under label noise.
+
+    tilt: eps for conservative labels, -eps / (1 - 2 eps) for the unbiased correction. margin: subtracted from z.
+    length_weight: added to z per token by which the chosen response is longer.
+    """
+
+    tilt: float = 0.0
+    margin: float = 0.0
+    length_weight: float = 0.0
+    rival: float = 1.0
+    convex = True
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Lengths, where they are weighed."""
+        return frozenset({"lengths"} if self.length_weight else ())
+
+    def offset(self, columns: Columns) -> Any:
+        """Return margin - length_weight * (length of chosen - length of rejected)."""
+        if not self.length_weight:
+            return self.margin or None
+        chosen, rejected = columns.lengths or ()
+        return self.margin - self.length_weight * (chosen - rejected)
+
+    def of_margin(self, z: Any) -> Any:
+        """Return softplus(-z) + tilt * z."""
+        loss = numerics.softplus(-z)
+        return loss + self.tilt * z if self.tilt else loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hinge(MarginShape):
+    """max(0, target - z)."""
+
+    target: float = 1.0
+    convex = True
+
+    def of_margin(self, z: Any) -> Any:
+        """Return max(0, target - z)."""
+        return numerics.relu(self.target - z)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Square(MarginShape):
+    """(z - target)^2."""
+
+    target: float
+    convex = True
+
+    def of_margin(self, z: Any) -> Any:
+        """Return (z - target)^2."""
+        return numerics.square(z - self.target)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReverseLabels(MarginShape):
+    """KL of (sigma(z), sigma(-z)) from the labels (1 - epsilon, epsilon): EXO on pairs; bounded, not convex."""
+
+    epsilon: float
+
+    def of_margin(self, z: Any) -> Any:
+        """Return sigma(z) (log sigma(z) - log(1 - eps)) + sigma(-z) (log sigma(-z) - log eps)."""
+        win, lose = numerics.sigmoid(z), numerics.sigmoid(-z)
+        return win * (-numerics.softplus(-z) - math.log1p(-self.epsilon)) + lose * (
+            -numerics.softplus(z) - math.log(self.epsilon)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogisticExponential(MarginShape):
+    """softplus(-z) and exp(-z), blended by sigma(z / tau): DiscoPOP's; not convex."""
+
+    tau: float
+
+    def of_margin(self, z: Any) -> Any:
+        """Return (1 - sigma(z / tau)) softplus(-z) + sigma(z / tau) exp(-z)."""
+        blend = numerics.sigmoid(z / self.tau)
+        return numerics.softplus(-z) * (1.0 - blend) + numerics.exp(-z) * blend
+
+
+@dataclass(frozen=True)
+class Pointwise(Shape):
+    """chosen(r) + rejected(r): each response against zero, not against the other.
+
+    chosen, rejected: functions of a reward, written in `rpo.core.numerics`. both_convex: whether both are.
+    """
+
+    chosen: Callable[[Any], Any]
+    rejected: Callable[[Any], Any]
+    both_convex: bool = False
+
+    @property
+    def convex(self) -> bool:  # type: ignore[override]
+        """Whether both functions are."""
+        return self.both_convex
+
+    def __call__(self, values: tuple[Any, ...], beta: float, columns: Columns) -> Any:
+        """Return chosen(beta * value) + rejected(beta * value)."""
+        return self.chosen(beta * values[0]) + self.rejected(beta * values[1])
+
+
+class ChosenDown(Shape):
+    """sigma(r_w) + sigma(r_l - r_w): both fall, the rejected response further; APO-down's."""
+
+    def __call__(self, values: tuple[Any, ...], beta: float, columns: Columns) -> Any:
+        """Return the losses (N,) of pairs."""
+        chosen, rejected = values
+        return numerics.sigmoid(beta * chosen) + numerics.sigmoid(beta * (rejected - chosen))

@@ -1,0 +1,195 @@
+"""Pair losses of the log-ratio to the reference: other shapes than DPO's, label noise, length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rpo.core import checks
+from rpo.core.errors import InvalidArgument
+from rpo.core.links import Link, LogRatio
+from rpo.core.objectives import SFT_REDUCTIONS, Anchor, Objective
+from rpo.core.shapes import Hinge, Logistic, LogisticExponential, ReverseLabels, Shape, Square
+
+
+def noise_rate(name: str, value: object) -> float:
+    """Return `value`, or refuse it outside [0, 1/2): the probability that a label was flipped."""
+    rate = checks.nonnegative(name, value)
+    if rate >= 0.5:
+        raise InvalidArgument(
+            name, expected="a number in [0, 1/2)", got=value, remedy="At 1/2 labels say nothing; swap them above it."
+        )
+    return rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogRatioMethod(Objective):
+    """What the methods on beta * log(pi / pi_ref) share. beta: KL temperature, > 0. Raises InvalidArgument."""
+
+    beta: float = 0.1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "beta", checks.positive("beta", self.beta))
+
+    @property
+    def link(self) -> Link:
+        """h, the log-ratio to the reference."""
+        return LogRatio(beta=self.beta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IPO(Objective):
+    """Identity Preference Optimization: (h_w - h_l - 1 / (2 tau))^2.
+
+    tau: > 0, weight of the KL; per_token: divide h by the response's length, as TRL does and the paper does not.
+    Raises InvalidArgument. Source: Azar et al. 2023 (arXiv 2310.12036), Eq. 17.
+    """
+
+    tau: float = 0.1
+    per_token: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tau", checks.positive("tau", self.tau))
+
+    @property
+    def link(self) -> Link:
+        """h, or its mean over tokens."""
+        return LogRatio(beta=1.0, per_token=self.per_token)
+
+    @property
+    def shape(self) -> Shape:
+        """A square around the margin that an undisputed preference deserves."""
+        return Square(target=0.5 / self.tau)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SLiC(Objective):
+    """Sequence likelihood calibration: max(0, delta - beta (h_w - h_l)), plus SFT where sft_weight > 0.
+
+    reference: whether h is log(pi / pi_ref), TRL's "hinge", or log pi, the paper's with beta = 1. beta, delta: > 0.
+    sft_weight: >= 0, of the chosen responses. Raises InvalidArgument. Source: Zhao et al. 2023 (arXiv 2305.10425).
+    """
+
+    beta: float = 0.1
+    delta: float = 1.0
+    reference: bool = True
+    sft_weight: float = 0.0
+    sft_reduction: str = "sequence_sum"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "beta", checks.positive("beta", self.beta))
+        object.__setattr__(self, "delta", checks.positive("delta", self.delta))
+        object.__setattr__(self, "sft_weight", checks.nonnegative("sft_weight", self.sft_weight))
+        checks.one_of("sft_reduction", self.sft_reduction, SFT_REDUCTIONS)
+
+    @property
+    def link(self) -> Link:
+        """The log-ratio, or the log-probability."""
+        return LogRatio(beta=self.beta, reference=self.reference)
+
+    @property
+    def shape(self) -> Shape:
+        """A hinge."""
+        return Hinge(target=self.delta)
+
+    @property
+    def anchor(self) -> Anchor:
+        """SFT on the chosen responses."""
+        return Anchor(weight=self.sft_weight, reduction=self.sft_reduction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConservativeDPO(LogRatioMethod):
+    """DPO under the belief that a share epsilon of labels is flipped: softplus(-z) + epsilon z.
+
+    The same as DPO on counts (1 - epsilon, epsilon) both ways. epsilon: in [0, 1/2). Raises InvalidArgument.
+    Source: Mitchell 2023, "A note on DPO with noisy preferences", Eq. 3.
+    """
+
+    epsilon: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "epsilon", noise_rate("epsilon", self.epsilon))
+
+    @property
+    def shape(self) -> Shape:
+        """The expected loss over flips."""
+        return Logistic(tilt=self.epsilon)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustDPO(LogRatioMethod):
+    """DPO's loss on clean labels, estimated without bias from labels flipped with probability epsilon.
+
+    softplus(-z) - epsilon / (1 - 2 epsilon) z, unbounded below where a response never lost. epsilon: in [0, 1/2).
+    Raises InvalidArgument. Source: Ray Chowdhury et al. 2024 (arXiv 2403.00409), Eq. 12.
+    """
+
+    epsilon: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "epsilon", noise_rate("epsilon", self.epsilon))
+
+    @property
+    def shape(self) -> Shape:
+        """The unbiased estimate."""
+        return Logistic(tilt=-self.epsilon / (1.0 - 2.0 * self.epsilon))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RDPO(LogRatioMethod):
+    """DPO with a reward per token taken off: softplus(-(z + alpha (length_w - length_l))).
+
+    alpha: reward units per token; the paper's values could not be read, so there is no default. Raises
+    InvalidArgument. Source: Park et al. 2024 (arXiv 2403.19159); the sign follows from the reward r - alpha |y|.
+    """
+
+    alpha: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "alpha", float(checks.finite("alpha", self.alpha, shape=())))
+
+    @property
+    def shape(self) -> Shape:
+        """Logistic, with the difference of lengths."""
+        return Logistic(length_weight=self.alpha)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EXO(LogRatioMethod):
+    """Efficient exact optimization on pairs: the KL of the policy's choice from labels (1 - epsilon, epsilon).
+
+    epsilon: in (0, 1). Raises InvalidArgument. Source: Ji et al. 2024 (arXiv 2402.00856), Eq. 16.
+    """
+
+    epsilon: float = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "epsilon", checks.fraction("epsilon", self.epsilon))
+
+    @property
+    def shape(self) -> Shape:
+        """The reverse KL; not convex."""
+        return ReverseLabels(epsilon=self.epsilon)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscoPOP(LogRatioMethod):
+    """The discovered loss: logistic and exponential, blended by sigma(z / tau). Not convex.
+
+    tau: > 0. Raises InvalidArgument. Source: Lu et al. 2024 (arXiv 2406.08414), Eq. 5.
+    """
+
+    tau: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "tau", checks.positive("tau", self.tau))
+
+    @property
+    def shape(self) -> Shape:
+        """The blend."""
+        return LogisticExponential(tau=self.tau)

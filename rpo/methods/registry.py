@@ -1,0 +1,76 @@
+"""Every method once: its paper, where it lives, what is known of its optimum, and what its tests hold it to.
+
+Only strings: naming the methods imports none of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+
+from rpo.core import checks
+from rpo.core.objectives import Objective
+
+CERTIFIED, STATIONARY = "certified", "stationary"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One registered method.
+
+    name: of its class. home: module. paper, arxiv, equation: source. solved: what the exact half says of its
+    optimum, "certified" where `rpo.bandit.solve` takes it, else "stationary" (`rpo.fit` on a table: gradient zero).
+    oracle: what its values are held to by tests.
+    """
+
+    name: str
+    home: str
+    paper: str
+    arxiv: str
+    equation: str
+    oracle: str
+    solved: str = STATIONARY
+
+    def load(self) -> type[Objective]:
+        """Return the class."""
+        return getattr(importlib.import_module(self.home), self.name)
+
+
+_CORE, _PAIRS, _DIVERGENCE = "rpo.core.objectives", "rpo.methods.pairs", "rpo.methods.divergence"
+_FREE, _POINTWISE = "rpo.methods.reference_free", "rpo.methods.pointwise"
+
+
+def _row(home: str, name: str, paper: str, arxiv: str, equation: str, oracle: str, solved: str = STATIONARY) -> Method:
+    return Method(name=name, home=home, paper=paper, arxiv=arxiv, equation=equation, oracle=oracle, solved=solved)
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        _row(_CORE, "RPO", "Liu et al. 2024", "2405.16436", "4.8", "TRL [sigmoid, sft]", CERTIFIED),
+        _row(_CORE, "DPO", "Rafailov et al. 2023", "2305.18290", "7", "TRL sigmoid", CERTIFIED),
+        _row(_PAIRS, "IPO", "Azar et al. 2023", "2310.12036", "17", "TRL ipo"),
+        _row(_PAIRS, "SLiC", "Zhao et al. 2023", "2305.10425", "not verified", "TRL hinge"),
+        _row(_PAIRS, "ConservativeDPO", "Mitchell 2023", "none", "3", "DPO on counts (1 - eps, eps)"),
+        _row(_PAIRS, "RobustDPO", "Ray Chowdhury et al. 2024", "2403.00409", "12", "TRL robust"),
+        _row(_PAIRS, "RDPO", "Park et al. 2024", "2403.19159", "derived", "DPO at alpha = 0; by hand"),
+        _row(_PAIRS, "EXO", "Ji et al. 2024", "2402.00856", "16", "TRL exo_pair"),
+        _row(_PAIRS, "DiscoPOP", "Lu et al. 2024", "2406.08414", "5", "TRL discopop"),
+        _row(_DIVERGENCE, "FDPO", "Wang et al. 2024", "2309.16240", "12", "TRL f_divergence_type"),
+        _row(_DIVERGENCE, "ChiPO", "Huang et al. 2024", "2407.13399", "Algorithm 1", "plug-in of the fitted reward"),
+        _row(_FREE, "SimPO", "Meng et al. 2024", "2405.14734", "6", "TRL cpo simpo"),
+        _row(_FREE, "AlphaPO", "Gupta et al. 2025", "2501.03884", "not verified", "TRL cpo alpha"),
+        _row(_FREE, "CPL", "Hejna et al. 2023", "2310.13639", "5", "DPO with a uniform reference at lam = 1"),
+        _row(_FREE, "CPO", "Xu et al. 2024", "2401.08417", "3-5", "TRL cpo sigmoid"),
+        _row(_FREE, "ORPO", "Hong et al. 2024", "2403.07691", "6-7", "TRL orpo"),
+        _row(_FREE, "ASFT", "Wang et al. 2024", "2409.10571", "quoted", "-(1 + lam) log p_w - lam log(1 - p_l)"),
+        _row(_POINTWISE, "NCA", "Chen et al. 2024", "2402.05369", "not verified", "TRL nca_pair"),
+        _row(_POINTWISE, "APOZero", "D'Oosterlinck et al. 2024", "2408.06266", "7", "TRL apo_zero"),
+        _row(_POINTWISE, "APODown", "D'Oosterlinck et al. 2024", "2408.06266", "8", "TRL apo_down"),
+    )
+}
+
+
+def get(name: str) -> type[Objective]:
+    """Return the class of a registered method. Raises InvalidArgument."""
+    return METHODS[checks.one_of("objective", name, tuple(METHODS))].load()
