@@ -19,7 +19,7 @@ from rpo.core.records import Run
 from rpo.llm.config import RPOConfig
 from rpo.llm.data.pairs import PreparedPairs, TokenizedPair
 from rpo.llm.fitting import record
-from rpo.llm.trainer import RPOTrainer
+from rpo.llm.trainer import PreferenceTrainer
 
 
 def as_pairs(lm: EnumerableLM, data: PreferenceCounts) -> PreparedPairs:
@@ -41,17 +41,17 @@ def fit_with_trainer(
     label: str | None = None,
     **training: Any,
 ) -> Run:
-    """Train a copy of `lm` by `RPOTrainer`: full batch, its own precision, AdamW along a cosine to zero.
+    """Train a copy of `lm` by `PreferenceTrainer`: full batch, its own precision, AdamW along a cosine to zero.
 
     training: further fields of `RPOConfig`, which override. The run has the policy (X, A) as
     `fit_language_model`'s has, and is held against `solve` in the same way. objective.base: "chosen",
-    "rejected" or "responses". Raises InvalidArgument and what `RPOTrainer` raises.
+    "rejected" or "responses". Raises InvalidArgument and what `PreferenceTrainer` raises.
     """
-    if objective.base not in ("chosen", "rejected", "responses"):
+    if objective.anchor.role not in ("chosen", "rejected", "responses"):
         raise InvalidArgument(
             "objective.base",
             expected="'chosen', 'rejected' or 'responses'",
-            got=repr(objective.base),
+            got=repr(objective.anchor.role),
             remedy="Use fit_language_model, which takes expectations under any base exactly.",
         )
     policy = replace(lm, model=copy.deepcopy(lm.model))
@@ -73,7 +73,7 @@ def fit_with_trainer(
             "use_cpu": True,
             "path": "padded",  # nothing is padded: all responses have one length
         }
-        trainer = RPOTrainer(
+        trainer = PreferenceTrainer(
             policy.model, args=RPOConfig(**(fields | training)), train_dataset=pairs, objective=objective
         )
         trainer.remove_callback(PrinterCallback)  # prints every log where there is no progress bar
@@ -90,12 +90,16 @@ def _loss(policy: EnumerableLM, reference: EnumerableLM, data: PreferenceCounts,
     logps, anchors = policy.logps().detach(), reference.logps().detach()
     x, w, y = data.prompt, data.chosen, data.rejected
     base = {"chosen": logps[x, w], "rejected": logps[x, y], "responses": (logps[x, w] + logps[x, y]) / 2}
-    loss, _ = objective(  # type: ignore[operator]
+    length = np.full(len(x), float(lm.responses.shape[1]))
+    loss, _ = objective(
         logps[x, w],
         logps[x, y],
         anchors[x, w],
         anchors[x, y],
-        base_logps=base[objective.base],
+        chosen_lengths=length,
+        rejected_lengths=length,
+        base_lengths=length,
+        base_logps=base[objective.anchor.role],
         weights=np.asarray(data.weights),
     )
     return float(loss)

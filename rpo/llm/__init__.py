@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from rpo.llm.reward_model import RewardConfig, RewardTrainer
     from rpo.llm.sampling import generate
     from rpo.llm.sft import SFTConfig, SFTTrainer
-    from rpo.llm.trainer import RPOTrainer
+    from rpo.llm.trainer import PreferenceTrainer, RPOTrainer
 
 # Loaded on first use: the comparison needs log-probabilities, not the trainer and all it imports.
 _HOME = {
+    "PreferenceTrainer": "trainer",
     "RPOConfig": "config",
     "RPOTrainer": "trainer",
     "RewardConfig": "reward_model",
@@ -41,6 +42,7 @@ _HOME = {
 }
 
 __all__ = [
+    "PreferenceTrainer",
     "RPOConfig",
     "RPOTrainer",
     "RewardConfig",

@@ -22,7 +22,7 @@ from rpo.llm.config import RPOConfig
 from rpo.llm.model_card import write_model_card
 from rpo.llm.reward_model import RewardConfig, RewardTrainer
 from rpo.llm.sft import SFTConfig, SFTTrainer
-from rpo.llm.trainer import RPOTrainer
+from rpo.llm.trainer import PreferenceTrainer
 
 DEFAULT_FOLDER = "rpo-output"
 
@@ -48,11 +48,11 @@ def fit(
 ) -> Run:
     """Train `model` (a name, a folder or a transformers model, which is changed) and return its `Run`.
 
-    dataset, eval_dataset: whatever `rpo.llm.data.load_preferences` takes. objective: an RPO or DPO;
-    SFT() for the stage before (pi_ref); BradleyTerry() for a reward model. The trained model, its
+    dataset, eval_dataset: whatever `rpo.llm.data.load_preferences` takes. objective: a preference objective, of `rpo.methods` or
+    your own; SFT() for the stage before (pi_ref); BradleyTerry() for a reward model. The trained model, its
     tokenizer, a model card and run.json are written to `output_dir`; run.artifact is the model. args:
     the trainer's arguments, or their fields as further keywords. peft_config: a peft.LoraConfig or its
-    keywords. ref_model, ref_adapter_name: as of `RPOTrainer`. dataset_name: for the model card. overwrite:
+    keywords. ref_model, ref_adapter_name: as of `PreferenceTrainer`. dataset_name: for the model card. overwrite:
     replace an earlier result in output_dir.
     Raises InvalidArgument, SelfCheckFailed, NonFiniteLoss, CheckpointError, OutputError and the errors of the data.
     """
@@ -67,11 +67,11 @@ def fit(
         SFT: (SFTTrainer, SFTConfig),
         BradleyTerry: (RewardTrainer, RewardConfig),
     }
-    trainer_class, config_class = kinds.get(type(objective), (RPOTrainer, RPOConfig))
+    trainer_class, config_class = kinds.get(type(objective), (PreferenceTrainer, RPOConfig))
     if args is None:
         args = build_config(config_class, {"output_dir": str(output_dir or DEFAULT_FOLDER), **training})
     options: dict[str, Any] = {}
-    if trainer_class is RPOTrainer:
+    if trainer_class is PreferenceTrainer:
         options = {"ref_model": ref_model, "ref_adapter_name": ref_adapter_name}
     elif ref_model is not None or ref_adapter_name is not None:
         raise InvalidArgument(
@@ -103,7 +103,7 @@ def fit(
         )
         save(trainer, run, name)
     finally:
-        if isinstance(trainer, RPOTrainer):
+        if isinstance(trainer, PreferenceTrainer):
             trainer.reference.release()  # the adapter that was copied as reference is not part of the result
     return run
 
@@ -140,7 +140,7 @@ def record(trainer: Any, output: Any, *, label: str | None = None) -> Run:
         "self_check": trainer.self_check_results,
         "metrics": output.metrics,
     }
-    if isinstance(trainer, RPOTrainer):
+    if isinstance(trainer, PreferenceTrainer):
         resolved |= {"base": trainer.base.sources, "reference": trainer.reference.describe()}
     return Run(
         label=label or _label(objective),
@@ -156,9 +156,7 @@ def record(trainer: Any, output: Any, *, label: str | None = None) -> Run:
 
 
 def _label(objective: Any) -> str:
-    if isinstance(objective, (SFT, BradleyTerry)):
-        return type(objective).__name__
-    return "RPO" if objective.eta else "DPO"
+    return "DPO" if getattr(objective, "eta", None) == 0 else type(objective).__name__
 
 
 def save(trainer: SafeTrainer, run: Run, dataset_name: str) -> None:

@@ -116,6 +116,15 @@ class AsGiven(Reference):
         return weights_fingerprint(self.model, adapters=() if untouched else None)
 
 
+class NoReference(Reference):
+    """No reference at all: the objective reads none, so that nothing is hashed, scored or kept."""
+
+    kind = "none"
+
+    def _compute_fingerprint(self) -> str:
+        return "none"
+
+
 class DisabledAdapter(Reference):
     """The base model under a peft policy: no second copy of any weight."""
 

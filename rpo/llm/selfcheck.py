@@ -56,13 +56,15 @@ def check_start(
     lengths: torch.Tensor,
     preference_loss: float,
     *,
-    beta: float,
+    expected: float,
+    slope: float,
     half_precision: bool,
 ) -> dict[str, float]:
     """Return how far policy and reference are apart at step 0, where they should be equal.
 
-    All (B, 2): log-probabilities in nats, lengths in tokens; the difference is a mean over tokens.
-    Raises SelfCheckFailed.
+    All (B, 2): log-probabilities in nats, lengths in tokens; the difference is a mean over tokens. expected: the
+    preference loss at pi = pi_ref. slope: how much of it a nat on every response moves, at most. Raises
+    SelfCheckFailed.
     """
     apart = ((policy_logps - reference_logps).abs().sum() / lengths.sum()).item()
     tolerance = TOLERANCE[half_precision]
@@ -72,9 +74,8 @@ def check_start(
             "rounding), so the reference is not the model training starts from; pass that model, or name the "
             "reference on purpose with ref_model or ref_adapter_name."
         )
-    # softplus has slope at most one, so rounding of the log-probabilities moves it by at most beta times as much.
-    if not abs(preference_loss - math.log(2)) <= tolerance * (1 + beta * float(lengths.sum(1).max())):
-        raise _fail(f"the preference loss is {preference_loss:.6f} in place of ln 2 = 0.693147.")
+    if not abs(preference_loss - expected) <= tolerance * (1 + slope * float(lengths.sum(1).max())):
+        raise _fail(f"the preference loss is {preference_loss:.6f} in place of {expected:.6f}, its value at pi_ref.")
     return {"start_difference_per_token": apart, "start_preference_loss": preference_loss}
 
 

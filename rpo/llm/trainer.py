@@ -1,4 +1,4 @@
-"""`RPOTrainer`: the objective of `rpo.core` on a causal language model, on transformers' Trainer.
+"""`PreferenceTrainer`: an objective of `rpo.core` on a causal language model, on transformers' Trainer.
 
 Shapes: B pairs of a micro-batch; m responses a prompt: chosen, rejected, then those under pi_base.
 """
@@ -8,9 +8,11 @@ from __future__ import annotations
 from pathlib import Path as FilePath
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from rpo.core.columns import Columns
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import LossTerms, Objective
 from rpo.llm.adapters import with_adapter
@@ -23,21 +25,22 @@ from rpo.llm.models import load_model, load_tokenizer
 from rpo.llm.packing import choose_path
 from rpo.llm.pair_trainer import PairTrainer
 from rpo.llm.policy_base import BaseSlots, with_samples
-from rpo.llm.reference import AsGiven, Reference, resolve_reference
+from rpo.llm.reference import AsGiven, NoReference, Reference, resolve_reference
 from rpo.llm.reference_pass import CACHE_NAME, ReferencePass, on_device
 from rpo.llm.scoring import Path, pad_token
 from rpo.llm.selfcheck import check_start
 
 
-class RPOTrainer(PairTrainer):
+class PreferenceTrainer(PairTrainer):
     """Trains `model` on preference pairs by `objective`; the arguments are those of TRL's DPOTrainer.
 
     model: a causal language model, its folder or its name. ref_model: another model as reference; by
     default it is the policy as it is given, an adapter that already contributes included
     (ref_adapter_name names another of its adapters). train_dataset, eval_dataset: whatever
-    `load_preferences` takes, or `prepare_pairs` returns. processing_class: the tokenizer. objective: an RPO or DPO,
-    unless `args` holds beta and eta. peft_config: trains an adapter. path: how log-probabilities are
-    computed. Raises InvalidArgument and the errors of the data; `train` raises SelfCheckFailed too.
+    `load_preferences` takes, or `prepare_pairs` returns. processing_class: the tokenizer. objective: any method of
+    `rpo.methods` or one of your own; by default the RPO that `args` describes. Where it needs no reference, none is
+    scored or kept. peft_config: trains an adapter. path: how log-probabilities are computed. Raises InvalidArgument
+    and the errors of the data; `train` raises SelfCheckFailed too.
     """
 
     def __init__(
@@ -58,7 +61,8 @@ class RPOTrainer(PairTrainer):
     ) -> None:
         args = RPOConfig(output_dir="rpo-output") if args is None else args
         resolved = args.resolve_objective(objective)
-        self.base = BaseSlots(args.base_slots(resolved.base), args.base_num_samples)
+        self.needs_reference = "reference" in resolved.needs
+        self.base = BaseSlots(args.base_slots(resolved.anchor.role), args.base_num_samples)
         if isinstance(model, (str, FilePath)):
             processing_class = load_tokenizer(model) if processing_class is None else processing_class
             options: Any = args.model_init_kwargs or {}
@@ -67,11 +71,21 @@ class RPOTrainer(PairTrainer):
         # Where the policy as given is the reference and its values are computed now, no second model is kept.
         kept = not args.precompute_ref_log_probs or args.kl_steps > 0
         self.starts_at_reference = ref_model is None and ref_adapter_name is None
-        self.reference: Reference = (
-            AsGiven(model)
-            if self.starts_at_reference and not kept
-            else resolve_reference(model, ref_model, ref_adapter_name=ref_adapter_name)
-        )
+        used = self.needs_reference or args.kl_steps > 0 or "reference" in self.base.sources
+        if not used and not self.starts_at_reference:
+            raise InvalidArgument(
+                "ref_model",
+                expected=f"None with {type(resolved).__name__}, which has no reference",
+                got=ref_adapter_name if ref_model is None else type(ref_model).__name__,
+                remedy="Leave ref_model and ref_adapter_name out.",
+            )
+        self.reference: Reference
+        if not used:
+            self.reference = NoReference(model)
+        elif self.starts_at_reference and not kept:
+            self.reference = AsGiven(model)
+        else:
+            self.reference = resolve_reference(model, ref_model, ref_adapter_name=ref_adapter_name)
         self._prepared = False
         if path is None:
             with on_device(model, args.device):  # so that kernels are tried where they will run
@@ -152,12 +166,15 @@ class RPOTrainer(PairTrainer):
                 seed=args.seed,
             )
             data.pairs = PreparedPairs(with_samples(data.pairs, drawn))
-        if args.precompute_ref_log_probs:
+        if args.precompute_ref_log_probs and self.needs_reference:
             # A file of our own from an earlier run in this folder gives way; one that was named does not.
             file = FilePath(args.output_dir) / CACHE_NAME if given is None else given
             strict = resuming or given is not None
             data.known["reference_logps"] = scorer.logps(self.reference, data.pairs, file=file, strict=strict)
-        if not self.starts_at_reference and self.state.global_step == 0:
+        # Where the policy started is known from the reference, or scored where displacement is to be measured.
+        separate = self.needs_reference and not self.starts_at_reference
+        watched = not self.needs_reference and args.displacement_threshold is not None
+        if (separate or watched) and self.state.global_step == 0:
             data.known["start_logps"] = scorer.logps(AsGiven(self.model), data.pairs)
 
     @property
@@ -208,22 +225,32 @@ class RPOTrainer(PairTrainer):
         self, scores: torch.Tensor, inputs: dict[str, torch.Tensor], weights: torch.Tensor, totals: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the objective's value, its terms, and what TRL logs, with displacement since the start."""
-        cached = inputs.get("reference_logps")
-        reference = self._live_reference(inputs) if cached is None else cached.to(scores)
+        columns = self._columns(scores, inputs)
         mean_length = totals[1] / totals[0]
-        base = self.base.reduce(scores, inputs["lengths"], self.objective.sft_reduction, mean_length)
+        base = self.base.reduce(scores, inputs["lengths"], self.objective.anchor.reduction, mean_length)
+        lengths = columns.lengths or (None, None)
         loss, terms = self.objective(
-            scores[:, CHOSEN],
-            scores[:, REJECTED],
-            reference[:, CHOSEN],
-            reference[:, REJECTED],
+            *columns.logps,
+            *(columns.reference or ()),
             base_logps=base.logps,
             base_lengths=base.lengths,
+            chosen_lengths=lengths[CHOSEN],
+            rejected_lengths=lengths[REJECTED],
             weights=weights,
         )
+        detached = columns.with_logps(tuple(column.detach() for column in columns.logps))
         if self.model.training:
-            self._at_training_step(scores.detach(), reference, terms, inputs)
-        return loss, self._metrics(scores.detach(), reference, terms, inputs)
+            self._at_training_step(detached, terms, weights)
+        return loss, self._metrics(detached, terms, inputs)
+
+    def _columns(self, scores: torch.Tensor, inputs: dict[str, torch.Tensor]) -> Columns:
+        """Return what the objective reads of the pairs: K = 2 columns of each field, each (B,)."""
+        reference = None
+        if self.needs_reference:
+            cached = inputs.get("reference_logps")
+            reference = (self._live_reference(inputs) if cached is None else cached.to(scores))[:, :2].unbind(1)
+        lengths = inputs["lengths"][:, :2].unbind(1)
+        return Columns(logps=scores[:, :2].unbind(1), reference=reference, lengths=lengths)
 
     def _live_reference(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         if self._reference_is_gone:
@@ -238,57 +265,68 @@ class RPOTrainer(PairTrainer):
 
     # --- what is logged and checked ----------------------------------------------------------------
 
-    def _metrics(
-        self, logps: torch.Tensor, reference: torch.Tensor, terms: LossTerms, inputs: dict[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
-        pair, lengths = logps[:, :2], inputs["lengths"][:, :2]
-        rewards = self.objective.beta * (pair - reference)
-        start = inputs.get("start_logps", reference if self.starts_at_reference else None)
+    def _metrics(self, columns: Columns, terms: LossTerms, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        chosen, rejected = columns.logps
+        rewards = self.objective.rewards(columns)
+        lengths = inputs["lengths"][:, :2]
         metrics = {
             "loss/preference": terms.preference,
             "loss/sft": terms.sft,
-            "rewards/chosen": rewards[:, CHOSEN],
-            "rewards/rejected": rewards[:, REJECTED],
-            "rewards/margins": rewards[:, CHOSEN] - rewards[:, REJECTED],
-            "rewards/accuracies": (rewards[:, CHOSEN] > rewards[:, REJECTED]).double(),
-            "logps/chosen": pair[:, CHOSEN],
-            "logps/rejected": pair[:, REJECTED],
-            "logps/chosen_per_token": pair[:, CHOSEN] / lengths[:, CHOSEN],
-            "logps/rejected_per_token": pair[:, REJECTED] / lengths[:, REJECTED],
+            "rewards/chosen": rewards[CHOSEN],
+            "rewards/rejected": rewards[REJECTED],
+            "rewards/margins": rewards[CHOSEN] - rewards[REJECTED],
+            "rewards/accuracies": (rewards[CHOSEN] > rewards[REJECTED]).double(),
+            "logps/chosen": chosen,
+            "logps/rejected": rejected,
+            "logps/chosen_per_token": chosen / lengths[:, CHOSEN],
+            "logps/rejected_per_token": rejected / lengths[:, REJECTED],
         }
+        start = inputs["start_logps"].to(chosen).unbind(1) if "start_logps" in inputs else None
+        if start is None and self.starts_at_reference:
+            start = columns.reference
         if start is not None:
-            change = (pair - start.to(pair)).unbind(1)
+            change = (chosen - start[CHOSEN], rejected - start[REJECTED])
             # In 16 bits the same model gives other values in another batch.
             rounding = 5e-3 if self._half_precision else 1e-6
             metrics |= displacement_values(*change, *lengths.unbind(1), rounding=rounding)
         return metrics
 
-    def _at_training_step(
-        self, logps: torch.Tensor, reference: torch.Tensor, terms: LossTerms, inputs: dict[str, torch.Tensor]
-    ) -> None:
+    def _at_training_step(self, columns: Columns, terms: LossTerms, weights: torch.Tensor) -> None:
         """Check the start, before the first update; measure the two gradients, where it is their turn."""
         random = not self.args.disable_dropout or self.args.neftune_noise_alpha is not None
-        if not self._checked and self.starts_at_reference and not random:
-            self.self_check_results |= check_start(
-                logps[:, :2],
-                reference,
-                inputs["lengths"][:, :2],
-                terms.preference.item(),
-                beta=self.objective.beta,
-                half_precision=self._half_precision,
-            )
+        if not self._checked and self.needs_reference and self.starts_at_reference and not random:
+            self._check_start(columns, terms, weights)
         every = self.args.gradient_diagnostics_steps
         if every and self.state.global_step % every == 0 and len(self._rows) == 1:
             scaler = getattr(self.accelerator, "scaler", None)
             found = split_gradients(
-                terms.preference,
+                self.objective.preference_weight * terms.preference,
                 terms.sft,
                 self.model.parameters(),
-                sft_weight=self.objective.sft_weight,
+                sft_weight=self.objective.anchor.weight,
                 scale=1.0 if scaler is None else scaler.get_scale(),
             )
-            one = torch.ones(1, device=logps.device)
+            one = torch.ones(1, device=weights.device)
             self.train_meter.add({name: value * one for name, value in found.items()}, one)
+
+    def _check_start(self, columns: Columns, terms: LossTerms, weights: torch.Tensor) -> None:
+        """Hold the first loss to the objective's own value at pi = pi_ref, within what rounding can move it."""
+        if columns.reference is None:
+            return
+        expected = (weights * self.objective.at_reference(columns)).sum().item()
+        arrays = [
+            tuple(c.double().cpu().numpy() for c in field or ()) for field in (columns.reference, columns.lengths)
+        ]
+        _, slope, _ = self.objective.derivatives(Columns(logps=arrays[0], reference=arrays[0], lengths=arrays[1]))
+        self.self_check_results |= check_start(
+            torch.stack(columns.logps, 1),
+            torch.stack(tuple(columns.reference), 1),
+            torch.stack(tuple(columns.lengths or ()), 1),
+            terms.preference.item(),
+            expected=expected,
+            slope=float(np.abs(slope).sum(0).max()),
+            half_precision=self._half_precision,
+        )
 
     @property
     def _half_precision(self) -> bool:
@@ -302,3 +340,7 @@ class RPOTrainer(PairTrainer):
     def run_identity(self) -> dict[str, Any]:
         """Return objective, data, reference and pi_base: what a checkpoint can only be continued with."""
         return super().run_identity() | {"reference": self.reference.fingerprint(), "base": self.base.sources}
+
+
+class RPOTrainer(PreferenceTrainer):
+    """`PreferenceTrainer` by the name of its default objective: the RPO of `args.beta` and `args.eta`."""

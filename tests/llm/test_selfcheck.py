@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import models_for_tests
 import pytest
 import torch
@@ -59,21 +61,32 @@ def check(difference, half_precision):
             logps(-5.0, -9.0 + difference),
             LENGTHS,
             0.6931472,
-            beta=0.1,
+            expected=math.log(2),
+            slope=0.1,
             half_precision=half_precision,
         )
     except SelfCheckFailed:
         return None
 
 
-def test_preference_loss_must_be_ln_2():
-    with pytest.raises(SelfCheckFailed, match="0.700000 in place of ln 2"):
-        check_start(logps(-1.0, -2.0), logps(-1.0, -2.0), LENGTHS, 0.7, beta=0.1, half_precision=False)
+def test_preference_loss_must_be_its_value_at_the_reference():
+    with pytest.raises(SelfCheckFailed, match="0.700000 in place of 0.693147"):
+        check_start(
+            logps(-1.0, -2.0), logps(-1.0, -2.0), LENGTHS, 0.7, expected=math.log(2), slope=0.1, half_precision=False
+        )
 
 
 def test_nan_never_passes():
     with pytest.raises(SelfCheckFailed):
-        check_start(logps(float("nan"), -2.0), logps(-1.0, -2.0), LENGTHS, 0.6931472, beta=0.1, half_precision=False)
+        check_start(
+            logps(float("nan"), -2.0),
+            logps(-1.0, -2.0),
+            LENGTHS,
+            0.6931472,
+            expected=math.log(2),
+            slope=0.1,
+            half_precision=False,
+        )
     with pytest.raises(SelfCheckFailed, match="norm is nan"):
         check_gradient(float("nan"))
 
