@@ -13,10 +13,9 @@ import numpy as np
 
 from rpo.core import checks, numerics
 from rpo.core.errors import InvalidArgument
+from rpo.core.reduction import SFT_REDUCTIONS, check_weights, reduced
 
-SFT_REDUCTIONS = ("sequence_sum", "sequence_mean", "batch_token_mean")
 BASES = ("chosen", "rejected", "responses", "reference", "custom")
-WEIGHT_TOLERANCE = 1e-6
 
 
 class LossTerms(NamedTuple):
@@ -230,7 +229,7 @@ def _evaluate(
     for name, value in zip(names[1:], logps[1:], strict=True):
         checks.has_shape(name, value, tuple(logps[0].shape))
     weights = _like(weights, logps[0])
-    _check_weights(weights, logps[0])
+    check_weights(weights, logps[0])
     if base_logps is not None:
         base_logps, lengths, whose = numerics.promote(base_logps), base_lengths, "base_lengths"
         checks.has_shape("base_logps", base_logps, tuple(logps[0].shape))
@@ -244,22 +243,11 @@ def _evaluate(
             remedy="Pass base_logps, or use base='chosen'.",
         )
     if base_logps is not None:
-        base_logps = _reduce(base_logps, _like(lengths, base_logps), whose, weights, objective.sft_reduction)
-    return objective.terms(implicit_margins(*logps), base_logps, weights)
-
-
-def _check_weights(weights: Any, like: Any) -> None:
-    if weights is None:
-        return
-    checks.has_shape("weights", weights, tuple(like.shape))
-    total, least = float(weights.sum()), float(weights.min())
-    if not (least >= 0 and abs(total - 1.0) <= WEIGHT_TOLERANCE):
-        raise InvalidArgument(
-            "weights",
-            expected="entries >= 0 that sum to one",
-            got=f"a sum of {total!r} and a least entry of {least!r}",
-            remedy="Divide by the sum.",
+        lengths = _like(lengths, base_logps)
+        base_logps = reduced(
+            base_logps, lengths, weights, objective.sft_reduction, whose=whose, setting="sft_reduction"
         )
+    return objective.terms(implicit_margins(*logps), base_logps, weights)
 
 
 def _like(values: Any, logps: Any) -> Any:
@@ -269,23 +257,3 @@ def _like(values: Any, logps: Any) -> Any:
     if numerics.backend(logps) == "torch":
         return sys.modules["torch"].as_tensor(values, dtype=logps.dtype, device=logps.device)
     return np.asarray(values, dtype=logps.dtype)
-
-
-def _reduce(base_logps: Any, lengths: Any, whose: str, weights: Any, reduction: str) -> Any:
-    """Turn summed log-probabilities into values whose weighted mean is the reduction asked for."""
-    if reduction == "sequence_sum":
-        return base_logps
-    if lengths is None:
-        raise InvalidArgument(
-            whose,
-            expected=f"token counts for sft_reduction={reduction!r}",
-            got=None,
-            remedy="Pass them, or use sft_reduction='sequence_sum'.",
-        )
-    checks.has_shape(whose, lengths, tuple(base_logps.shape))
-    if not float(lengths.min()) > 0:
-        raise InvalidArgument(whose, expected="lengths > 0", got=float(lengths.min()), remedy="Drop empty responses.")
-    if reduction == "sequence_mean":
-        return base_logps / lengths
-    # sum(w logp) / sum(w T) = sum(w (logp / mean T)): the batch's token mean as a mean over pairs
-    return base_logps / numerics.weighted_mean(lengths, weights)
