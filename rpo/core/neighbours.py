@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from rpo.core import checks, numerics
 from rpo.core.errors import InvalidArgument
-from rpo.core.objectives import SFT_REDUCTIONS, LossTerms, _check_weights, _like, _reduce, preference_loss
+from rpo.core.objectives import LossTerms, _like, preference_loss
+from rpo.core.reduction import SFT_REDUCTIONS, check_weights, reduced
 
 
 class BradleyTerryTerms(NamedTuple):
@@ -41,15 +42,9 @@ class SFT:
         """
         logps = _vector("policy_logps", policy_logps)
         lengths, weights = _like(lengths, logps), _like(weights, logps)
-        _check_weights(weights, logps)
-        if lengths is None and self.reduction != "sequence_sum":
-            raise InvalidArgument(
-                "lengths",
-                expected=f"token counts for reduction={self.reduction!r}",
-                got=None,
-                remedy="Pass them, or use reduction='sequence_sum'.",
-            )
-        loss = numerics.weighted_mean(-_reduce(logps, lengths, "lengths", weights, self.reduction), weights)
+        check_weights(weights, logps)
+        values = reduced(logps, lengths, weights, self.reduction, whose="lengths", setting="reduction")
+        loss = numerics.weighted_mean(-values, weights)
         return loss, LossTerms(preference=float("nan"), sft=loss)
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,7 +78,7 @@ class BradleyTerry:
         chosen, rejected = _vector("chosen_rewards", chosen_rewards), numerics.promote(rejected_rewards)
         checks.has_shape("rejected_rewards", rejected, tuple(chosen.shape))
         weights = _like(weights, chosen)
-        _check_weights(weights, chosen)
+        check_weights(weights, chosen)
         preference = numerics.weighted_mean(preference_loss(chosen - rejected, beta=1.0), weights)
         centering = numerics.weighted_mean((chosen + rejected) ** 2, weights)
         # At 0 centering is reported but left out: 0 * inf would be NaN.

@@ -18,11 +18,10 @@ from rpo.core.columns import Columns
 from rpo.core.errors import InvalidArgument
 from rpo.core.jets import Jet
 from rpo.core.links import Link, LogRatio
+from rpo.core.reduction import SFT_REDUCTIONS, check_weights, reduced
 from rpo.core.shapes import Logistic, MarginShape, Shape
 
-SFT_REDUCTIONS = ("sequence_sum", "sequence_mean", "batch_token_mean")
 BASES = ("chosen", "rejected", "responses", "reference", "custom")
-WEIGHT_TOLERANCE = 1e-6
 
 
 class LossTerms(NamedTuple):
@@ -169,7 +168,7 @@ class Objective(ABC):
         for name, value in logps.items():
             checks.has_shape(name, value, tuple(policy.shape))
         weights = _like(weights, policy)
-        _check_weights(weights, policy)
+        check_weights(weights, policy)
         lengths = _like(chosen_lengths, policy), _like(rejected_lengths, policy)
         if "lengths" in self.needs:
             for name, value in zip(("chosen_lengths", "rejected_lengths"), lengths, strict=True):
@@ -197,7 +196,8 @@ class Objective(ABC):
                 remedy="Pass base_logps, or use base='chosen'.",
             )
         if base_logps is not None:
-            base_logps = _reduce(base_logps, _like(of_base, base_logps), whose, weights, anchor.reduction)
+            of_base = _like(of_base, base_logps)
+            base_logps = reduced(base_logps, of_base, weights, anchor.reduction, whose=whose, setting="sft_reduction")
         return self._total(numerics.weighted_mean(self.per_pair(columns), weights), base_logps, weights, None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -345,20 +345,6 @@ class DPO(Objective):
         return Anchor(role=self.base)
 
 
-def _check_weights(weights: Any, like: Any) -> None:
-    if weights is None:
-        return
-    checks.has_shape("weights", weights, tuple(like.shape))
-    total, least = float(weights.sum()), float(weights.min())
-    if not (least >= 0 and abs(total - 1.0) <= WEIGHT_TOLERANCE):
-        raise InvalidArgument(
-            "weights",
-            expected="entries >= 0 that sum to one",
-            got=f"a sum of {total!r} and a least entry of {least!r}",
-            remedy="Divide by the sum.",
-        )
-
-
 def _like(values: Any, logps: Any) -> Any:
     """Return `values` (None, a sequence, an array) in the backend and precision of `logps`."""
     if values is None:
@@ -366,24 +352,3 @@ def _like(values: Any, logps: Any) -> Any:
     if numerics.backend(logps) == "torch":
         return sys.modules["torch"].as_tensor(values, dtype=logps.dtype, device=logps.device)
     return np.asarray(values, dtype=logps.dtype)
-
-
-def _reduce(base_logps: Any, lengths: Any, whose: str, weights: Any, reduction: str) -> Any:
-    """Turn summed log-probabilities into values whose weighted mean is the reduction asked for."""
-    if reduction == "sequence_sum":
-        return base_logps
-    remedy = "Pass them, or use sft_reduction='sequence_sum'."
-    _require_lengths(whose, lengths, base_logps, f"sft_reduction={reduction!r}", remedy)
-    if reduction == "sequence_mean":
-        return base_logps / lengths
-    # sum(w logp) / sum(w T) = sum(w (logp / mean T)): the batch's token mean as a mean over pairs
-    return base_logps / numerics.weighted_mean(lengths, weights)
-
-
-def _require_lengths(name: str, lengths: Any, like: Any, whose: str, remedy: str) -> None:
-    """Refuse token counts that are missing, of another shape or not above zero; whose: what asks for them."""
-    if lengths is None:
-        raise InvalidArgument(name, expected=f"token counts for {whose}", got=None, remedy=remedy)
-    checks.has_shape(name, lengths, tuple(like.shape))
-    if not float(lengths.min()) > 0:
-        raise InvalidArgument(name, expected="lengths > 0", got=float(lengths.min()), remedy="Drop empty responses.")

@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 
 import torch
 
+from rpo.core.reduction import over_tokens
 from rpo.llm.data.pairs import TokenizedPair
 
 
 class BaseLogps(NamedTuple):
-    """base_logps (B,) in nats and base_lengths (B,) or None, as the objective takes them."""
+    """base_logps (B,), reduced already, and base_lengths (B,) of one token each, by which the objective divides."""
 
     logps: torch.Tensor
-    lengths: torch.Tensor | None
+    lengths: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,9 @@ class BaseSlots:
         "batch_token_mean" does not depend on how it is split.
         """
         weights = torch.tensor(self.weights(logps.shape[1]), dtype=logps.dtype, device=logps.device)
-        if sft_reduction == "sequence_mean":
-            return BaseLogps((logps / lengths * weights).sum(1), torch.ones_like(logps[:, 0]))
-        summed = (logps * weights).sum(1)
-        if sft_reduction == "batch_token_mean":
-            return BaseLogps(summed, mean_length.to(summed).expand_as(summed))
-        return BaseLogps(summed, None)
+        # Each response by its own length before they are mixed: a mean of means, not the mixed sum by a mixed length.
+        mixed = (over_tokens(logps, lengths, sft_reduction, mean_length) * weights).sum(1)
+        return BaseLogps(mixed, torch.ones_like(mixed))
 
 
 def with_samples(pairs: Sequence[TokenizedPair], samples: Sequence[Sequence[Any]]) -> list[TokenizedPair]:

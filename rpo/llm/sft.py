@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
 from rpo.core.neighbours import SFT
+from rpo.core.reduction import over_tokens
 from rpo.llm.adapters import with_adapter
 from rpo.llm.collate import PairCollator
 from rpo.llm.config import TrainerConfig
@@ -109,11 +110,9 @@ class SFTTrainer(PairTrainer):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss, its one term, and log-probabilities, summed and a token."""
         logps, lengths = scores[:, 0], inputs["lengths"][:, 0]
-        divided = lengths
-        if self.objective.reduction == "batch_token_mean":
-            # The mean length of the whole batch makes the tokens of every part of it count alike.
-            divided = (totals[1] / totals[0]).expand_as(logps)
-        loss, terms = self.objective(logps, lengths=divided, weights=weights)
+        # The mean length of the whole batch makes the tokens of every part of it count alike.
+        values = over_tokens(logps, lengths, self.objective.reduction, totals[1] / totals[0])
+        loss, terms = self.objective(values, lengths=torch.ones_like(values), weights=weights)
         metrics = {"loss/sft": terms.sft, "logps/response": logps, "logps/response_per_token": logps / lengths}
         return loss, metrics
 

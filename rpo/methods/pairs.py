@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
 from rpo.core.links import Link, LogRatio
-from rpo.core.objectives import SFT_REDUCTIONS, Anchor, Objective
+from rpo.core.objectives import Anchor, Objective
+from rpo.core.reduction import SFT_REDUCTIONS
 from rpo.core.shapes import Hinge, Logistic, LogisticExponential, ReverseLabels, Shape, Square
 
 

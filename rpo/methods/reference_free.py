@@ -8,7 +8,8 @@ from rpo.core import checks, numerics
 from rpo.core.divergences import Alpha
 from rpo.core.errors import InvalidArgument
 from rpo.core.links import Link, LogOdds, LogRatio
-from rpo.core.objectives import SFT_REDUCTIONS, Anchor, Objective
+from rpo.core.objectives import Anchor, Objective
+from rpo.core.reduction import SFT_REDUCTIONS
 from rpo.core.shapes import Logistic, Pointwise, Shape
 
 
