@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,26 +24,6 @@ class LossTerms(NamedTuple):
 
     preference: Any
     sft: Any
-
-
-@runtime_checkable
-class Objective(Protocol):
-    """What solvers and trainers need of an objective."""
-
-    @property
-    def beta(self) -> float: ...
-    @property
-    def eta(self) -> float: ...
-    @property
-    def sft_weight(self) -> float: ...
-    @property
-    def base(self) -> str: ...
-    @property
-    def sft_reduction(self) -> str: ...
-    def terms(
-        self, margins: Any, base_logps: Any = None, weights: Any = None, base_weights: Any = None
-    ) -> tuple[Any, LossTerms]: ...
-    def to_dict(self) -> dict[str, Any]: ...
 
 
 def preference_loss(margins: Any, beta: float) -> Any:
@@ -207,8 +187,27 @@ class DPO:
         return {"name": type(self).__name__, **asdict(self)}
 
 
+Objective = RPO | DPO
+
+
+def check_objective(value: object, name: str = "objective") -> Objective:
+    """Return `value`, or refuse anything but an RPO or DPO itself.
+
+    Solvers and certificates use derivatives and signs of these two losses that a subclass, which may override
+    any of them, does not promise.
+    """
+    if type(value) in (RPO, DPO):
+        return value  # type: ignore[return-value]
+    raise InvalidArgument(
+        name,
+        expected="an RPO or a DPO, not a subclass or another loss",
+        got=f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__,
+        remedy="Pass rpo.RPO(beta=0.1, eta=0.05) or rpo.DPO(beta=0.1): only their derivatives are known here.",
+    )
+
+
 def _evaluate(
-    objective: RPO | DPO,
+    objective: Objective,
     pair_logps: tuple[Any, ...],
     base_logps: Any,
     chosen_lengths: Any,
