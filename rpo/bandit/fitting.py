@@ -20,7 +20,7 @@ from rpo.bandit.solver.saddle import Saddle, build_saddle
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
-from rpo.core.objectives import DPO, Objective
+from rpo.core.objectives import DPO, Solvable
 from rpo.core.records import Run
 
 OPTIMIZERS = ("newton", "lbfgs", "gradient_descent")
@@ -30,7 +30,7 @@ MAX_NEWTON_PARAMETERS = 2000
 def fit(
     policy: SoftmaxPolicy,
     data: PreferenceCounts,
-    objective: Objective,
+    objective: Solvable,
     *,
     optimizer: str = "newton",
     learning_rate: float = 1.0,
@@ -162,7 +162,7 @@ class _Pullback:
 
 
 def maximum_likelihood_reward(
-    problem: ContextualBandit, data: PreferenceCounts, objective: Objective
+    problem: ContextualBandit, data: PreferenceCounts, objective: Solvable
 ) -> tuple[Array | None, dict[str, Any] | None]:
     """Return (r_MLE (X, A), its class): the proxy; unconstrained where it exists, else in Box(reward_bound)."""
     plain = DPO(beta=objective.beta, base="reference")

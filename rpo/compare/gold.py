@@ -29,7 +29,7 @@ from rpo.compare.training import fit_language_model
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
-from rpo.core.objectives import DPO, RPO, Objective
+from rpo.core.objectives import DPO, RPO, Solvable
 from rpo.core.progress import track
 from rpo.core.records import environment
 from rpo.plotting.overoptimization import REFERENCE
@@ -141,7 +141,7 @@ def gold_experiment(
         connected_preferences(problem, num_preferences, label_smoothing=label_smoothing, rng=child)
         for child in data_rng.spawn(total)
     ]
-    methods: dict[str, list[Objective]] = {"DPO": [DPO(beta=beta) for beta in path]}
+    methods: dict[str, list[Solvable]] = {"DPO": [DPO(beta=beta) for beta in path]}
     methods |= {f"RPO, eta = {eta!r}": [RPO(beta=beta, eta=eta) for beta in path] for eta in strengths}
 
     wins = np.stack([data.wins() for data, _ in drawn])
@@ -237,7 +237,7 @@ class _Seed(NamedTuple):
         return row
 
 
-def _solve_path(problem: ContextualBandit, wins: Array, objectives: Sequence[Objective]) -> list[BatchSolution]:
+def _solve_path(problem: ContextualBandit, wins: Array, objectives: Sequence[Solvable]) -> list[BatchSolution]:
     """Return every draw's certified optimum along the path, each started from the reward before."""
     found: list[BatchSolution] = []
     for objective in objectives:
@@ -272,7 +272,7 @@ def _best_of_n_rows(
 
 
 def _train_path(
-    lm: EnumerableLM, item: _Seed, objectives: Sequence[Objective], *, steps: int, learning_rate: float
+    lm: EnumerableLM, item: _Seed, objectives: Sequence[Solvable], *, steps: int, learning_rate: float
 ) -> tuple[list[EnumerableLM], list[str]]:
     """Return the policies trained along the path, each from the weights of the one before, and their statuses."""
     policies: list[EnumerableLM] = []

@@ -19,7 +19,7 @@ from rpo.compare.enumerable import EnumerableLM
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import NonFiniteLoss
-from rpo.core.objectives import Objective
+from rpo.core.objectives import Solvable
 from rpo.core.progress import track
 from rpo.core.records import Run
 
@@ -27,7 +27,7 @@ from rpo.core.records import Run
 def fit_language_model(
     lm: EnumerableLM,
     data: PreferenceCounts,
-    objective: Objective,
+    objective: Solvable,
     *,
     problem: ContextualBandit | None = None,
     start: EnumerableLM | None = None,
@@ -71,7 +71,7 @@ def fit_language_model(
         logps = policy.logps()
         # pi_base = chosen needs nothing more: the objective takes the chosen log-probabilities.
         base_logps = None if objective.base == "chosen" else (base * logps).sum(-1)[x]
-        loss, terms = objective(  # type: ignore[operator]
+        loss, terms = objective(
             logps[x, chosen],
             logps[x, rejected],
             reference[x, chosen],

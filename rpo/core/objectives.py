@@ -21,6 +21,8 @@ from rpo.core.links import Link, LogRatio
 from rpo.core.reduction import SFT_REDUCTIONS, check_weights, reduced
 from rpo.core.shapes import Logistic, MarginShape, Shape
 
+# What solvers and trainers evaluate; a method says what it is through link, shape, anchor and preference_weight.
+FORMULA = ("__call__", "terms", "per_pair", "rewards", "at_reference", "derivatives", "_total")
 BASES = ("chosen", "rejected", "responses", "reference", "custom")
 
 
@@ -52,7 +54,19 @@ class Objective(ABC):
 
     A method is a frozen dataclass of its own symbols that says which `link`, which `shape` and, where it has an SFT
     term, which `anchor` and `preference_weight`; docs/guides/own_method.md shows one. Instances are called like `RPO`.
+    A subclass that overrides the formula itself is refused: solvers and trainers would not see what it does.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in FORMULA:
+            if name in vars(cls):
+                raise InvalidArgument(
+                    cls.__name__,
+                    expected="link, shape, anchor and preference_weight of its own, and nothing else of the formula",
+                    got=f"its own {name}",
+                    remedy="Write the loss as a Shape; rpo/core/shapes.py has examples.",
+                )
 
     @property
     @abstractmethod
@@ -172,9 +186,8 @@ class Objective(ABC):
         lengths = _like(chosen_lengths, policy), _like(rejected_lengths, policy)
         if "lengths" in self.needs:
             for name, value in zip(("chosen_lengths", "rejected_lengths"), lengths, strict=True):
-                _require_lengths(
-                    name, value, policy, type(self).__name__, "Pass the number of tokens of each response."
-                )
+                remedy = "Pass the number of tokens of each response."
+                require_lengths(name, value, policy, type(self).__name__, remedy=remedy)
         columns = Columns(
             logps=(policy, logps["policy_rejected_logps"]),
             reference=None
@@ -343,6 +356,27 @@ class DPO(Objective):
     def anchor(self) -> Anchor:
         """The SFT term at weight 0, under `base`."""
         return Anchor(role=self.base)
+
+
+# The objectives whose optima `rpo.bandit.solve` certifies.
+Solvable = RPO | DPO
+
+
+def check_objective(value: object, name: str = "objective") -> Solvable:
+    """Return `value`, or refuse anything but an RPO or DPO itself.
+
+    Solvers and certificates use derivatives and signs of these two losses that a subclass, which may override
+    any of them, does not promise.
+    """
+    if type(value) in (RPO, DPO):
+        return value  # type: ignore[return-value]
+    raise InvalidArgument(
+        name,
+        expected="an RPO or a DPO, not a subclass or another loss",
+        got=f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__,
+        remedy="Pass rpo.RPO(beta=0.1, eta=0.05) or rpo.DPO(beta=0.1): only their optima are certified here; "
+        "rpo.fit minimises any objective.",
+    )
 
 
 def _like(values: Any, logps: Any) -> Any:

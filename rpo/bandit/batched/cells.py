@@ -17,7 +17,7 @@ from rpo.bandit.data import Index
 from rpo.bandit.solver.reward_side import PenaltyAlone
 from rpo.core.checks import Array
 from rpo.core.numerics import log_softmax
-from rpo.core.objectives import Objective, preference_derivatives
+from rpo.core.objectives import Solvable, preference_derivatives
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ class Cells:
         )
 
 
-def minimizers_exist(wins: Array, d: Array, base: Array, support: Any, objective: Objective) -> NDArray[np.bool_]:
+def minimizers_exist(wins: Array, d: Array, base: Array, support: Any, objective: Solvable) -> NDArray[np.bool_]:
     """Test existence per instance: the reachability of `existence.minimizer_exists`, by boolean closure."""
     s, x, a, _ = wins.shape
     if objective.eta > 0 and (d > 0).all() and ((base > 0) | ~np.broadcast_to(support, base.shape)).all():

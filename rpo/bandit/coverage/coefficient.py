@@ -234,8 +234,8 @@ def _verdict(
     if length > 0:
         direction = direction / length
         lower = max(0.0, float(problem.d0 @ ((pi - b) * direction).sum(axis=1)))
+    good = abs(value - lower) <= RELATIVE_GAP * value
     value = max(value, lower)  # they may cross by a rounding
-    good = value - lower <= RELATIVE_GAP * value
     method = CONE_PROGRAM if solvers else CLOSED_FORM
     message = f"C = {value:.6g} by {method}; the definition attains {lower:.6g}."
     if problem.reward is None:

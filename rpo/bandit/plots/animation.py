@@ -18,7 +18,7 @@ from rpo.bandit.policies import SoftmaxPolicy
 from rpo.bandit.problem import ContextualBandit
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument, OutputError
-from rpo.core.objectives import DPO, RPO, Objective
+from rpo.core.objectives import DPO, RPO, Solvable
 from rpo.plotting import COLORS, new_figure, style
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def run_frame(
         steps = sorted({0, *(checks.integer("points", v, minimum=0) for v in values)})
         start = problem.softmax_policy() if policy is None else policy
         rows = []
-        pair: tuple[tuple[str, Objective], ...] = (("DPO", DPO(beta=beta)), ("RPO", RPO(beta=beta, eta=eta)))
+        pair: tuple[tuple[str, Solvable], ...] = (("DPO", DPO(beta=beta)), ("RPO", RPO(beta=beta, eta=eta)))
         for method, objective in pair:
             rows += [
                 {"method": method, **row}
@@ -166,7 +166,7 @@ def animate_run(
 
 
 def _step_rows(
-    policy: SoftmaxPolicy, data: PreferenceCounts, objective: Objective, steps: list[int], *, learning_rate: float
+    policy: SoftmaxPolicy, data: PreferenceCounts, objective: Solvable, steps: list[int], *, learning_rate: float
 ) -> list[dict[str, Any]]:
     """Return metrics and policy at these step counts; each leg of `fit` starts where the last ended."""
     rows, current, done = [], policy, 0
@@ -182,7 +182,7 @@ def _step_rows(
     return rows
 
 
-def _leg(policy: SoftmaxPolicy, data: PreferenceCounts, objective: Objective, steps: int, rate: float) -> Any:
+def _leg(policy: SoftmaxPolicy, data: PreferenceCounts, objective: Solvable, steps: int, rate: float) -> Any:
     return fit(
         policy, data, objective, optimizer="gradient_descent", learning_rate=rate, max_steps=steps, log_every=steps,
         tolerance=1e-300, proxy_reward=None,

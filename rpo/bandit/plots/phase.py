@@ -15,7 +15,7 @@ from rpo.bandit.maximin import default_class
 from rpo.bandit.problem import ContextualBandit
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
-from rpo.core.objectives import DPO, RPO, Objective
+from rpo.core.objectives import DPO, RPO, Solvable
 from rpo.core.progress import track
 from rpo.plotting import COLORS, new_figure, style
 
@@ -78,7 +78,7 @@ def phase_frame(
             drawn = [p.sample_preferences(size, rng=stream) for p, (_, stream) in zip(problems, streams, strict=True)]
             wins = np.stack([counts.wins() for counts in drawn])
             b, e = (rule(size) if callable(rule) else rule for rule in (beta, eta))
-            objectives: tuple[Objective, Objective] = (DPO(beta=b), RPO(beta=b, eta=e))
+            objectives: tuple[Solvable, Solvable] = (DPO(beta=b), RPO(beta=b, eta=e))
             for method, objective in zip(METHODS, objectives, strict=True):
                 solved = solve_batch(wins, objective, reference=first.reference, reward_class=default_class(first))
                 for seed, problem in enumerate(problems):

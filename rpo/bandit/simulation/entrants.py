@@ -19,7 +19,7 @@ from rpo.bandit.simulation.grid import digest, qualified_name
 from rpo.bandit.solver.saddle import PROMPT_WEIGHTS
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
-from rpo.core.objectives import DPO, RPO, Objective
+from rpo.core.objectives import DPO, RPO, Objective, check_objective
 
 CLASSES = ("box", "unconstrained", "ball")
 OBJECTIVES: dict[str, type] = {"RPO": RPO, "DPO": DPO}
@@ -119,6 +119,7 @@ class Template:
         if isinstance(made, Baseline):
             return made
         if isinstance(made, Objective):
+            check_objective(made, f"methods: {self.name}")
             method = dataclasses.replace(self.maximin or Maximin(made), objective=made)
             if (made.base == "custom") != (method.base_policy is not None):
                 raise InvalidArgument(

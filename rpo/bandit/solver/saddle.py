@@ -13,12 +13,12 @@ from scipy.special import entr, rel_entr
 
 from rpo.bandit.data import Index, PreferenceCounts
 from rpo.bandit.problem import ContextualBandit
-from rpo.bandit.reward_class import LinearBall, RewardClass
+from rpo.bandit.reward_class import LinearBall, RewardClass, check_reward_class
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
 from rpo.core.numerics import log_softmax, sigmoid
-from rpo.core.objectives import LossTerms, Objective
+from rpo.core.objectives import LossTerms, Solvable, check_objective
 
 PROMPT_WEIGHTS = ("data", "population")
 
@@ -31,7 +31,7 @@ class Saddle:
     weights: (K,), weights = n / N. Source: paper, Eq. (3.1)-(3.3), (5.4).
     """
 
-    objective: Objective
+    objective: Solvable
     reward_class: RewardClass
     log_reference: Array
     base: Array
@@ -121,7 +121,7 @@ class Saddle:
 def build_saddle(
     problem: ContextualBandit,
     data: PreferenceCounts,
-    objective: Objective,
+    objective: Solvable,
     reward_class: RewardClass,
     *,
     prompt_weights: str = "data",
@@ -133,13 +133,10 @@ def build_saddle(
     "data" their weight is zero. A response here is one token: every sft_reduction is the same.
     """
     checks.one_of("prompt_weights", prompt_weights, PROMPT_WEIGHTS)
-    if not hasattr(reward_class, "support_gap"):
-        raise InvalidArgument(
-            "reward_class",
-            expected="Unconstrained(), Box(R) or LinearBall(features, B)",
-            got=repr(reward_class),
-            remedy="Pass Box(3.0) rather than 3.0, for example.",
-        )
+    checks.instance("problem", problem, ContextualBandit)
+    checks.instance("data", data, PreferenceCounts)
+    check_objective(objective)
+    check_reward_class(reward_class)
     shape = problem.reference.shape
     if (data.num_prompts, data.num_responses) != shape:
         raise InvalidArgument(
@@ -182,7 +179,7 @@ def build_saddle(
     )
 
 
-def _base_table(problem: ContextualBandit, data: PreferenceCounts, objective: Objective, base_policy: Any) -> Array:
+def _base_table(problem: ContextualBandit, data: PreferenceCounts, objective: Solvable, base_policy: Any) -> Array:
     check_base(objective, base_policy)
     if base_policy is not None:
         return checks.probabilities("base_policy", base_policy, shape=problem.reference.shape)
@@ -192,7 +189,7 @@ def _base_table(problem: ContextualBandit, data: PreferenceCounts, objective: Ob
     return np.where(frequencies.sum(axis=1, keepdims=True) > 0, frequencies, problem.reference)
 
 
-def check_base(objective: Objective, base_policy: Any) -> None:
+def check_base(objective: Solvable, base_policy: Any) -> None:
     """Refuse a base_policy without objective.base "custom", and "custom" without one."""
     if (objective.base == "custom") != (base_policy is not None):
         raise InvalidArgument(

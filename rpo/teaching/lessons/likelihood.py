@@ -18,7 +18,7 @@ from rpo.bandit.problem import ContextualBandit
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
-from rpo.core.objectives import Objective, preference_derivatives
+from rpo.core.objectives import Solvable, preference_derivatives
 from rpo.core.records import Run
 from rpo.plotting import COLORS, CYCLE, new_figure, style
 
@@ -227,7 +227,7 @@ def _draw_mass(axis: Any, run: Run) -> None:
 
 
 def forces(
-    lm: EnumerableLM, data: PreferenceCounts, objective: Objective, *, reference: EnumerableLM | None = None
+    lm: EnumerableLM, data: PreferenceCounts, objective: Solvable, *, reference: EnumerableLM | None = None
 ) -> pandas.DataFrame:
     """Return what moves each chosen log-probability at `lm`, to first order, per unit of gradient descent's rate.
 

@@ -21,7 +21,7 @@ from rpo.bandit.solver.saddle import build_saddle
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
-from rpo.core.objectives import DPO, RPO, Objective
+from rpo.core.objectives import DPO, RPO, Solvable
 from rpo.core.records import Run
 from rpo.plotting import COLORS, new_figure, style
 
@@ -83,7 +83,7 @@ def implicit_reward(problem: ContextualBandit, solution: Solution, *, prompt: in
 
 
 def reward_and_loss(
-    problem: ContextualBandit, data: PreferenceCounts, objective: Objective, *, tables: int = 4, rng: Any
+    problem: ContextualBandit, data: PreferenceCounts, objective: Solvable, *, tables: int = 4, rng: Any
 ) -> pandas.DataFrame:
     """Return max over pi of phi(pi, r) and the loss of pi_r for random reward tables r, standard normal.
 
@@ -102,7 +102,7 @@ def reward_and_loss(
 
 
 def pushes(
-    problem: ContextualBandit, data: PreferenceCounts, objective: Objective, *, policy: Array | None = None
+    problem: ContextualBandit, data: PreferenceCounts, objective: Solvable, *, policy: Array | None = None
 ) -> pandas.DataFrame:
     """Return what gradient descent of rate one adds to each logit of a table, term by term, first prompt.
 
@@ -145,7 +145,7 @@ def unseen(problem: ContextualBandit, data: PreferenceCounts) -> NDArray[np.bool
 def move_mass(
     problem: ContextualBandit,
     data: PreferenceCounts,
-    objective: Objective,
+    objective: Solvable,
     policy: Array,
     masses: Sequence[float] | Array = MASSES,
 ) -> pandas.DataFrame:
@@ -198,7 +198,7 @@ def shadow(problem: ContextualBandit, data: PreferenceCounts, *, beta: float, et
     Left: the certified policy, the table trained on the loss, pi_ref and pi_base. Right: DPO's loss is flat, RPO's
     has its minimum at the base's mass. Both losses are counted from their least value.
     """
-    objective: Objective = RPO(beta=beta, eta=eta, base=base) if eta > 0 else DPO(beta=beta, base=base)
+    objective: Solvable = RPO(beta=beta, eta=eta, base=base) if eta > 0 else DPO(beta=beta, base=base)
     theory = solve(problem, data, objective, reward_class=Unconstrained(), method="newton")
     table = fit(problem.softmax_policy(), data, objective, proxy_reward=None)
     position, base_mass = np.arange(problem.num_responses), theory.saddle.base[0]
