@@ -7,7 +7,7 @@ from typing import Any
 
 from rpo.core.errors import InvalidArgument
 from rpo.core.neighbours import SFT, BradleyTerry
-from rpo.core.objectives import Objective, check_objective
+from rpo.core.objectives import Objective, check_objective, require_objective
 from rpo.core.records import Run
 
 
@@ -25,7 +25,7 @@ def fit(policy: Any, data: Any, objective: Objective | SFT | BradleyTerry | None
     if isinstance(policy, SoftmaxPolicy):
         from rpo.bandit.fitting import fit as fit_table
 
-        return fit_table(policy, data, check_objective(objective), **options)
+        return fit_table(policy, data, require_objective(objective), **options)
     # Without torch loaded the policy cannot be one of its models: do not load it to find out.
     if type(policy).__module__.startswith("rpo.compare"):
         from rpo.compare.enumerable import EnumerableLM
@@ -36,8 +36,8 @@ def fit(policy: Any, data: Any, objective: Objective | SFT | BradleyTerry | None
     if isinstance(policy, (str, os.PathLike)) or hasattr(policy, "generate"):
         from rpo.llm.fitting import fit as fit_llm
 
-        if objective is not None and type(objective) not in (SFT, BradleyTerry):
-            check_objective(objective)
+        if objective is not None and not isinstance(objective, (SFT, BradleyTerry)):
+            require_objective(objective)
         return fit_llm(policy, data, objective, **options)
     raise InvalidArgument(
         "policy",

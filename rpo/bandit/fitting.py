@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,17 @@ from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, RewardClass, Unconstrained
 from rpo.bandit.solver.existence import minimizer_exists
 from rpo.bandit.solver.newton import Derivatives, minimize_box
-from rpo.bandit.solver.reward_side import blocks, derivatives
+from rpo.bandit.solver.reward_side import blocks
 from rpo.bandit.solver.saddle import Saddle, build_saddle
 from rpo.core import checks
 from rpo.core.checks import Array
+from rpo.core.divergences import KL
 from rpo.core.errors import InvalidArgument
-from rpo.core.objectives import DPO, Solvable
+from rpo.core.links import LogRatio
+from rpo.core.numerics import log_softmax
+from rpo.core.objectives import DPO, RPO, Objective, require_objective
 from rpo.core.records import Run
+from rpo.core.shapes import Hinge, MarginShape
 
 OPTIMIZERS = ("newton", "lbfgs", "gradient_descent")
 MAX_NEWTON_PARAMETERS = 2000
@@ -30,9 +35,9 @@ MAX_NEWTON_PARAMETERS = 2000
 def fit(
     policy: SoftmaxPolicy,
     data: PreferenceCounts,
-    objective: Solvable,
+    objective: Objective,
     *,
-    optimizer: str = "newton",
+    optimizer: str | None = None,
     learning_rate: float = 1.0,
     max_steps: int = 500,
     tolerance: float = 1e-10,
@@ -44,11 +49,19 @@ def fit(
 ) -> Run:
     """Minimise the objective over a softmax policy's parameters, full batch, and record the path.
 
-    optimizer: "newton" (at most 2,000 parameters), "lbfgs" or "gradient_descent" (learning_rate is
-    the step on the plain gradient). Stops when no gradient entry exceeds `tolerance`, or after
-    max_steps. proxy_reward: (X, A), None, or "mle", the maximum-likelihood reward (Unconstrained
-    where it exists, else Box(reward_bound), else left out). Raises InvalidArgument.
+    objective: any; a response here is one token. optimizer: "newton" (at most 2,000 parameters), "lbfgs" or
+    "gradient_descent" (learning_rate is the step on the plain gradient); by default Newton where the loss is convex in
+    the logits and smooth, else lbfgs and then Newton, whose end is a stationary point. Stops when no gradient entry
+    exceeds `tolerance`, or after max_steps. proxy_reward: (X, A), None, or "mle", the maximum-likelihood reward
+    (Unconstrained where it exists, else Box(reward_bound), else left out). Raises InvalidArgument.
     """
+    convex = convex_in_logits(require_objective(objective))
+    small = policy.parameters.size <= MAX_NEWTON_PARAMETERS
+    smooth = not isinstance(objective.shape, Hinge)
+    # Newton's method finishes what lbfgs leaves at a slope of about 1e-8.
+    polish = optimizer is None and small and smooth
+    if optimizer is None:
+        optimizer = "newton" if convex and small and smooth else "lbfgs"
     checks.one_of("optimizer", optimizer, OPTIMIZERS)
     rate = checks.positive("learning_rate", learning_rate)
     steps = checks.integer("max_steps", max_steps, minimum=1)
@@ -65,7 +78,7 @@ def fit(
         proxy_class = None if proxy_reward is None else {"name": "given"}
         if proxy_reward is not None:
             proxy_reward = checks.finite("proxy_reward", proxy_reward, shape=problem.reference.shape)
-    pull = _Pullback(saddle, policy)
+    pull = _Loss(saddle, policy)
     start = policy.parameters.ravel()
     history: list[dict[str, float]] = []
     step = 0
@@ -81,17 +94,20 @@ def fit(
         step += 1
         record(parameters)
 
+    def newton(at: Array) -> Array:
+        free = np.full(at.size, np.inf)
+        return minimize_box(pull.derivatives, at, -free, free, max_iterations=steps - step, on_iterate=advance).x
+
     record(start)
     if optimizer == "newton":
-        if start.size > MAX_NEWTON_PARAMETERS:
+        if not small:
             raise InvalidArgument(
                 "optimizer",
                 expected=f"at most {MAX_NEWTON_PARAMETERS} parameters for 'newton'",
                 got=f"{start.size}",
                 remedy="Use optimizer='lbfgs'.",
             )
-        unbounded = np.full(start.size, np.inf)
-        final = minimize_box(pull.derivatives, start, -unbounded, unbounded, max_iterations=steps, on_iterate=advance).x
+        final = newton(start)
     elif optimizer == "lbfgs":
         final = minimize(
             lambda p: pull.derivatives(p, hessian=False)[:2],
@@ -101,6 +117,8 @@ def fit(
             callback=lambda intermediate_result: advance(intermediate_result.x),
             options={"maxiter": steps, "maxfun": 20 * steps, "gtol": limit, "ftol": 1e-18, "maxcor": 30},
         ).x
+        if polish and step < steps:
+            final = newton(final)
     else:
         final = start
         for _ in range(steps):
@@ -115,9 +133,10 @@ def fit(
     trained = policy.with_parameters(final.reshape(policy.parameters.shape))
     converged = slope <= limit
     message = f"largest gradient entry {slope:.1e} after {step} steps of {optimizer}"
-    existence = minimizer_exists(saddle)
-    if not existence.exists:
+    if type(objective) in (RPO, DPO) and not (existence := minimizer_exists(saddle)).exists:
         message += f"; over all tables no minimiser exists: {existence.reason}"
+    if not convex:
+        message += "; the loss is not convex in the logits, so this is a stationary point"
     return Run(
         label=label or ("table" if isinstance(policy, TabularSoftmaxPolicy) else "linear softmax"),
         objective=objective.to_dict(),
@@ -140,32 +159,60 @@ def fit(
     )
 
 
-class _Pullback:
-    """The loss and its derivatives in a softmax policy's parameters."""
+class _Loss:
+    """Any objective and its derivatives in a softmax policy's parameters, through the log-probabilities of pairs."""
 
     def __init__(self, saddle: Saddle, policy: SoftmaxPolicy) -> None:
-        self.saddle, self.beta = saddle, saddle.objective.beta
+        self.saddle, self.objective = saddle, saddle.objective
         design = policy.design
         self.parts = [(block, design[block.prompt, block.support]) for block in blocks(saddle)]
+        self.of_prompt = [np.flatnonzero(saddle.prompt == block.prompt) for block, _ in self.parts]
 
     def derivatives(self, parameters: Array, *, hessian: bool = True) -> Derivatives:
-        """Return loss, gradient (P,) and Hessian (P, P), through r = beta * offset."""
-        size = parameters.size
-        value, g, h = 0.0, np.zeros(size), np.zeros((size, size) if hessian else (0, 0))
+        """Return loss, gradient (P,) and Hessian (P, P).
+
+        With slopes q in log pi, pulled back through log pi = t - logsumexp(t): q - pi sum(q), and for the Hessian H
+        in log pi: (I - 1 pi')' H (I - 1 pi') - sum(q) (diag(pi) - pi pi').
+        """
+        saddle, anchor = self.saddle, self.objective.anchor
+        table = np.full(saddle.base.shape, -np.inf)
         for block, design in self.parts:
-            v, g_r, h_r = derivatives(self.saddle.objective, block, self.beta * (design @ parameters))
-            value += v
-            g += self.beta * (design.T @ g_r)
+            table[block.prompt, block.support] = log_softmax(block.log_reference + design @ parameters)
+        value, slope, curvature = self.objective.derivatives(saddle.columns(table))
+        weights = self.objective.preference_weight * saddle.weights
+        total, g = float(weights @ value), np.zeros(parameters.size)
+        h = np.zeros((parameters.size, parameters.size) if hessian else (0, 0))
+        for (block, design), mine in zip(self.parts, self.of_prompt, strict=True):
+            logps, pi = table[block.prompt, block.support], np.exp(table[block.prompt, block.support])
+            pull = anchor.weight * block.d
+            if pull:
+                total -= pull * float(block.base @ logps)
+            q = -pull * block.base
+            pair = (block.chosen, block.rejected)
+            for k, index in enumerate(pair):
+                np.add.at(q, index, weights[mine] * slope[k, mine])
+            g += design.T @ (q - pi * q.sum())
             if hessian:
-                h += self.beta**2 * (design.T @ h_r @ design)
-        return value, g, h
+                inner = np.zeros((pi.size, pi.size))
+                for (j, first), (k, second) in product(enumerate(pair), repeat=2):
+                    np.add.at(inner, (first, second), weights[mine] * curvature[j, k, mine])
+                centred = design - pi @ design  # (I - 1 pi') design
+                h += centred.T @ inner @ centred - q.sum() * (design.T @ (pi[:, None] * centred))
+        return total, g, h
+
+
+def convex_in_logits(objective: Objective) -> bool:
+    """Return whether the loss of a table is convex in its logits: a convex loss of one margin, and the KL's link."""
+    shape, link = objective.shape, objective.link
+    one = isinstance(shape, MarginShape) and shape.convex and objective.anchor.weight >= 0
+    return one and isinstance(link, LogRatio) and isinstance(link.divergence, KL)
 
 
 def maximum_likelihood_reward(
-    problem: ContextualBandit, data: PreferenceCounts, objective: Solvable
+    problem: ContextualBandit, data: PreferenceCounts, objective: Objective
 ) -> tuple[Array | None, dict[str, Any] | None]:
     """Return (r_MLE (X, A), its class): the proxy; unconstrained where it exists, else in Box(reward_bound)."""
-    plain = DPO(beta=objective.beta, base="reference")
+    plain = DPO(beta=objective.link.beta, base="reference")
     reward_class: RewardClass = Unconstrained()
     if not minimizer_exists(build_saddle(problem, data, plain, reward_class)).exists:
         if problem.reward_bound is None:

@@ -19,17 +19,18 @@ def policy_metrics(
     E_{d0, pi}[r*]. reward/proxy: E_{d0, pi}[r] - E_{d0, pi_base}[r] with r = proxy_reward (X, A).
     """
     loss, terms = saddle.loss(logps)
-    h = saddle.log_ratio(logps)
     w, lost, x, weights = saddle.chosen, saddle.rejected, saddle.prompt, saddle.weights
-    margins = saddle.objective.beta * saddle.margins(h)
+    link = saddle.objective.link
+    chosen, rejected = link(saddle.columns(logps))
+    margins = link.beta * (chosen - rejected)
     return {
         "loss": float(loss),
         "loss/preference": float(terms.preference),
         "loss/sft": float(terms.sft),
         "logps/chosen": float(weights @ logps[x, w]),
         "logps/rejected": float(weights @ logps[x, lost]),
-        "rewards/chosen": float(saddle.objective.beta * (weights @ h[x, w])),
-        "rewards/rejected": float(saddle.objective.beta * (weights @ h[x, lost])),
+        "rewards/chosen": float(link.beta * (weights @ chosen)),
+        "rewards/rejected": float(link.beta * (weights @ rejected)),
         "rewards/margins": float(weights @ margins),
         "rewards/accuracies": float(weights @ (margins > 0)),
         **policy_outcome(np.exp(logps), problem, saddle.base, proxy_reward),

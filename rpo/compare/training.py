@@ -19,7 +19,7 @@ from rpo.compare.enumerable import EnumerableLM
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import NonFiniteLoss
-from rpo.core.objectives import Solvable
+from rpo.core.objectives import Solvable, check_objective
 from rpo.core.progress import track
 from rpo.core.records import Run
 
@@ -49,6 +49,7 @@ def fit_language_model(
     neighbouring beta (default `lm`). proxy_reward: (X, A), None or "mle". extra_metrics: from
     log pi (X, A) to more columns of the history. Raises InvalidArgument, NonFiniteLoss.
     """
+    check_objective(objective)
     total = checks.integer("steps", steps, minimum=1)
     rate = checks.positive("learning_rate", learning_rate)
     every = checks.integer("log_every", log_every, minimum=1)

@@ -90,7 +90,7 @@ def _loss(policy: EnumerableLM, reference: EnumerableLM, data: PreferenceCounts,
     logps, anchors = policy.logps().detach(), reference.logps().detach()
     x, w, y = data.prompt, data.chosen, data.rejected
     base = {"chosen": logps[x, w], "rejected": logps[x, y], "responses": (logps[x, w] + logps[x, y]) / 2}
-    length = np.full(len(x), float(lm.responses.shape[1]))
+    length = np.full(len(x), float(policy.responses.shape[1]))
     loss, _ = objective(
         logps[x, w],
         logps[x, y],

@@ -18,11 +18,11 @@ from rpo.core.columns import Columns
 from rpo.core.errors import InvalidArgument
 from rpo.core.jets import Jet
 from rpo.core.links import Link, LogRatio
-from rpo.core.reduction import SFT_REDUCTIONS, check_weights, reduced
+from rpo.core.reduction import SFT_REDUCTIONS, check_weights, reduced, require_lengths
 from rpo.core.shapes import Logistic, MarginShape, Shape
 
 # What solvers and trainers evaluate; a method says what it is through link, shape, anchor and preference_weight.
-FORMULA = ("__call__", "terms", "per_pair", "rewards", "at_reference", "derivatives", "_total")
+FORMULA = ("__call__", "terms", "per_pair", "rewards", "at_reference", "derivatives", "loss", "_total")
 BASES = ("chosen", "rejected", "responses", "reference", "custom")
 
 
@@ -103,6 +103,12 @@ class Objective(ABC):
     def per_pair(self, columns: Columns) -> Any:
         """Return the preference losses, (N,), in the columns' backend."""
         return self.shape(self.link(columns), self.link.beta, columns)
+
+    def loss(
+        self, columns: Columns, base_logps: Any = None, weights: Any = None, base_weights: Any = None
+    ) -> tuple[Any, LossTerms]:
+        """Return (loss, LossTerms) of pairs; base_logps (N,) or (X,), reduced already; weights as in `terms`."""
+        return self._total(numerics.weighted_mean(self.per_pair(columns), weights), base_logps, weights, base_weights)
 
     def rewards(self, columns: Columns) -> tuple[Any, ...]:
         """Return the implicit rewards of each response, K vectors (N,)."""
@@ -211,7 +217,7 @@ class Objective(ABC):
         if base_logps is not None:
             of_base = _like(of_base, base_logps)
             base_logps = reduced(base_logps, of_base, weights, anchor.reduction, whose=whose, setting="sft_reduction")
-        return self._total(numerics.weighted_mean(self.per_pair(columns), weights), base_logps, weights, None)
+        return self.loss(columns, base_logps, weights)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a record stores: the class's name and every field."""
@@ -356,6 +362,18 @@ class DPO(Objective):
     def anchor(self) -> Anchor:
         """The SFT term at weight 0, under `base`."""
         return Anchor(role=self.base)
+
+
+def require_objective(value: object, name: str = "objective") -> Objective:
+    """Return `value`, or refuse what is no preference objective, a class included."""
+    if isinstance(value, Objective):
+        return value
+    raise InvalidArgument(
+        name,
+        expected="a preference objective: rpo.RPO(beta=0.1, eta=0.05), another of rpo.methods, or your own",
+        got=f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__,
+        remedy="Call the class with its numbers; `rpo methods` lists them.",
+    )
 
 
 # The objectives whose optima `rpo.bandit.solve` certifies.

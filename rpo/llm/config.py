@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
-from rpo.core.objectives import RPO, Objective
+from rpo.core.objectives import RPO, Objective, require_objective
 
 TRUNCATION_MODES = ("keep_end", "drop")
 BASE_SOURCES = ("chosen", "rejected", "reference", "column")
@@ -184,6 +184,7 @@ class RPOConfig(TrainerConfig):
         """Return `objective`, or the one these arguments build; refuse both."""
         if objective is None:
             return self.build_objective()
+        require_objective(objective)
         given = [name for name in ("beta", "eta", "sft_reduction", "base") if getattr(self, name) is not None]
         if given:
             raise InvalidArgument(

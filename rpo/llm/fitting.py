@@ -48,8 +48,8 @@ def fit(
 ) -> Run:
     """Train `model` (a name, a folder or a transformers model, which is changed) and return its `Run`.
 
-    dataset, eval_dataset: whatever `rpo.llm.data.load_preferences` takes. objective: a preference objective, of `rpo.methods` or
-    your own; SFT() for the stage before (pi_ref); BradleyTerry() for a reward model. The trained model, its
+    dataset, eval_dataset: whatever `rpo.llm.data.load_preferences` takes. objective: of `rpo.methods`, or your own;
+    SFT() for the stage before (pi_ref); BradleyTerry() for a reward model. The trained model, its
     tokenizer, a model card and run.json are written to `output_dir`; run.artifact is the model. args:
     the trainer's arguments, or their fields as further keywords. peft_config: a peft.LoraConfig or its
     keywords. ref_model, ref_adapter_name: as of `PreferenceTrainer`. dataset_name: for the model card. overwrite:

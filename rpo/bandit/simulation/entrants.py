@@ -119,13 +119,13 @@ class Template:
         if isinstance(made, Baseline):
             return made
         if isinstance(made, Objective):
-            check_objective(made, f"methods: {self.name}")
-            method = dataclasses.replace(self.maximin or Maximin(made), objective=made)
-            if (made.base == "custom") != (method.base_policy is not None):
+            solvable = check_objective(made, f"methods: {self.name}")
+            method = dataclasses.replace(self.maximin or Maximin(solvable), objective=solvable)
+            if (solvable.base == "custom") != (method.base_policy is not None):
                 raise InvalidArgument(
                     f"methods: base_policy of {self.name}",
                     expected="a policy exactly with base 'custom'",
-                    got=f"base={made.base!r} with base_policy {method.base_policy}",
+                    got=f"base={solvable.base!r} with base_policy {method.base_policy}",
                     remedy="Pass Maximin(objective, base_policy=...), or another base.",
                 )
             return method

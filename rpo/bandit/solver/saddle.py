@@ -16,9 +16,10 @@ from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import LinearBall, RewardClass, check_reward_class
 from rpo.core import checks
 from rpo.core.checks import Array
+from rpo.core.columns import Columns
 from rpo.core.errors import InvalidArgument
 from rpo.core.numerics import log_softmax, sigmoid
-from rpo.core.objectives import LossTerms, Solvable, check_objective
+from rpo.core.objectives import LossTerms, Objective, require_objective
 
 PROMPT_WEIGHTS = ("data", "population")
 
@@ -31,7 +32,7 @@ class Saddle:
     weights: (K,), weights = n / N. Source: paper, Eq. (3.1)-(3.3), (5.4).
     """
 
-    objective: Solvable
+    objective: Any  # an RPO or DPO, but for `loss` and `columns`, which take any objective
     reward_class: RewardClass
     log_reference: Array
     base: Array
@@ -68,8 +69,17 @@ class Saddle:
 
     def loss(self, logps: Array) -> tuple[Any, LossTerms]:
         """Return the objective (loss, terms) of a policy given as log pi, (X, A): docs/theory.md, section 4."""
-        h = self.log_ratio(logps)
-        return self.objective.terms(self.margins(h), self.base_cross_entropy(logps), self.weights, self.d)
+        return self.objective.loss(self.columns(logps), self.base_cross_entropy(logps), self.weights, self.d)
+
+    def columns(self, logps: Array) -> Columns:
+        """Return the comparisons as an objective reads them, K of two responses of one token; logps: log pi, (X, A)."""
+        pair = (self.prompt, self.chosen), (self.prompt, self.rejected)
+        one = np.ones(len(self.prompt))
+        return Columns(
+            logps=tuple(logps[index] for index in pair),
+            reference=tuple(self.log_reference[index] for index in pair),
+            lengths=(one, one),
+        )
 
     @property
     def constant(self) -> float:
@@ -121,7 +131,7 @@ class Saddle:
 def build_saddle(
     problem: ContextualBandit,
     data: PreferenceCounts,
-    objective: Solvable,
+    objective: Objective,
     reward_class: RewardClass,
     *,
     prompt_weights: str = "data",
@@ -135,7 +145,7 @@ def build_saddle(
     checks.one_of("prompt_weights", prompt_weights, PROMPT_WEIGHTS)
     checks.instance("problem", problem, ContextualBandit)
     checks.instance("data", data, PreferenceCounts)
-    check_objective(objective)
+    require_objective(objective)
     check_reward_class(reward_class)
     shape = problem.reference.shape
     if (data.num_prompts, data.num_responses) != shape:
@@ -179,22 +189,22 @@ def build_saddle(
     )
 
 
-def _base_table(problem: ContextualBandit, data: PreferenceCounts, objective: Solvable, base_policy: Any) -> Array:
+def _base_table(problem: ContextualBandit, data: PreferenceCounts, objective: Objective, base_policy: Any) -> Array:
     check_base(objective, base_policy)
     if base_policy is not None:
         return checks.probabilities("base_policy", base_policy, shape=problem.reference.shape)
-    if objective.base == "reference":
+    if objective.anchor.role == "reference":
         return problem.reference
-    frequencies = data.response_frequencies(objective.base)
+    frequencies = data.response_frequencies(objective.anchor.role)
     return np.where(frequencies.sum(axis=1, keepdims=True) > 0, frequencies, problem.reference)
 
 
-def check_base(objective: Solvable, base_policy: Any) -> None:
+def check_base(objective: Objective, base_policy: Any) -> None:
     """Refuse a base_policy without objective.base "custom", and "custom" without one."""
-    if (objective.base == "custom") != (base_policy is not None):
+    if (objective.anchor.role == "custom") != (base_policy is not None):
         raise InvalidArgument(
             "base_policy",
             expected="an array exactly when objective.base is 'custom'",
-            got=f"base={objective.base!r} with base_policy {'given' if base_policy is not None else None}",
+            got=f"base={objective.anchor.role!r} with base_policy {'given' if base_policy is not None else None}",
             remedy="Set objective.base='custom' and pass base_policy, or neither.",
         )

@@ -1,0 +1,108 @@
+"""Methods on language models: the loss trained is the formula on every path, and the optimum that of the table."""
+
+import models_for_tests
+import numpy as np
+import pytest
+import torch
+from training import tiny_pairs, trainer
+
+import rpo
+from rpo.bandit.metrics import total_variation
+from rpo.compare.enumerable import tiny_gpt2
+from rpo.compare.equivalence import connected_preferences
+from rpo.compare.with_trainer import fit_with_trainer
+from rpo.core.divergences import ForwardKL, JensenShannon
+from rpo.core.errors import InvalidArgument
+from rpo.core.objectives import Objective
+from rpo.methods import registry
+
+LENGTH = 2
+# SimPO and the like divide by the length: on a table, whose responses have one token, its beta is half as large.
+CASES: dict[str, tuple[Objective, Objective]] = {
+    "DPO": (rpo.DPO(beta=0.5),) * 2,
+    "IPO": (rpo.IPO(tau=0.5),) * 2,
+    "RobustDPO": (rpo.RobustDPO(beta=0.5, epsilon=0.1),) * 2,
+    "ConservativeDPO": (rpo.ConservativeDPO(beta=0.5, epsilon=0.1),) * 2,
+    "JS": (rpo.FDPO(beta=1.0, divergence=JensenShannon()),) * 2,
+    "ForwardKL": (rpo.FDPO(beta=1.0, divergence=ForwardKL()),) * 2,
+    "ChiPO": (rpo.ChiPO(beta=0.5),) * 2,
+    "SimPO": (rpo.SimPO(beta=2.0, gamma=0.3), rpo.SimPO(beta=2.0 / LENGTH, gamma=0.3)),
+    "NCA": (rpo.NCA(beta=0.5),) * 2,
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in ("IPO", "SimPO") else pytest.mark.slow) for n in CASES]
+)
+def test_transformer_reaches_the_optimum_of_the_table(name: str) -> None:
+    """Total variation at most 1e-6 after 800 full-batch steps of AdamW, while the optimum moved by over 0.05."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    lm = tiny_gpt2(prompts=2, vocab_size=3, length=LENGTH, rng=0)
+    problem = lm.bandit(np.random.default_rng(1).uniform(0, 2, (2, 9)), reward_bound=2.0)
+    data, _ = connected_preferences(problem, 1500, rng=2)
+    on_model, on_table = CASES[name]
+    run = fit_with_trainer(lm, data, on_model, steps=800)
+    exact = rpo.fit(problem.softmax_policy(), data, on_table, tolerance=1e-9)
+    torch.set_num_threads(threads)
+    assert exact.status == "converged"
+    assert total_variation(run.policy, exact.policy).max() <= 1e-6
+    assert total_variation(exact.policy, problem.reference).max() > 0.05
+    assert run.objective == on_model.to_dict()
+
+
+GIVEN = {"RPO": {"beta": 0.3, "eta": 0.2}, "DPO": {"beta": 0.3}, "RDPO": {"alpha": 0.05}}
+
+
+@pytest.mark.parametrize("path", ["padded", "packed", "shared"])
+@pytest.mark.parametrize("name", registry.METHODS)
+def test_first_logged_loss_is_the_formula_on_every_path(tmp_path, name: str, path: str) -> None:
+    """Weighted pairs of unequal lengths; log-probabilities one sequence at a time, in float64.
+
+    The token mean of the SFT term is over the update's global batch; its weights are those of the pairs.
+    """
+    objective = registry.get(name)(**GIVEN.get(name, {}))
+    pairs = tiny_pairs(4, weights=True)
+    one = trainer(tmp_path, pairs, objective=objective, path=path, max_steps=1)
+    policy = np.array([[alone(one.model, pair, ids) for ids in (pair.chosen_ids, pair.rejected_ids)] for pair in pairs])
+    lengths = np.array([[len(pair.chosen_ids), len(pair.rejected_ids)] for pair in pairs], dtype=float)
+    weights = np.array([pair.weight for pair in pairs])
+    expected, terms = objective(
+        *policy.T,
+        *(policy.T if "reference" in objective.needs else (None, None)),
+        chosen_lengths=lengths[:, 0],
+        rejected_lengths=lengths[:, 1],
+        weights=weights / weights.sum(),
+    )
+    one.train()
+    logged = one.state.log_history[0]
+    assert logged["loss"] == pytest.approx(float(expected), rel=2e-5)  # float32 inside transformers' float64 models
+    assert logged["loss/preference"] == pytest.approx(float(terms.preference), rel=2e-5)
+    assert logged["loss/sft"] == pytest.approx(float(terms.sft), rel=2e-5)
+    assert ("displacement/share" in logged) == ("reference" in objective.needs)
+    assert one.reference.kind == ("policy_as_given" if "reference" in objective.needs else "none")
+
+
+def alone(model: torch.nn.Module, pair, response) -> float:
+    ids = torch.tensor([[*pair.prompt_ids, *response]])
+    with torch.no_grad():
+        scores = model(ids).logits[0].double().log_softmax(-1)
+    start = len(pair.prompt_ids) - 1
+    return float(scores[range(start, start + len(response)), list(response)].sum())
+
+
+def test_a_reference_is_refused_where_none_is_read(tmp_path) -> None:
+    with pytest.raises(InvalidArgument, match=r"^ref_model: expected None with SimPO"):
+        trainer(tmp_path, tiny_pairs(4), objective=rpo.SimPO(), ref_model=models_for_tests.tiny_model("llama"))
+
+
+def test_displacement_is_measured_without_a_reference_where_it_stops_a_run(tmp_path) -> None:
+    one = trainer(tmp_path, tiny_pairs(4), objective=rpo.SimPO(), displacement_threshold=0.9, max_steps=1)
+    one.train()
+    assert one.state.log_history[0]["displacement/chosen_change"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_what_is_no_objective_is_refused(tmp_path) -> None:
+    for other in (rpo.IPO, "IPO", {"tau": 0.1}):
+        with pytest.raises(InvalidArgument, match=r"^objective: expected a preference objective"):
+            trainer(tmp_path, tiny_pairs(4), objective=other)
