@@ -36,6 +36,7 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {
     "solve": Command(commands.solve_command, "pairs"),
+    "methods": Command(commands.methods_command),
     "simulate": Command(commands.simulate_command),
     "compare": Command(commands.compare_command),
     "train": Command(train_command.train_command, preflight=train_command.preflight),

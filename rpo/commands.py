@@ -61,6 +61,13 @@ def solve_command(
         print(f"Written to {output}")
 
 
+def methods_command(resolved: str = "") -> None:
+    """List the preference objectives: what each reads, what is known of its optimum, its source and its test."""
+    from rpo.methods.registry import table
+
+    print(table())
+
+
 def compare_command(
     output: str,
     objective: RPO = RPO(beta=0.1, eta=0.1),  # noqa: B008 (frozen)

@@ -20,13 +20,11 @@ from rpo.bandit.solver.reward_side import blocks
 from rpo.bandit.solver.saddle import Saddle, build_saddle
 from rpo.core import checks
 from rpo.core.checks import Array
-from rpo.core.divergences import KL
 from rpo.core.errors import InvalidArgument
-from rpo.core.links import LogRatio
 from rpo.core.numerics import log_softmax
 from rpo.core.objectives import DPO, RPO, Objective, require_objective
 from rpo.core.records import Run
-from rpo.core.shapes import Hinge, MarginShape
+from rpo.core.shapes import Hinge
 
 OPTIMIZERS = ("newton", "lbfgs", "gradient_descent")
 MAX_NEWTON_PARAMETERS = 2000
@@ -55,7 +53,7 @@ def fit(
     exceeds `tolerance`, or after max_steps. proxy_reward: (X, A), None, or "mle", the maximum-likelihood reward
     (Unconstrained where it exists, else Box(reward_bound), else left out). Raises InvalidArgument.
     """
-    convex = convex_in_logits(require_objective(objective))
+    convex = require_objective(objective).convex_in_logits
     small = policy.parameters.size <= MAX_NEWTON_PARAMETERS
     smooth = not isinstance(objective.shape, Hinge)
     # Newton's method finishes what lbfgs leaves at a slope of about 1e-8.
@@ -199,13 +197,6 @@ class _Loss:
                 centred = design - pi @ design  # (I - 1 pi') design
                 h += centred.T @ inner @ centred - q.sum() * (design.T @ (pi[:, None] * centred))
         return total, g, h
-
-
-def convex_in_logits(objective: Objective) -> bool:
-    """Return whether the loss of a table is convex in its logits: a convex loss of one margin, and the KL's link."""
-    shape, link = objective.shape, objective.link
-    one = isinstance(shape, MarginShape) and shape.convex and objective.anchor.weight >= 0
-    return one and isinstance(link, LogRatio) and isinstance(link.divergence, KL)
 
 
 def maximum_likelihood_reward(

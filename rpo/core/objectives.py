@@ -15,6 +15,7 @@ import numpy as np
 from rpo.core import checks, numerics
 from rpo.core.checks import Array
 from rpo.core.columns import Columns
+from rpo.core.divergences import KL
 from rpo.core.errors import InvalidArgument
 from rpo.core.jets import Jet
 from rpo.core.links import Link, LogRatio
@@ -92,6 +93,12 @@ class Objective(ABC):
     def needs(self) -> frozenset[str]:
         """The columns read beside log-probabilities: "reference", "lengths"."""
         return self.link.needs | self.shape.needs
+
+    @property
+    def convex_in_logits(self) -> bool:
+        """Whether the loss of a table is convex in its logits: a convex loss of one margin of log-probabilities."""
+        one = isinstance(self.shape, MarginShape) and self.shape.convex and self.anchor.weight >= 0
+        return one and isinstance(self.link, LogRatio) and isinstance(self.link.divergence, KL)
 
     @property
     def label(self) -> str:

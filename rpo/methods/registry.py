@@ -6,21 +6,17 @@ Only strings: naming the methods imports none of them.
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 
 from rpo.core import checks
 from rpo.core.objectives import Objective
-
-CERTIFIED, STATIONARY = "certified", "stationary"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """One registered method.
 
-    name: of its class. home: module. paper, arxiv, equation: source. solved: what the exact half says of its
-    optimum, "certified" where `rpo.bandit.solve` takes it, else "stationary" (`rpo.fit` on a table: gradient zero).
-    oracle: what its values are held to by tests.
+    name: of its class. home: module. paper, arxiv, equation: source. oracle: what its values are held to by tests.
+    certified: whether `rpo.bandit.solve` takes it and bounds how far its answer is from the optimum.
     """
 
     name: str
@@ -29,7 +25,7 @@ class Method:
     arxiv: str
     equation: str
     oracle: str
-    solved: str = STATIONARY
+    certified: bool = False
 
     def load(self) -> type[Objective]:
         """Return the class."""
@@ -40,15 +36,15 @@ _CORE, _PAIRS, _DIVERGENCE = "rpo.core.objectives", "rpo.methods.pairs", "rpo.me
 _FREE, _POINTWISE = "rpo.methods.reference_free", "rpo.methods.pointwise"
 
 
-def _row(home: str, name: str, paper: str, arxiv: str, equation: str, oracle: str, solved: str = STATIONARY) -> Method:
-    return Method(name=name, home=home, paper=paper, arxiv=arxiv, equation=equation, oracle=oracle, solved=solved)
+def _row(home: str, name: str, paper: str, arxiv: str, equation: str, oracle: str, certified: bool = False) -> Method:
+    return Method(name=name, home=home, paper=paper, arxiv=arxiv, equation=equation, oracle=oracle, certified=certified)
 
 
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        _row(_CORE, "RPO", "Liu et al. 2024", "2405.16436", "4.8", "TRL [sigmoid, sft]", CERTIFIED),
-        _row(_CORE, "DPO", "Rafailov et al. 2023", "2305.18290", "7", "TRL sigmoid", CERTIFIED),
+        _row(_CORE, "RPO", "Liu et al. 2024", "2405.16436", "4.8", "TRL [sigmoid, sft]", True),
+        _row(_CORE, "DPO", "Rafailov et al. 2023", "2305.18290", "7", "TRL sigmoid", True),
         _row(_PAIRS, "IPO", "Azar et al. 2023", "2310.12036", "17", "TRL ipo"),
         _row(_PAIRS, "SLiC", "Zhao et al. 2023", "2305.10425", "not verified", "TRL hinge"),
         _row(_PAIRS, "ConservativeDPO", "Mitchell 2023", "none", "3", "DPO on counts (1 - eps, eps)"),
@@ -69,6 +65,24 @@ METHODS: dict[str, Method] = {
         _row(_POINTWISE, "APODown", "D'Oosterlinck et al. 2024", "2408.06266", "8", "TRL apo_down"),
     )
 }
+
+
+def table() -> str:
+    """Return the registered methods as a Markdown table, sorted as registered."""
+    rows = [("method", "needs", "optimum", "source", "equation", "held to")]
+    for method in METHODS.values():
+        kind = method.load()
+        made = kind(**{name: 0.1 for name in _without_default(kind)})
+        needs = ", ".join(sorted(made.needs)) or "nothing"
+        source = method.paper if method.arxiv == "none" else f"{method.paper}, arXiv {method.arxiv}"
+        optimum = "certified" if method.certified else "convex" if made.convex_in_logits else "stationary"
+        rows.append((f"`{method.name}`", needs, optimum, source, method.equation, method.oracle))
+    rows.insert(1, ("---",) * len(rows[0]))
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _without_default(kind: type[Objective]) -> list[str]:
+    return [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]  # type: ignore[arg-type]
 
 
 def get(name: str) -> type[Objective]:

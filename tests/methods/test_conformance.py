@@ -7,6 +7,7 @@ under each divergence.
 import dataclasses
 import inspect
 import math
+from pathlib import Path
 from typing import Any
 
 import cvxpy as cp
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 import rpo
+from rpo.cli import main
 from rpo.core import divergences, numerics
 from rpo.core.columns import Columns
 from rpo.core.errors import InvalidArgument
@@ -234,3 +236,11 @@ def test_a_divergence_whose_link_cannot_be_inverted_is_refused() -> None:
         rpo.FDPO(divergence=divergences.ChiSquared())
     with pytest.raises(InvalidArgument, match="JensenShannon"):
         rpo.FDPO(divergence="js")
+
+
+def test_the_page_of_methods_holds_the_table_that_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert main(["methods"]) == 0
+    printed = capsys.readouterr().out.strip()
+    assert f"<!-- rpo methods -->\n{printed}\n<!-- end -->" in page
+    assert all(f"| {name} |" in page for name in registry.METHODS)  # and a formula of each

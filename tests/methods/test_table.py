@@ -11,7 +11,7 @@ from scipy.special import expit, logit
 
 import rpo
 from rpo.bandit import ContextualBandit, PreferenceCounts, fit, instances, solve
-from rpo.bandit.fitting import _Loss, convex_in_logits
+from rpo.bandit.fitting import _Loss
 from rpo.bandit.reward_class import Unconstrained
 from rpo.bandit.solver.saddle import build_saddle
 from rpo.core.checks import Array
@@ -73,7 +73,7 @@ def test_declared_convexity_in_the_logits_is_seen_in_the_hessian(
         for s in (0.3, 1.0, 3.0, 10.0)
         for _ in range(50)
     )
-    if convex_in_logits(METHODS[name]):
+    if METHODS[name].convex_in_logits:
         assert least >= -1e-9
 
 
