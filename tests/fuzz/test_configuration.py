@@ -34,8 +34,8 @@ KEYS: dict[str, list[str]] = {
 VALUES = ["1", "0", "-1", "0.5", "1e-320", "1e400", "nan", ".inf", "null", "true", "", "text", "[]", "{}", "[1, 2]",
           "{a: 1}", "chosen", "box", "a\x00b", "x" * 5000, "9" * 400, "é", "\u2028", "!!python/object:os.system x",
           "&a [*a]", "@", "%", "'", '"', "[", "{", "- ", "a: b: c", "0x10", "1_000", "2020-01-01", "~", "*",
-          "/dev/null", "/proc/nowhere/out", "../..", "config.yaml", "--", "-", "{n: [10], beta: [1]}", "[{method: RPO}]",
-          "[{method: Nobody}]", "auto", "csv", "pairs.csv"]  # fmt: skip
+          "/dev/null", "/proc/nowhere/out", "../..", "config.yaml", "--", "-", "{n: [10], beta: [1]}",
+          "[{method: RPO}]", "[{method: Nobody}]", "auto", "csv", "pairs.csv"]  # fmt: skip
 FIXED = {
     "solve": "pairs: pairs.csv\n",
     "simulate": "output: out\ngrid:\n  n: [10]\n  beta: [1.0]\n  eta: [0.1]\nseeds: 1\n",
