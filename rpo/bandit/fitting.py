@@ -20,7 +20,7 @@ from rpo.bandit.solver.saddle import Saddle, build_saddle
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
-from rpo.core.objectives import DPO, Objective
+from rpo.core.objectives import DPO, Objective, check_objective
 from rpo.core.records import Run
 
 OPTIMIZERS = ("newton", "lbfgs", "gradient_descent")
@@ -49,6 +49,8 @@ def fit(
     max_steps. proxy_reward: (X, A), None, or "mle", the maximum-likelihood reward (Unconstrained
     where it exists, else Box(reward_bound), else left out). Raises InvalidArgument.
     """
+    kind: type = SoftmaxPolicy  # abstract
+    checks.instance("policy", policy, kind, remedy="Pass problem.softmax_policy(), for example.")
     checks.one_of("optimizer", optimizer, OPTIMIZERS)
     rate = checks.positive("learning_rate", learning_rate)
     steps = checks.integer("max_steps", max_steps, minimum=1)
@@ -165,7 +167,7 @@ def maximum_likelihood_reward(
     problem: ContextualBandit, data: PreferenceCounts, objective: Objective
 ) -> tuple[Array | None, dict[str, Any] | None]:
     """Return (r_MLE (X, A), its class): the proxy; unconstrained where it exists, else in Box(reward_bound)."""
-    plain = DPO(beta=objective.beta, base="reference")
+    plain = DPO(beta=check_objective(objective).beta, base="reference")
     reward_class: RewardClass = Unconstrained()
     if not minimizer_exists(build_saddle(problem, data, plain, reward_class)).exists:
         if problem.reward_bound is None:

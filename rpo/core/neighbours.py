@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from rpo.core import checks, numerics
 from rpo.core.errors import InvalidArgument
-from rpo.core.objectives import SFT_REDUCTIONS, LossTerms, _check_weights, _like, _reduce, preference_loss
+from rpo.core.objectives import SFT_REDUCTIONS, LossTerms, _check_alike, _check_weights, _like, _reduce, preference_loss
 
 
 class BradleyTerryTerms(NamedTuple):
@@ -40,7 +40,7 @@ class SFT:
         "sequence_sum". weights: (N,), summing to one; None for the mean. Raises InvalidArgument.
         """
         logps = _vector("policy_logps", policy_logps)
-        lengths, weights = _like(lengths, logps), _like(weights, logps)
+        lengths, weights = _like("lengths", lengths, logps), _like("weights", weights, logps)
         _check_weights(weights, logps)
         if lengths is None and self.reduction != "sequence_sum":
             raise InvalidArgument(
@@ -80,9 +80,12 @@ class BradleyTerry:
         chosen_rewards, rejected_rewards: (N,). weights: (N,), summing to one; None for the mean.
         Raises InvalidArgument.
         """
-        chosen, rejected = _vector("chosen_rewards", chosen_rewards), numerics.promote(rejected_rewards)
-        checks.has_shape("rejected_rewards", rejected, tuple(chosen.shape))
-        weights = _like(weights, chosen)
+        chosen, rejected = (
+            _vector("chosen_rewards", chosen_rewards),
+            numerics.promote(rejected_rewards, "rejected_rewards"),
+        )
+        _check_alike("rejected_rewards", rejected, chosen)
+        weights = _like("weights", weights, chosen)
         _check_weights(weights, chosen)
         preference = numerics.weighted_mean(preference_loss(chosen - rejected, beta=1.0), weights)
         centering = numerics.weighted_mean((chosen + rejected) ** 2, weights)
@@ -98,7 +101,7 @@ class BradleyTerry:
 
 def _vector(name: str, value: Any) -> Any:
     """Return `value` in at least float32, or refuse it unless its shape is (N,) with N >= 1."""
-    value = numerics.promote(value)
+    value = numerics.promote(value, name)
     if value.ndim != 1 or value.shape[0] == 0:
         raise InvalidArgument(
             name, expected="shape (N,) with N >= 1", got=f"shape {tuple(value.shape)}", remedy="Pass one a row."

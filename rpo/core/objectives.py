@@ -9,8 +9,6 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from rpo.core import checks, numerics
 from rpo.core.errors import InvalidArgument
 
@@ -221,18 +219,18 @@ def _evaluate(
         "reference_chosen_logps",
         "reference_rejected_logps",
     )
-    logps = [numerics.promote(value) for value in pair_logps]
+    logps = [numerics.promote(value, name) for name, value in zip(names, pair_logps, strict=True)]
     if logps[0].ndim != 1 or logps[0].shape[0] == 0:
         raise InvalidArgument(
             names[0], expected="shape (N,) with N >= 1", got=f"shape {tuple(logps[0].shape)}", remedy="Pass one a pair."
         )
     for name, value in zip(names[1:], logps[1:], strict=True):
-        checks.has_shape(name, value, tuple(logps[0].shape))
-    weights = _like(weights, logps[0])
+        _check_alike(name, value, logps[0])
+    weights = _like("weights", weights, logps[0])
     _check_weights(weights, logps[0])
     if base_logps is not None:
-        base_logps, lengths, whose = numerics.promote(base_logps), base_lengths, "base_lengths"
-        checks.has_shape("base_logps", base_logps, tuple(logps[0].shape))
+        base_logps, lengths, whose = numerics.promote(base_logps, "base_logps"), base_lengths, "base_lengths"
+        _check_alike("base_logps", base_logps, logps[0])
     elif objective.base == "chosen":
         base_logps, lengths, whose = logps[0], chosen_lengths, "chosen_lengths"
     elif objective.eta > 0:
@@ -243,8 +241,16 @@ def _evaluate(
             remedy="Pass base_logps, or use base='chosen'.",
         )
     if base_logps is not None:
-        base_logps = _reduce(base_logps, _like(lengths, base_logps), whose, weights, objective.sft_reduction)
+        base_logps = _reduce(base_logps, _like(whose, lengths, base_logps), whose, weights, objective.sft_reduction)
     return objective.terms(implicit_margins(*logps), base_logps, weights)
+
+
+def _check_alike(name: str, value: Any, first: Any) -> None:
+    """Refuse a value of another shape or backend than the first of its kind."""
+    kinds = numerics.backend(value), numerics.backend(first)
+    if kinds[0] != kinds[1]:
+        raise InvalidArgument(name, expected=f"a {kinds[1]} array", got=kinds[0], remedy="Pass all in one of them.")
+    checks.has_shape(name, value, tuple(first.shape))
 
 
 def _check_weights(weights: Any, like: Any) -> None:
@@ -261,13 +267,14 @@ def _check_weights(weights: Any, like: Any) -> None:
         )
 
 
-def _like(values: Any, logps: Any) -> Any:
+def _like(name: str, values: Any, logps: Any) -> Any:
     """Return `values` (None, a sequence, an array) in the backend and precision of `logps`."""
     if values is None:
         return None
     if numerics.backend(logps) == "torch":
-        return sys.modules["torch"].as_tensor(values, dtype=logps.dtype, device=logps.device)
-    return np.asarray(values, dtype=logps.dtype)
+        given = values if numerics.backend(values) == "torch" else checks.numbers(name, values)
+        return sys.modules["torch"].as_tensor(given, dtype=logps.dtype, device=logps.device)
+    return checks.numbers(name, values).astype(logps.dtype, copy=False)
 
 
 def _reduce(base_logps: Any, lengths: Any, whose: str, weights: Any, reduction: str) -> Any:
