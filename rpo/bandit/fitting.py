@@ -25,6 +25,7 @@ from rpo.core.records import Run
 
 OPTIMIZERS = ("newton", "lbfgs", "gradient_descent")
 MAX_NEWTON_PARAMETERS = 2000
+LARGEST_TOLERANCE = 1e-3
 
 
 def fit(
@@ -67,6 +68,15 @@ def fit(
         proxy_class = None if proxy_reward is None else {"name": "given"}
         if proxy_reward is not None:
             proxy_reward = checks.finite("proxy_reward", proxy_reward, shape=problem.reference.shape)
+    # No derivative of the loss in a logit exceeds beta (1 + eta).
+    if limit > LARGEST_TOLERANCE * objective.beta:
+        raise InvalidArgument(
+            "tolerance",
+            expected=f"at most {LARGEST_TOLERANCE:g} beta = {LARGEST_TOLERANCE * objective.beta:g}: gradients shrink "
+            "with beta, and every policy would count as converged",
+            got=limit,
+            remedy=f"Pass tolerance={1e-9 * objective.beta:.0e}, or use `solve`.",
+        )
     pull = _Pullback(saddle, policy)
     start = policy.parameters.ravel()
     history: list[dict[str, float]] = []

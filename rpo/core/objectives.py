@@ -15,6 +15,7 @@ from rpo.core.errors import InvalidArgument
 SFT_REDUCTIONS = ("sequence_sum", "sequence_mean", "batch_token_mean")
 BASES = ("chosen", "rejected", "responses", "reference", "custom")
 WEIGHT_TOLERANCE = 1e-6
+LEAST_SCALE = 1e-100  # float64 holds the squares of what lies between it and its inverse
 
 
 class LossTerms(NamedTuple):
@@ -189,19 +190,27 @@ Objective = RPO | DPO
 
 
 def check_objective(value: object, name: str = "objective") -> Objective:
-    """Return `value`, or refuse anything but an RPO or DPO itself.
+    """Return `value`, or refuse anything but an RPO or DPO itself, of a beta and eta whose squares float64 holds.
 
     Solvers and certificates use derivatives and signs of these two losses that a subclass, which may override
     any of them, does not promise.
     """
-    if type(value) in (RPO, DPO):
-        return value  # type: ignore[return-value]
-    raise InvalidArgument(
-        name,
-        expected="an RPO or a DPO, not a subclass or another loss",
-        got=f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__,
-        remedy="Pass rpo.RPO(beta=0.1, eta=0.05) or rpo.DPO(beta=0.1): only their derivatives are known here.",
-    )
+    if not (isinstance(value, Objective) and type(value) in (RPO, DPO)):
+        raise InvalidArgument(
+            name,
+            expected="an RPO or a DPO, not a subclass or another loss",
+            got=f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__,
+            remedy="Pass rpo.RPO(beta=0.1, eta=0.05) or rpo.DPO(beta=0.1): only their derivatives are known here.",
+        )
+    for which, number in (("beta", value.beta), ("eta", value.eta)):
+        if abs(number) > 1.0 / LEAST_SCALE or (abs(number) < LEAST_SCALE and (which == "beta" or number != 0)):
+            raise InvalidArgument(
+                f"{name}.{which}",
+                expected=f"a number between {LEAST_SCALE:g} and {1.0 / LEAST_SCALE:g}" + " or 0" * (which == "eta"),
+                got=number,
+                remedy="Measure rewards in other units: only beta and eta in units of the reward matter.",
+            )
+    return value
 
 
 def _evaluate(
