@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rpo.core.errors import InvalidArgument
+from rpo.core.errors import InvalidArgument, RPOError
 from rpo.core.objectives import RPO
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def simulate_command(
         figure: what to draw from the table, as PNG with its data beside it; null for nothing.
         overwrite: drop an earlier simulation in that folder instead of continuing it.
     """
-    from rpo.bandit.simulation.engine import simulate
+    from rpo.bandit.simulation.engine import FailedRows, simulate
     from rpo.bandit.simulation.entrants import from_dict
     from rpo.bandit.simulation.store import CorruptShard, MixedCode
 
@@ -160,7 +160,7 @@ def simulate_command(
         names = ", ".join(name for name, _ in pairs)
         raise InvalidArgument("methods", expected="different names", got=names, remedy="Give each entry a name.")
     with warnings.catch_warnings(record=True) as caught:
-        for kind in (CorruptShard, MixedCode):
+        for kind in (CorruptShard, FailedRows, MixedCode):
             warnings.simplefilter("always", kind)
         frame = simulate(
             instance,
@@ -186,6 +186,11 @@ def simulate_command(
         save(drawn, Path(output) / f"{figure}.png", data)
     _print_simulation(frame, list(grid))
     print(f"Written to {output}" + (f"; the figure is {Path(output) / figure}.png" if figure is not None else ""))
+    if (frame["status"] == "failed").all():
+        raise RPOError(
+            f"methods: expected a row with an answer, got {len(frame)} that failed. Mend what the warning says and run "
+            "the same command again."
+        )
 
 
 def _policy_rows(table: PreferenceTable, solution: Solution):  # type: ignore[no-untyped-def]
@@ -251,5 +256,6 @@ def _print_simulation(frame: pandas.DataFrame, axes: list[str]) -> None:
         print(f"... and {len(shown) - MAX_ROWS} more cells; the table has all of them.")
     counts = frame["status"].value_counts().sort_index()
     print(f"{len(frame)} rows: " + ", ".join(f"{number} {status}" for status, number in counts.items()))
-    for message in frame.loc[frame["status"] == "failed", "message"].unique()[:3]:
-        print(f"failed: {message}", file=sys.stderr)
+    reused = frame.attrs["rows_reused"]
+    if reused:
+        print(f"{reused} of them taken from an earlier run, {len(frame) - reused} computed")

@@ -7,7 +7,7 @@ from typing import Any
 
 from rpo.core.errors import InvalidArgument
 from rpo.core.neighbours import SFT, BradleyTerry
-from rpo.core.objectives import Objective
+from rpo.core.objectives import Objective, check_objective
 from rpo.core.records import Run
 
 
@@ -25,29 +25,23 @@ def fit(policy: Any, data: Any, objective: Objective | SFT | BradleyTerry | None
     if isinstance(policy, SoftmaxPolicy):
         from rpo.bandit.fitting import fit as fit_table
 
-        return fit_table(policy, data, _required(objective), **options)
+        return fit_table(policy, data, check_objective(objective), **options)
     # Without torch loaded the policy cannot be one of its models: do not load it to find out.
     if type(policy).__module__.startswith("rpo.compare"):
         from rpo.compare.enumerable import EnumerableLM
         from rpo.compare.training import fit_language_model
 
         if isinstance(policy, EnumerableLM):
-            return fit_language_model(policy, data, _required(objective), **options)
+            return fit_language_model(policy, data, check_objective(objective), **options)
     if isinstance(policy, (str, os.PathLike)) or hasattr(policy, "generate"):
         from rpo.llm.fitting import fit as fit_llm
 
+        if objective is not None and type(objective) not in (SFT, BradleyTerry):
+            check_objective(objective)
         return fit_llm(policy, data, objective, **options)
     raise InvalidArgument(
         "policy",
         expected="a TabularSoftmaxPolicy, a LinearSoftmaxPolicy, an EnumerableLM or a language model",
         got=type(policy).__name__,
         remedy="Pass problem.softmax_policy(), for example, or the name or folder of a model.",
-    )
-
-
-def _required(objective: Any) -> Any:
-    if isinstance(objective, Objective):
-        return objective
-    raise InvalidArgument(
-        "objective", expected="an RPO or DPO", got=type(objective).__name__, remedy="Pass rpo.RPO(beta=..., eta=...)."
     )

@@ -59,12 +59,8 @@ class PreferenceCounts:
                 got=f"{size} x {arms}",
                 remedy="Bandits are small problems: thin the prompts, or merge responses into fewer labels.",
             )
-        for name, labels, wanted in (
-            ("prompt_labels", prompt_labels, size),
-            ("response_labels", response_labels, arms),
-        ):
-            if labels is not None and len(labels) != wanted:
-                raise InvalidArgument(name, expected=f"{wanted} labels", got=len(labels), remedy="Pass one for each.")
+        prompt_labels = checks.labels("prompt_labels", prompt_labels, size)
+        response_labels = checks.labels("response_labels", response_labels, arms)
         x = _indices("prompt", prompt, size)
         w = _indices("chosen", chosen, arms)
         lost = _indices("rejected", rejected, arms)
@@ -180,7 +176,7 @@ class PreferenceCounts:
 
 
 def _indices(name: str, values: Any, size: int) -> Index:
-    array = np.asarray(values)
+    array = checks.numbers(name, values)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise InvalidArgument(
             name,

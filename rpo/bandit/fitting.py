@@ -20,11 +20,12 @@ from rpo.bandit.solver.saddle import Saddle, build_saddle
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
-from rpo.core.objectives import DPO, Objective
+from rpo.core.objectives import DPO, Objective, check_objective
 from rpo.core.records import Run
 
 OPTIMIZERS = ("newton", "lbfgs", "gradient_descent")
 MAX_NEWTON_PARAMETERS = 2000
+LARGEST_TOLERANCE = 1e-3
 
 
 def fit(
@@ -49,6 +50,8 @@ def fit(
     max_steps. proxy_reward: (X, A), None, or "mle", the maximum-likelihood reward (Unconstrained
     where it exists, else Box(reward_bound), else left out). Raises InvalidArgument.
     """
+    kind: type = SoftmaxPolicy  # abstract
+    checks.instance("policy", policy, kind, remedy="Pass problem.softmax_policy(), for example.")
     checks.one_of("optimizer", optimizer, OPTIMIZERS)
     rate = checks.positive("learning_rate", learning_rate)
     steps = checks.integer("max_steps", max_steps, minimum=1)
@@ -65,6 +68,15 @@ def fit(
         proxy_class = None if proxy_reward is None else {"name": "given"}
         if proxy_reward is not None:
             proxy_reward = checks.finite("proxy_reward", proxy_reward, shape=problem.reference.shape)
+    # No derivative of the loss in a logit exceeds beta (1 + eta).
+    if limit > LARGEST_TOLERANCE * objective.beta:
+        raise InvalidArgument(
+            "tolerance",
+            expected=f"at most {LARGEST_TOLERANCE:g} beta = {LARGEST_TOLERANCE * objective.beta:g}: gradients shrink "
+            "with beta, and every policy would count as converged",
+            got=limit,
+            remedy=f"Pass tolerance={1e-9 * objective.beta:.0e}, or use `solve`.",
+        )
     pull = _Pullback(saddle, policy)
     start = policy.parameters.ravel()
     history: list[dict[str, float]] = []
@@ -165,7 +177,7 @@ def maximum_likelihood_reward(
     problem: ContextualBandit, data: PreferenceCounts, objective: Objective
 ) -> tuple[Array | None, dict[str, Any] | None]:
     """Return (r_MLE (X, A), its class): the proxy; unconstrained where it exists, else in Box(reward_bound)."""
-    plain = DPO(beta=objective.beta, base="reference")
+    plain = DPO(beta=check_objective(objective).beta, base="reference")
     reward_class: RewardClass = Unconstrained()
     if not minimizer_exists(build_saddle(problem, data, plain, reward_class)).exists:
         if problem.reward_bound is None:

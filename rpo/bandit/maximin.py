@@ -12,17 +12,15 @@ from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.method import Baseline, PolicyResult
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, RewardClass, Unconstrained
-from rpo.bandit.solver.certificate import Certificate, certify
+from rpo.bandit.solver.certificate import RELATIVE_GAP, TV_BOUND, Certificate, certify, within_tolerance
 from rpo.bandit.solver.existence import Existence, minimizer_exists
 from rpo.bandit.solver.reward_side import minimize_reward_side
 from rpo.bandit.solver.saddle import Saddle, build_saddle
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InaccurateSolution, InvalidArgument, NoMinimizer
-from rpo.core.objectives import Objective
+from rpo.core.objectives import Objective, check_objective
 
-RELATIVE_GAP = 1e-7
-TV_BOUND = 1e-3
 ACTIVE = 1e-8  # of the penalty's multiplier, which is of order eta
 ROUNDING = 1e-14
 METHODS = ("programs", "newton")
@@ -146,6 +144,7 @@ def _solve_maximin(
     start: Array | None = None,
 ) -> Solution:
     checks.one_of("method", method, METHODS)
+    check_objective(objective)
     reward_class = default_class(problem) if reward_class is None else reward_class
     saddle = build_saddle(
         problem, data, objective, reward_class, prompt_weights=prompt_weights, base_policy=base_policy
@@ -214,6 +213,7 @@ def _labels(problem: ContextualBandit, existence: Existence) -> str:
 
 def default_class(problem: ContextualBandit) -> RewardClass:
     """Return Box(problem.reward_bound), or refuse where the bound is unknown."""
+    checks.instance("problem", problem, ContextualBandit)
     if problem.reward_bound is None:
         raise InvalidArgument(
             "reward_class",
@@ -226,16 +226,20 @@ def default_class(problem: ContextualBandit) -> RewardClass:
 
 def _verdict(certificate: Certificate, objective: Objective, empty: int) -> dict[str, str]:
     sentence = f"duality gap {certificate.gap:.1e} (relative {certificate.relative_gap:.1e})"
-    good = certificate.relative_gap <= RELATIVE_GAP
     if objective.eta > 0:
-        good = good and certificate.tv_bound <= TV_BOUND
         sentence += f", policy within {certificate.tv_bound:.1e} of the optimum in total variation"
     else:
         sentence += ", eta = 0: no SFT term, this is DPO; the gap certifies the likelihood, not the policy"
     if empty:
         sentence += f"; {empty} prompt(s) without data"
-    if good:
+    if within_tolerance(certificate.relative_gap, certificate.tv_bound, objective.eta):
         return {"status": "certified", "message": f"Certified optimal: {sentence}."}
+    if certificate.gap < 0:
+        return {
+            "status": "inaccurate",
+            "message": f"Not a proof: {sentence}. A gap below zero by more than rounding says that one of the two "
+            "bounds is wrong: use the policy for nothing, and report the problem.",
+        }
     return {
         "status": "inaccurate",
         "message": f"Over tolerance (relative gap {RELATIVE_GAP:g}, total variation {TV_BOUND:g}): {sentence}. "

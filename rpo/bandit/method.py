@@ -8,6 +8,7 @@ from typing import Any
 
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.problem import ContextualBandit
+from rpo.core import checks
 from rpo.core.checks import Array
 
 
@@ -17,7 +18,7 @@ class PolicyResult:
 
     policy: (X, A). label: for legends. status: "certified", "exact" (closed form) or "inaccurate";
     message: one sentence. reward: (X, A), the reward the policy was made from, if any. evidence:
-    gaps, residuals, sizes.
+    gaps, residuals, sizes. Raises InvalidArgument for another status.
     """
 
     policy: Array
@@ -26,6 +27,9 @@ class PolicyResult:
     message: str
     reward: Array | None = None
     evidence: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        checks.one_of("status", self.status, ("certified", "exact", "inaccurate"))
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a record stores, arrays left out."""

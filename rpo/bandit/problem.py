@@ -64,8 +64,8 @@ class ContextualBandit:
         if self.features is not None:
             set_(self, "features", checks.finite("features", self.features, shape=(x, a, None)))
         if self.behavior is not None:
-            shape = (x, a, a) if np.ndim(self.behavior) == 3 else (x, a)
-            flat = checks.finite("behavior", self.behavior, shape=shape)
+            flat = checks.finite("behavior", self.behavior)
+            checks.has_shape("behavior", flat, (x, a, a) if flat.ndim == 3 else (x, a))
             checks.probabilities("behavior", flat.reshape(x, -1))
             set_(self, "behavior", flat)
         set_(self, "label_noise", checks.nonnegative("label_noise", self.label_noise))
@@ -76,12 +76,8 @@ class ContextualBandit:
                 got=self.label_noise,
                 remedy="Above one half the labels mean the opposite: swap chosen and rejected.",
             )
-        for what, labels, size in (
-            ("prompt_labels", self.prompt_labels, x),
-            ("response_labels", self.response_labels, a),
-        ):
-            if labels is not None and len(labels) != size:
-                raise InvalidArgument(what, expected=f"{size} labels", got=len(labels), remedy="Pass one for each.")
+        set_(self, "prompt_labels", checks.labels("prompt_labels", self.prompt_labels, x))
+        set_(self, "response_labels", checks.labels("response_labels", self.response_labels, a))
 
     @property
     def num_prompts(self) -> int:
@@ -160,7 +156,10 @@ class ContextualBandit:
 
     def expected_reward(self, policy: Array) -> float:
         """Return gold J(pi) = E_{d0, pi}[r*], in reward units. policy: (X, A). Source: paper, Eq. (2.3)."""
-        checks.has_shape("policy", np.asarray(policy), self.reference.shape)
+        return self._value("policy", policy)
+
+    def _value(self, name: str, policy: Array) -> float:
+        policy = checks.probabilities(name, policy, shape=self.reference.shape)
         return float(self.d0 @ (policy * self.true_reward()).sum(axis=1))
 
     def greedy_policy(self) -> Array:
@@ -171,9 +170,8 @@ class ContextualBandit:
 
     def suboptimality(self, policy: Array, comparator: Array | None = None) -> float:
         """Return Gap = J(comparator) - J(policy), comparator greedy by default. Source: paper, Eq. (2.5)."""
-        return self.expected_reward(self.greedy_policy() if comparator is None else comparator) - self.expected_reward(
-            policy
-        )
+        best = self.greedy_policy() if comparator is None else comparator
+        return self._value("comparator", best) - self._value("policy", policy)
 
     def softmax_policy(self) -> TabularSoftmaxPolicy:
         """Return a trainable table that starts at the reference."""

@@ -1,32 +1,21 @@
-"""Reward classes R: what the adversary may choose, and the support function of each."""
+"""Reward classes R, closed convex sets of reward tables (X, A): what the adversary may choose; their support functions.
+
+S_R(g) = max over R of <g, r>, inf where unbounded.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from rpo.core import checks
 from rpo.core.checks import Array
+from rpo.core.errors import InvalidArgument
+from rpo.core.objectives import LEAST_SCALE
 
 ROUNDING = 1e-12
-
-
-class RewardClass(Protocol):
-    """A closed convex set of reward tables (X, A)."""
-
-    def support_gap(self, g: Array, reward: Array) -> float:
-        """Return S_R(g) - <g, reward> >= 0, with S_R(g) = max over R of <g, r>; inf where unbounded."""
-        ...
-
-    def contains(self, reward: Array) -> bool:
-        """Return whether the table (X, A) is a member, up to rounding."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """Return what a record stores."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -34,7 +23,7 @@ class Unconstrained:
     """Every reward table; the class in which the maximin equals DPO + eta * beta * SFT."""
 
     def support_gap(self, g: Array, reward: Array) -> float:
-        """Return 0 where g vanishes (up to rounding), else inf: the indicator of g = 0."""
+        """Return S_R(g) - <g, reward>: 0 where g vanishes (up to rounding), else inf, the indicator of g = 0."""
         return 0.0 if np.abs(g).max() <= ROUNDING else float("inf")
 
     def contains(self, reward: Array) -> bool:
@@ -60,7 +49,7 @@ class Box:
         object.__setattr__(self, "bound", checks.positive("bound", self.bound, remedy=remedy))
 
     def support_gap(self, g: Array, reward: Array) -> float:
-        """Return the sum over entries of `support_terms`."""
+        """Return S_R(g) - <g, reward> >= 0: the sum over entries of `support_terms`."""
         return float(self.support_terms(g, reward).sum())
 
     def support_terms(self, g: Array, reward: Array) -> Array:
@@ -89,6 +78,14 @@ class LinearBall:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", checks.finite("features", self.features, shape=(None, None, None)))
+        largest = float(np.abs(self.features).max(initial=0.0))
+        if largest > 0 and not LEAST_SCALE <= largest <= 1.0 / LEAST_SCALE:
+            raise InvalidArgument(
+                "features",
+                expected=f"a largest entry between {LEAST_SCALE:g} and {1.0 / LEAST_SCALE:g}",
+                got=largest,
+                remedy="Rescale the features, and the radius the other way: the class is the same.",
+            )
         object.__setattr__(self, "radius", checks.positive("radius", self.radius))
 
     def reward(self, theta: Array) -> Array:
@@ -101,7 +98,7 @@ class LinearBall:
         return np.asarray(np.linalg.lstsq(self.features.reshape(x * a, d), reward.ravel(), rcond=None)[0])
 
     def support_gap(self, g: Array, reward: Array) -> float:
-        """Return B ||Phi' g|| - <g, r>, and 0 where rounding would make it negative."""
+        """Return S_R(g) - <g, r> = B ||Phi' g|| - <g, r>, and 0 where rounding would make it negative."""
         pulled = np.einsum("xad,xa->d", self.features, g)
         return max(0.0, self.radius * float(np.linalg.norm(pulled)) - float((g * reward).sum()))
 
@@ -114,3 +111,18 @@ class LinearBall:
     def describe(self) -> dict[str, Any]:
         """Return what a record stores."""
         return {"name": "LinearBall", "radius": self.radius, "dimension": int(self.features.shape[2])}
+
+
+RewardClass = Unconstrained | Box | LinearBall
+
+
+def check_reward_class(value: object) -> RewardClass:
+    """Return `value`, or refuse anything but one of the three classes themselves: no other has a solver here."""
+    if type(value) in (Unconstrained, Box, LinearBall):
+        return value  # type: ignore[return-value]
+    raise InvalidArgument(
+        "reward_class",
+        expected="Unconstrained(), Box(R) or LinearBall(features, B)",
+        got=repr(value),
+        remedy="Pass Box(3.0) rather than 3.0, for example; other classes, and subclasses, have no solver.",
+    )

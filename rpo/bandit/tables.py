@@ -77,7 +77,7 @@ def read_preferences(path: str | Path, *, ties: str = "drop", prompt_column: str
     InvalidArgument (with the first offending line), OutputError, MissingDependency.
     """
     checks.one_of("ties", ties, TIES)
-    source = Path(path)
+    source = checks.path("path", path)
     reader = _reader(source)
     unit = "row" if reader is _parquet_rows else "line"
     try:
@@ -103,13 +103,7 @@ def bandit_from_preferences(
     zero elsewhere. reward_bound: R > 0, log-odds, or None. Raises InvalidArgument for a prompt
     without data.
     """
-    if not isinstance(counts, PreferenceCounts):
-        raise InvalidArgument(
-            "counts",
-            expected="PreferenceCounts",
-            got=type(counts).__name__,
-            remedy="Pass read_preferences(path).counts.",
-        )
+    checks.instance("counts", counts, PreferenceCounts, remedy="Pass read_preferences(path).counts.")
     occurs = counts.response_frequencies("responses") > 0
     size = occurs.sum(axis=1, keepdims=True)
     empty = np.flatnonzero(size == 0)

@@ -71,7 +71,7 @@ def fit_language_model(
         logps = policy.logps()
         # pi_base = chosen needs nothing more: the objective takes the chosen log-probabilities.
         base_logps = None if objective.base == "chosen" else (base * logps).sum(-1)[x]
-        loss, terms = objective(  # type: ignore[operator]
+        loss, terms = objective(
             logps[x, chosen],
             logps[x, rejected],
             reference[x, chosen],

@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, kl_div
 
+from rpo.core import checks
+from rpo.core.errors import InvalidArgument
+
 
 def backend(*values: Any) -> str:
     """Return "cvxpy", "torch" or "numpy": the kind of the first value that is not plain numbers."""
@@ -68,15 +71,25 @@ def weighted_mean(values: Any, weights: Any = None) -> Any:
     return (weights * values).sum(-1)
 
 
-def promote(value: Any) -> Any:
-    """Return log-probabilities in at least float32: half precision is promoted, float64 stays float64."""
+def promote(value: Any, name: str = "logps") -> Any:
+    """Return log-probabilities in at least float32: half precision is promoted, float64 stays float64.
+
+    Raises InvalidArgument, by `name`, for what is no array of numbers.
+    """
     kind = backend(value)
     if kind == "cvxpy":
         return value
     if kind == "torch":
         torch = sys.modules["torch"]
+        if not value.is_floating_point() or value.layout != torch.strided:
+            raise InvalidArgument(
+                name,
+                expected="a dense floating-point tensor",
+                got=f"{value.dtype}, {value.layout}",
+                remedy="Convert it first.",
+            )
         return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-    array = np.asarray(value)
+    array = checks.numbers(name, value)
     if array.dtype == np.float16:
         return array.astype(np.float32)
     return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)

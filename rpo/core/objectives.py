@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from rpo.core import checks, numerics
 from rpo.core.errors import InvalidArgument
 from rpo.core.reduction import SFT_REDUCTIONS, check_weights, reduced
 
 BASES = ("chosen", "rejected", "responses", "reference", "custom")
+LEAST_SCALE = 1e-100  # float64 holds the squares of what lies between it and its inverse
 
 
 class LossTerms(NamedTuple):
@@ -23,26 +22,6 @@ class LossTerms(NamedTuple):
 
     preference: Any
     sft: Any
-
-
-@runtime_checkable
-class Objective(Protocol):
-    """What solvers and trainers need of an objective."""
-
-    @property
-    def beta(self) -> float: ...
-    @property
-    def eta(self) -> float: ...
-    @property
-    def sft_weight(self) -> float: ...
-    @property
-    def base(self) -> str: ...
-    @property
-    def sft_reduction(self) -> str: ...
-    def terms(
-        self, margins: Any, base_logps: Any = None, weights: Any = None, base_weights: Any = None
-    ) -> tuple[Any, LossTerms]: ...
-    def to_dict(self) -> dict[str, Any]: ...
 
 
 def preference_loss(margins: Any, beta: float) -> Any:
@@ -206,8 +185,35 @@ class DPO:
         return {"name": type(self).__name__, **asdict(self)}
 
 
+Objective = RPO | DPO
+
+
+def check_objective(value: object, name: str = "objective") -> Objective:
+    """Return `value`, or refuse anything but an RPO or DPO itself, of a beta and eta whose squares float64 holds.
+
+    Solvers and certificates use derivatives and signs of these two losses that a subclass, which may override
+    any of them, does not promise.
+    """
+    if not (isinstance(value, Objective) and type(value) in (RPO, DPO)):
+        raise InvalidArgument(
+            name,
+            expected="an RPO or a DPO, not a subclass or another loss",
+            got=f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__,
+            remedy="Pass rpo.RPO(beta=0.1, eta=0.05) or rpo.DPO(beta=0.1): only their derivatives are known here.",
+        )
+    for which, number in (("beta", value.beta), ("eta", value.eta)):
+        if abs(number) > 1.0 / LEAST_SCALE or (abs(number) < LEAST_SCALE and (which == "beta" or number != 0)):
+            raise InvalidArgument(
+                f"{name}.{which}",
+                expected=f"a number between {LEAST_SCALE:g} and {1.0 / LEAST_SCALE:g}" + " or 0" * (which == "eta"),
+                got=number,
+                remedy="Measure rewards in other units: only beta and eta in units of the reward matter.",
+            )
+    return value
+
+
 def _evaluate(
-    objective: RPO | DPO,
+    objective: Objective,
     pair_logps: tuple[Any, ...],
     base_logps: Any,
     chosen_lengths: Any,
@@ -221,18 +227,18 @@ def _evaluate(
         "reference_chosen_logps",
         "reference_rejected_logps",
     )
-    logps = [numerics.promote(value) for value in pair_logps]
+    logps = [numerics.promote(value, name) for name, value in zip(names, pair_logps, strict=True)]
     if logps[0].ndim != 1 or logps[0].shape[0] == 0:
         raise InvalidArgument(
             names[0], expected="shape (N,) with N >= 1", got=f"shape {tuple(logps[0].shape)}", remedy="Pass one a pair."
         )
     for name, value in zip(names[1:], logps[1:], strict=True):
-        checks.has_shape(name, value, tuple(logps[0].shape))
-    weights = _like(weights, logps[0])
+        _check_alike(name, value, logps[0])
+    weights = _like("weights", weights, logps[0])
     check_weights(weights, logps[0])
     if base_logps is not None:
-        base_logps, lengths, whose = numerics.promote(base_logps), base_lengths, "base_lengths"
-        checks.has_shape("base_logps", base_logps, tuple(logps[0].shape))
+        base_logps, lengths, whose = numerics.promote(base_logps, "base_logps"), base_lengths, "base_lengths"
+        _check_alike("base_logps", base_logps, logps[0])
     elif objective.base == "chosen":
         base_logps, lengths, whose = logps[0], chosen_lengths, "chosen_lengths"
     elif objective.eta > 0:
@@ -243,17 +249,26 @@ def _evaluate(
             remedy="Pass base_logps, or use base='chosen'.",
         )
     if base_logps is not None:
-        lengths = _like(lengths, base_logps)
+        lengths = _like(whose, lengths, base_logps)
         base_logps = reduced(
             base_logps, lengths, weights, objective.sft_reduction, whose=whose, setting="sft_reduction"
         )
     return objective.terms(implicit_margins(*logps), base_logps, weights)
 
 
-def _like(values: Any, logps: Any) -> Any:
+def _check_alike(name: str, value: Any, first: Any) -> None:
+    """Refuse a value of another shape or backend than the first of its kind."""
+    kinds = numerics.backend(value), numerics.backend(first)
+    if kinds[0] != kinds[1]:
+        raise InvalidArgument(name, expected=f"a {kinds[1]} array", got=kinds[0], remedy="Pass all in one of them.")
+    checks.has_shape(name, value, tuple(first.shape))
+
+
+def _like(name: str, values: Any, logps: Any) -> Any:
     """Return `values` (None, a sequence, an array) in the backend and precision of `logps`."""
     if values is None:
         return None
     if numerics.backend(logps) == "torch":
-        return sys.modules["torch"].as_tensor(values, dtype=logps.dtype, device=logps.device)
-    return np.asarray(values, dtype=logps.dtype)
+        given = values if numerics.backend(values) == "torch" else checks.numbers(name, values)
+        return sys.modules["torch"].as_tensor(given, dtype=logps.dtype, device=logps.device)
+    return checks.numbers(name, values).astype(logps.dtype, copy=False)

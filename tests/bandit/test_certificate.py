@@ -3,6 +3,7 @@
 Upper value: `upper_value` (conftest). Lower value: -eta beta E KL(pi || pi_ref) + sum_k w_k H(p_k) - S_R(g).
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, LinearBall, Unconstrained
 from rpo.bandit.solver.certificate import Certificate, certify
 from rpo.bandit.solver.saddle import Saddle, build_saddle
+from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import DPO, RPO
 
 KINDS = ("box", "ball")
@@ -261,3 +263,37 @@ def test_derived_numbers_follow_from_the_terms() -> None:
     assert record["gap"] == c.gap and record["kl_term"] == 0.01 and record["tv_bound"] == c.tv_bound
     small = Certificate(reward_value=0.5, kl_term=0.06, likelihood_term=0.0, support_term=0.0, eta_beta=0.001)
     assert small.relative_gap == pytest.approx(0.06) and small.tv_bound == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({"d": [-0.5, 0.5, 1.0]}, {}, r"saddle\.d: expected entries >= 0, got -0\.5"),
+        ({"weights": -1.0}, {}, r"saddle\.weights: "),
+        ({"base": 2.0}, {}, r"saddle\.base: .*sum to one"),
+        ({"eta": -0.1}, {}, r"saddle\.objective\.eta: expected entries >= 0, got -0\.1"),
+        ({"beta": -0.1}, {}, r"saddle\.objective\.beta: "),
+        ({}, {"p": 1.5}, "1 - p: expected entries >= 0, got -0.5"),
+        ({}, {"p": -0.5}, "p: expected entries >= 0, got -0.5"),
+        ({}, {"p": np.nan}, "p: expected finite numbers"),
+        ({}, {"policy": 0.7}, "policy: expected probabilities"),
+        ({}, {"policy": -0.25}, "policy: expected entries >= 0"),
+        ({}, {"reward": 5.0}, "reward: expected a member of Box"),
+        ({}, {"reward": np.nan}, "reward: expected finite numbers"),
+    ],
+)
+def test_signs_on_which_the_proof_rests_are_checked(
+    make_bandit: Callable[..., ContextualBandit], change: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
+    """A saddle made by hand, or a field forced past its class's check, must not make a term negative unseen."""
+    *_, objective, saddle = setting(make_bandit, 1, "box")
+    for name, value in change.items():
+        if name in ("beta", "eta"):
+            object.__setattr__(objective, name, value)
+        else:
+            scaled = np.asarray(value) if name == "d" else value * getattr(saddle, name)
+            saddle = dataclasses.replace(saddle, **{name: scaled})
+    shapes = {"p": saddle.weights.shape}
+    given = {name: np.full(shapes.get(name, saddle.base.shape), value) for name, value in options.items()}
+    with pytest.raises(InvalidArgument, match=f"^{message}"):
+        certify(saddle, given.pop("reward", np.zeros(saddle.base.shape)), **given)

@@ -4,17 +4,23 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from rpo.bandit import instances, maximin
+import rpo
+from rpo import bandit
+from rpo.bandit import instances, maximin, solve_batch
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.maximin import Solution, solve
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, LinearBall, Unconstrained
+from rpo.bandit.simulation import Maximin
+from rpo.bandit.solver import certificate
+from rpo.bandit.solver.certificate import Certificate, within_tolerance
 from rpo.bandit.solver.saddle import Saddle, build_saddle
 from rpo.core.errors import InaccurateSolution, InvalidArgument, NoMinimizer
 from rpo.core.objectives import DPO, RPO
@@ -555,6 +561,98 @@ def test_mass_outside_the_support_of_the_reference_is_refused_by_name() -> None:
         solve(problem, inside, RPO(beta=0.5, eta=0.1, base="custom"), base_policy=[[0.5, 0.4, 0.1]])
 
 
+class Square(RPO):
+    """A subclass with another loss, IPO's, of which no derivative here is right."""
+
+    def terms(self, margins: Any, *rest: Any, **more: Any) -> Any:
+        loss, parts = super().terms(margins, *rest, **more)
+        return loss + ((margins - 1.0) ** 2).mean(), parts
+
+
+@dataclass(frozen=True)
+class Optimism:
+    """Everything a solver reads of an objective, with XPO's sign of eta."""
+
+    beta: float = 0.3
+    eta: float = -0.3
+    base: str = "reference"
+    sft_reduction: str = "sequence_sum"
+    sft_weight: float = -0.09
+
+    def terms(self, margins: Any, base_logps: Any = None, weights: Any = None, base_weights: Any = None) -> Any:
+        return RPO(beta=self.beta, eta=0.3).terms(margins, base_logps, weights, base_weights)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.parametrize("objective", [Square(beta=0.5, eta=0.05), Optimism(), RPO, None], ids=str)
+@pytest.mark.parametrize("door", ["solve", "newton", "batch", "fit", "rpo.fit", "saddle", "simulate", "maximin"])
+def test_another_loss_than_rpo_and_dpo_is_never_solved_as_if_it_were_one(door: str, objective: Any) -> None:
+    """Each way in: none may answer, with a certificate least of all."""
+    problem, data, _ = two_components()
+    batch = {"reference": problem.reference, "reward_class": Box(1.0)}
+    doors: dict[str, Callable[[], Any]] = {
+        "solve": lambda: solve(problem, data, objective, reward_class=Box(1.0)),
+        "newton": lambda: solve(problem, data, objective, reward_class=Unconstrained(), method="newton"),
+        "batch": lambda: solve_batch(data.wins()[None], objective, **batch),
+        "fit": lambda: bandit.fit(problem.softmax_policy(), data, objective),
+        "rpo.fit": lambda: rpo.fit(problem.softmax_policy(), data, objective),
+        "saddle": lambda: build_saddle(problem, data, objective, Box(1.0)),
+        "simulate": lambda: bandit.simulate("coverage_skew", [objective], {"n": [9]}, 1, rng=0),
+        "maximin": lambda: bandit.simulate("coverage_skew", [Maximin(objective)], {"n": [9]}, 1, rng=0),
+    }
+    with pytest.raises(InvalidArgument, match=r"^(objective|methods)"):
+        doors[door]()
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.1])
+@pytest.mark.parametrize("beta", [5e-324, 1e-300, 1e-101, 1e-100, 1e-20, 1e20, 1e100, 1e101, 1e300])
+def test_a_temperature_beyond_float64_is_refused_and_any_other_answered(beta: float, eta: float) -> None:
+    """Squares of beta under- or overflow outside [1e-100, 1e100]. DPO tends to the best responses, and to pi_ref."""
+    problem, data, _ = two_components()
+    objective = RPO(beta=beta, eta=eta, base="reference")
+    for reward_class in (Box(3.0), Unconstrained(), LinearBall(problem.features, 1.0)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", InaccurateSolution)
+            if not 1e-100 <= beta <= 1e100:
+                with pytest.raises(InvalidArgument, match=r"^objective\.beta: expected a number between 1e-100"):
+                    solve(problem, data, objective, reward_class=reward_class, method="newton")
+                continue
+            found = solve(problem, data, objective, reward_class=reward_class, method="newton")
+        batch = solve_batch(data.wins()[None], objective, reference=problem.reference, reward_class=reward_class)
+        for policy, reward in ((found.policy, found.reward), (batch.policy[0], batch.reward[0])):
+            assert np.allclose(policy.sum(axis=1), 1.0) and (policy >= 0).all()
+            if beta >= 1e20:
+                assert np.allclose(policy, problem.reference)
+            elif eta == 0 and isinstance(reward_class, Box):
+                assert found.status == "certified"
+                assert (policy * (reward.max(axis=1, keepdims=True) - reward)).max() < 1e-12
+    with pytest.raises(InvalidArgument, match="^features: expected a largest entry between"):
+        LinearBall(problem.features * 1e150, 1.0)
+
+
+def test_another_reward_class_than_the_three_is_refused() -> None:
+    """A subclass may widen the set; its support function would be the narrower one's."""
+    problem, data, _ = two_components()
+    wide = type("Wide", (Box,), {"contains": lambda self, reward: True})(1.0)
+    for reward_class in (wide, Box, 3.0, "box"):
+        with pytest.raises(InvalidArgument, match=r"^reward_class: expected Unconstrained\(\), Box\(R\) or LinearBall"):
+            solve(problem, data, RPO(beta=0.5, eta=0.1), reward_class=reward_class)
+
+
+def test_a_gap_below_zero_is_no_certificate() -> None:
+    """What a wrong derivative or sign leaves: bounds that cross. Within rounding of zero it still certifies."""
+    for gap, status in ((-0.05, "inaccurate"), (-1e-10, "inaccurate"), (-1e-15, "certified"), (np.nan, "inaccurate")):
+        crossed = Certificate(1.0, kl_term=0.0, likelihood_term=gap, support_term=0.0, eta_beta=0.1)
+        for objective in (RPO(beta=1.0, eta=0.1), DPO(beta=1.0)):
+            verdict = maximin._verdict(crossed, objective, 0)
+            assert verdict["status"] == status
+            assert ("Not a proof" in verdict["message"]) == (gap < -1e-12)
+            found = within_tolerance(np.array([gap, 0.0]), np.array([crossed.tv_bound, 0.0]), objective.eta)
+            assert found.tolist() == [status == "certified", True]
+
+
 @pytest.mark.parametrize(("name", "value"), [("RELATIVE_GAP", -1.0), ("TV_BOUND", -1.0)])
 def test_solution_over_tolerance_is_flagged_and_warned_about(
     monkeypatch: pytest.MonkeyPatch, name: str, value: float
@@ -563,7 +661,7 @@ def test_solution_over_tolerance_is_flagged_and_warned_about(
     problem, objective = ContextualBandit(**TWO_ARMS), RPO(beta=1.0, eta=0.2)
     good = solve(problem, two_armed(6, 4), objective, method="newton")
     assert good.status == "certified" and good.message.startswith("Certified optimal")
-    monkeypatch.setattr(maximin, name, value)
+    monkeypatch.setattr(certificate, name, value)
     with pytest.warns(InaccurateSolution, match="Over tolerance"):
         flagged = solve(problem, two_armed(6, 4), objective, method="newton")
     assert flagged.status == "inaccurate" and (flagged.policy == good.policy).all()

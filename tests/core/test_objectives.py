@@ -7,6 +7,7 @@ losses are (ln 2, ln(1 + 1/3)) = (ln 2, ln(4/3)). The chosen log-probabilities a
 
 import dataclasses
 import math
+from dataclasses import fields
 
 import cvxpy as cp
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from rpo.core.errors import InvalidArgument
-from rpo.core.objectives import DPO, RPO, Objective, implicit_margins, preference_derivatives, preference_loss
+from rpo.core.objectives import DPO, RPO, check_objective, implicit_margins, preference_derivatives, preference_loss
 
 LN2, LN3 = math.log(2.0), math.log(3.0)
 PREFERENCE = (LN2, math.log(4.0 / 3.0))
@@ -331,11 +332,14 @@ def test_terms_refuse_a_missing_sft_term_unless_eta_is_zero() -> None:
 
 
 @pytest.mark.parametrize("objective", [RPO(beta=0.5, eta=0.2), DPO(beta=0.5)])
-def test_objectives_are_frozen_and_follow_the_protocol(objective: RPO | DPO) -> None:
+def test_objectives_are_frozen_and_the_only_ones(objective: RPO | DPO) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         objective.beta = 1.0  # type: ignore[misc]
-    assert isinstance(objective, Objective)
-    assert not isinstance(object(), Objective)
+    assert check_objective(objective) is objective
+    same = type("Same", (type(objective),), {})(**{f.name: getattr(objective, f.name) for f in fields(objective)})
+    for other in (same, type(objective), object(), None, {"beta": 0.5}):
+        with pytest.raises(InvalidArgument, match=r"^loss: expected an RPO or a DPO, .* Pass rpo.RPO"):
+            check_objective(other, "loss")
 
 
 def test_record_holds_every_field_and_the_class() -> None:

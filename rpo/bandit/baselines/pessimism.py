@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rpo.bandit.baselines.plain import check_temperature, likelihood_evidence, likelihood_sentence, maximum_likelihood
+from rpo.bandit.baselines.plain import check_fields, likelihood_evidence, likelihood_sentence, maximum_likelihood
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.maximin import Solution, default_class
 from rpo.bandit.method import Baseline, PolicyResult
@@ -23,6 +23,7 @@ from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument, SolverFailed
 
 GAP = 1e-7  # of max(1, radius): what counts as certified
+ROUNDING = 1e-12
 SMALL_MASS = 1e-7  # an interior-point solver never says zero
 MAX_FEATURES = 1000
 
@@ -57,7 +58,7 @@ class PessimisticMLE(Baseline):
     solver: str = "CLARABEL"
 
     def __post_init__(self) -> None:
-        check_temperature(1.0, self.base)
+        check_fields(1.0, self.base, self.reward_class)
         checks.one_of("prompt_weights", self.prompt_weights, PROMPT_WEIGHTS)
         if self.radius is not None:
             checks.nonnegative("radius", self.radius)
@@ -97,7 +98,7 @@ class PessimisticMLE(Baseline):
         game = EllipticGame(phi=phi, theta=theta, gram=gram, radius=radius, d=d, anchor=anchor)
         policy, value, gap, how = game.maximise(problem.reference > 0, self.solver)
         policy = np.where(d[:, None] > 0, policy, problem.reference)
-        good = found.status == "certified" and gap <= GAP * max(1.0, radius)
+        good = found.status == "certified" and -ROUNDING <= gap / max(1.0, radius) <= GAP
         return PolicyResult(
             policy=policy,
             label=self.label,
@@ -190,14 +191,14 @@ class EllipticGame:
         policies = [] if len(self.d) > 1 else [row[None] for row in np.eye(support.shape[1])[support[0]]]
         policy, value, theta = self._best(policies) if policies else (self.anchor, -math.inf, self.theta)
         ceiling = min(self.upper(theta, support), self.upper(self.theta, support))
-        if ceiling - value <= 1e-12 * max(1.0, self.radius):
-            return policy, value, max(0.0, ceiling - value), "closed form"
+        if ceiling - value <= ROUNDING * max(1.0, self.radius):
+            return policy, value, ceiling - value, "closed form"
         solved, theta, status = self._program(support, solver)
         sparse = np.where(solved > SMALL_MASS, solved, 0.0)
         sparse = sparse / sparse.sum(axis=1, keepdims=True)
         policy, value, worst = self._best([*policies, sparse, solved])
         ceiling = min(ceiling, self.upper(theta, support), self.upper(worst, support))
-        return policy, value, max(0.0, ceiling - value), status
+        return policy, value, ceiling - value, status
 
     def _best(self, policies: list[Array]) -> tuple[Array, float, Array]:
         values = [self.lower(policy) for policy in policies]

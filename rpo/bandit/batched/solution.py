@@ -13,16 +13,15 @@ from numpy.typing import NDArray
 
 from rpo.bandit.batched.cells import Cells, minimizers_exist
 from rpo.bandit.batched.classes import solve_balls, solve_boxes
-from rpo.bandit.maximin import RELATIVE_GAP, TV_BOUND
 from rpo.bandit.problem import ContextualBandit
-from rpo.bandit.reward_class import Box, LinearBall, RewardClass, Unconstrained
-from rpo.bandit.solver.certificate import NEGATIVE_MASS
+from rpo.bandit.reward_class import Box, LinearBall, RewardClass, Unconstrained, check_reward_class
+from rpo.bandit.solver.certificate import NEGATIVE_MASS, within_tolerance
 from rpo.bandit.solver.saddle import check_base
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
 from rpo.core.numerics import kl_divergence, log_softmax
-from rpo.core.objectives import Objective
+from rpo.core.objectives import Objective, check_objective
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -51,6 +50,7 @@ class BatchSolution:
 
 def sample_wins(problem: ContextualBandit, n: int, draws: int, *, rng: Any) -> Array:
     """Draw `draws` data sets of n preferences each, as win counts (S, X, A, A); time independent of n."""
+    checks.instance("problem", problem, ContextualBandit)
     size = checks.integer("draws", draws, minimum=1)
     generator = checks.generator("rng", rng)
     return np.stack([problem.sample_preferences(n, rng=child).wins() for child in generator.spawn(size)])
@@ -73,6 +73,8 @@ def solve_batch(
     rewards to start from, such as a neighbouring beta's. Memory is S X A^2 numbers. Raises
     InvalidArgument. An instance without a minimiser is marked in `exists`.
     """
+    check_objective(objective)
+    check_reward_class(reward_class)
     table = checks.finite("wins", wins, shape=(None, None, None, None))
     s, x, a, _ = table.shape
     checks.has_shape("wins", table, (s, x, a, a))
@@ -168,10 +170,8 @@ def _certified(
     gap = np.where(exists, gap, np.inf)
     bound = np.full(s, np.inf)
     if objective.eta > 0:
-        bound = np.minimum(1.0, np.sqrt(gap / (2.0 * objective.sft_weight)))
-    certified = exists & (gap / np.maximum(1.0, np.abs(total)) <= RELATIVE_GAP)
-    if objective.eta > 0:
-        certified &= bound <= TV_BOUND
+        bound = np.minimum(1.0, np.sqrt(np.abs(gap) / (2.0 * objective.sft_weight)))
+    certified = exists & within_tolerance(gap / np.maximum(1.0, np.abs(total)), bound, objective.eta)
     policy = np.where(cells.d[:, None] > 0, gibbs, np.exp(cells.log_reference)).reshape(s, x, a)
     return BatchSolution(
         policy=np.where(exists[:, None, None], policy, np.nan),

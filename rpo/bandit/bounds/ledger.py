@@ -217,6 +217,9 @@ def slack_ledger(
     or "hellinger". Raises InvalidArgument; also outside coverage, where the theorem is silent.
     """
     checks.one_of("chain", chain, ROUTES)
+    checks.instance("problem", problem, ContextualBandit)
+    checks.instance("data", data, PreferenceCounts)
+    checks.instance("solution", solution, Solution)
     saddle, truth = solution.saddle, problem.true_reward()
     policy = problem.greedy_policy() if comparator is None else comparator
     policy = checks.probabilities("comparator", policy, shape=problem.reference.shape)

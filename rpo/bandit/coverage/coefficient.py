@@ -100,7 +100,7 @@ def coverage_coefficient(
     Where r* is unknown, comparator and base are needed and the value is the interior one, an upper bound.
     Raises InvalidArgument, SolverFailed. Source: paper, Assumption 5.2, Eq. (5.2); docs/theory.md, coverage.
     """
-    shape = problem.reference.shape
+    shape = checks.instance("problem", problem, ContextualBandit).reference.shape
     reward_class = check_class(problem, reward_class, boundary)
     mu, mu_prompt = check_data(problem, data_distribution, data_prompt_distribution)
     slack = checks.nonnegative("tolerance", tolerance)
@@ -234,8 +234,8 @@ def _verdict(
     if length > 0:
         direction = direction / length
         lower = max(0.0, float(problem.d0 @ ((pi - b) * direction).sum(axis=1)))
+    good = abs(value - lower) <= RELATIVE_GAP * value
     value = max(value, lower)  # they may cross by a rounding
-    good = value - lower <= RELATIVE_GAP * value
     method = CONE_PROGRAM if solvers else CLOSED_FORM
     message = f"C = {value:.6g} by {method}; the definition attains {lower:.6g}."
     if problem.reward is None:

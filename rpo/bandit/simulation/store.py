@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rpo.bandit.simulation.grid import canonical, digest
+from rpo.core import checks
 from rpo.core.errors import InvalidArgument, OutputError
 from rpo.core.records import check_output, environment, jsonable
 
@@ -45,7 +46,7 @@ class GridStore:
     """
 
     def __init__(self, directory: str | Path, config: dict[str, Any], *, overwrite: bool = False) -> None:
-        self.folder = check_output(directory, overwrite=True, marker=MANIFEST)
+        self.folder = check_output(checks.path("output", directory), overwrite=True, marker=MANIFEST)
         self.hash = hashlib.sha256(canonical(config).encode()).hexdigest()
         self._claim(config, overwrite)
 

@@ -7,13 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from rpo.bandit.reward_class import Unconstrained
+from rpo.bandit.reward_class import Unconstrained, check_reward_class
 from rpo.bandit.solver.saddle import Saddle
+from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
 from rpo.core.numerics import kl_divergence, sigmoid
+from rpo.core.objectives import check_objective
 
 NEGATIVE_MASS = 1e-9
+RELATIVE_GAP = 1e-7
+TV_BOUND = 1e-3
+GAP_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,8 @@ class Certificate:
         """sqrt(gap / (2 eta beta)), at most 1 where eta > 0 (Pinsker and Jensen)."""
         if self.eta_beta == 0:
             return float("inf")
-        return min(1.0, float(np.sqrt(self.gap / (2.0 * self.eta_beta))))
+        # Below zero, which `within_tolerance` never takes for certified, the size still says how far off it is.
+        return min(1.0, float(np.sqrt(abs(self.gap) / (2.0 * self.eta_beta))))
 
     def to_dict(self) -> dict[str, Any]:
         """Return every number a record stores."""
@@ -62,12 +68,31 @@ class Certificate:
         return {**asdict(self), **{name: getattr(self, name) for name in derived}}
 
 
+def within_tolerance(relative_gap: Any, tv_bound: Any, eta: float) -> Any:
+    """Return whether such a gap certifies, elementwise; one below zero by more than rounding is an error, not a proof.
+
+    tv_bound counts where eta > 0.
+    """
+    good = (relative_gap >= -GAP_ROUNDING) & (relative_gap <= RELATIVE_GAP)
+    return good & (tv_bound <= TV_BOUND) if eta > 0 else good
+
+
 def certify(saddle: Saddle, reward: Array, *, policy: Array | None = None, p: Array | None = None) -> Certificate:
     """Certify r (X, A) against a dual point (pi, p): gap = reward side at r - policy side at (pi, p).
 
     p: (K,) in [0, 1], default sigmoid(-z). policy: (X, A), default the Gibbs policy of r; for
     the unconstrained class it is always the policy that balances p (`Saddle.balanced_policy`).
+    Raises InvalidArgument, also where a sign on which the proof rests does not hold.
     """
+    checks.instance("saddle", saddle, Saddle)
+    reward = checks.finite("reward", reward, shape=saddle.base.shape)
+    _check_signs(saddle)
+    if policy is not None:
+        policy = checks.probabilities("policy", policy, shape=saddle.base.shape)
+    if p is not None:
+        p = checks.finite("p", p, shape=saddle.weights.shape)
+        _check_least("p", p)
+        _check_least("1 - p", 1.0 - p)
     if not saddle.reward_class.contains(reward):
         raise InvalidArgument(
             "reward",
@@ -77,7 +102,7 @@ def certify(saddle: Saddle, reward: Array, *, policy: Array | None = None, p: Ar
         )
     objective = saddle.objective
     z = saddle.margins(reward)
-    dual = sigmoid(-z) if p is None else np.clip(p, 0.0, 1.0)
+    dual = sigmoid(-z) if p is None else p
     gibbs = saddle.gibbs(reward)
     infeasibility = 0.0
     if isinstance(saddle.reward_class, Unconstrained):
@@ -103,3 +128,21 @@ def certify(saddle: Saddle, reward: Array, *, policy: Array | None = None, p: Ar
         eta_beta=objective.sft_weight,
         infeasibility=infeasibility,
     )
+
+
+def _check_signs(saddle: Saddle) -> None:
+    """Refuse a saddle for which a term of the gap could be negative: a sum would hide one behind the others."""
+    check_objective(saddle.objective, "saddle.objective")
+    check_reward_class(saddle.reward_class)
+    _check_least("saddle.objective.eta", checks.finite("saddle.objective.eta", saddle.objective.eta))
+    checks.positive("saddle.objective.beta", saddle.objective.beta)
+    checks.probabilities("saddle.base", saddle.base)
+    checks.probabilities("saddle.weights", saddle.weights)
+    _check_least("saddle.d", checks.finite("saddle.d", saddle.d))
+
+
+def _check_least(name: str, values: Array) -> None:
+    if values.size and values.min() < 0:
+        raise InvalidArgument(
+            name, expected="entries >= 0", got=values.min(), remedy="With another sign the gap bounds nothing."
+        )

@@ -10,6 +10,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
 from rpo.bandit.solver.saddle import Saddle
+from rpo.core import checks
 
 BoolArray = NDArray[np.bool_]
 
@@ -31,6 +32,7 @@ def minimizer_exists(saddle: Saddle) -> Existence:
     chain of wins, one that is. Without: every component of the prompt's comparison graph is strongly
     connected (Ford 1957).
     """
+    checks.instance("saddle", saddle, Saddle)
     wins = np.zeros((*saddle.base.shape, saddle.base.shape[1]), dtype=bool)
     wins[saddle.prompt, saddle.chosen, saddle.rejected] = True
     has_data = np.bincount(saddle.prompt, minlength=len(saddle.d)) > 0

@@ -13,12 +13,12 @@ from scipy.special import entr, rel_entr
 
 from rpo.bandit.data import Index, PreferenceCounts
 from rpo.bandit.problem import ContextualBandit
-from rpo.bandit.reward_class import LinearBall, RewardClass
+from rpo.bandit.reward_class import LinearBall, RewardClass, check_reward_class
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
 from rpo.core.numerics import log_softmax, sigmoid
-from rpo.core.objectives import LossTerms, Objective
+from rpo.core.objectives import LossTerms, Objective, check_objective
 
 PROMPT_WEIGHTS = ("data", "population")
 
@@ -133,13 +133,10 @@ def build_saddle(
     "data" their weight is zero. A response here is one token: every sft_reduction is the same.
     """
     checks.one_of("prompt_weights", prompt_weights, PROMPT_WEIGHTS)
-    if not hasattr(reward_class, "support_gap"):
-        raise InvalidArgument(
-            "reward_class",
-            expected="Unconstrained(), Box(R) or LinearBall(features, B)",
-            got=repr(reward_class),
-            remedy="Pass Box(3.0) rather than 3.0, for example.",
-        )
+    checks.instance("problem", problem, ContextualBandit)
+    checks.instance("data", data, PreferenceCounts)
+    check_objective(objective)
+    check_reward_class(reward_class)
     shape = problem.reference.shape
     if (data.num_prompts, data.num_responses) != shape:
         raise InvalidArgument(
