@@ -33,7 +33,7 @@ def solve_command(
     """Solve the certified maximin on a table of comparisons and print each prompt's policy.
 
     Args:
-        pairs: CSV, JSONL or Parquet file: prompt, chosen, rejected or model_a, model_b, winner; optional count.
+        pairs: CSV, JSONL or Parquet file: chosen, rejected or model_a, model_b, winner; optional prompt and count.
         objective: beta (KL temperature), eta (weight of the reward penalty), base of the SFT term.
         reward_class: "box" keeps rewards in [0, reward_bound]; "unconstrained" is DPO + eta*beta*SFT exactly.
         reward_bound: R of the box, in log-odds.
@@ -56,8 +56,8 @@ def solve_command(
         with staged_output(output, overwrite=overwrite, marker="solution.json") as stage:
             _policy_rows(table, solution).to_csv(stage / "policy.csv", index=False)
             (stage / "config.yaml").write_text(resolved, encoding="utf-8")
-            record = {"source": table.source, "dropped": table.dropped, **solution.to_dict()}
-            write_json(stage / "solution.json", {**record, "environment": environment()})
+            read = {"source": table.source, "dropped": table.dropped, "look_alikes": table.look_alikes}
+            write_json(stage / "solution.json", {**read, **solution.to_dict(), "environment": environment()})
         print(f"Written to {output}")
 
 
@@ -217,6 +217,7 @@ def _policy_rows(table: PreferenceTable, solution: Solution):  # type: ignore[no
 
 def _print_solution(table: PreferenceTable, solution: Solution) -> None:
     from rpo.bandit.reward_class import Unconstrained
+    from rpo.bandit.tables import look_alike_sentence
 
     frame = _policy_rows(table, solution)
     shown = frame.head(MAX_ROWS)
@@ -227,6 +228,8 @@ def _print_solution(table: PreferenceTable, solution: Solution) -> None:
         print(f"columns not used: {', '.join(table.unused_columns)}")
     for reason, number in table.dropped.items():
         print(f"left out: {number} rows ({reason})")
+    if table.look_alikes:
+        print(f"warning: {look_alike_sentence(table)}")
     print(shown.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     if len(frame) > MAX_ROWS:
         print(f"... and {len(frame) - MAX_ROWS} more rows; --output DIR writes all of them.")
