@@ -145,6 +145,7 @@ def bandit_from_preferences(
         reward_bound=reward_bound,
         prompt_labels=counts.prompt_labels,
         response_labels=counts.response_labels,
+        own_labels=counts.own_labels,
         name=name,
     )
 
