@@ -11,7 +11,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from rpo import __version__, commands, llm_commands, train_command
 from rpo.compare import gold_command as enumerable_command
-from rpo.core.errors import InaccurateSolution, RPOError
+from rpo.core.errors import InaccurateSolution, LookAlikeLabels, RPOError
 from rpo.eval import benchmark_command, gold_command, judge_command
 from rpo.explore import command as explorer
 from rpo.parsing import instantiate, parse_mistakes
@@ -127,8 +127,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(f"rpo {name}", errors)
     try:
         with warnings.catch_warnings():
-            # The same sentence is in the printed status.
-            warnings.simplefilter("ignore", InaccurateSolution)
+            # The commands print the same sentences themselves.
+            for kind in (InaccurateSolution, LookAlikeLabels):
+                warnings.simplefilter("ignore", kind)
             command.function(**values, resolved=sub.dump(options, skip_unset=False))
     except RPOError as error:
         return _refuse(f"rpo {name}", [error])

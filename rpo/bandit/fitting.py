@@ -13,9 +13,10 @@ from rpo.bandit.metrics import policy_metrics
 from rpo.bandit.policies import SoftmaxPolicy, TabularSoftmaxPolicy
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, RewardClass, Unconstrained
+from rpo.bandit.solver.blocks import blocks
 from rpo.bandit.solver.existence import minimizer_exists
 from rpo.bandit.solver.newton import Derivatives, minimize_box
-from rpo.bandit.solver.reward_side import blocks, derivatives
+from rpo.bandit.solver.reward_side import derivatives
 from rpo.bandit.solver.saddle import Saddle, build_saddle
 from rpo.core import checks
 from rpo.core.checks import Array

@@ -26,7 +26,8 @@ class ContextualBandit:
     reward_bound: R; defaults to the largest reward. features: (X, A, D) or None.
     behavior: (X, A) response distribution, or (X, A, A) pair distribution mu(a1, a0 | x), from which
     preferences are drawn; defaults to the reference. label_noise: probability in [0, 1/2] that a drawn
-    winner is recorded as the loser; r* stays what it is. Raises InvalidArgument. Source: paper, Section 2.
+    winner is recorded as the loser; r* stays what it is. own_labels: those of each prompt's responses,
+    where they differ from prompt to prompt. Raises InvalidArgument. Source: paper, Section 2.
     """
 
     d0: Array
@@ -38,6 +39,7 @@ class ContextualBandit:
     label_noise: float = 0.0
     prompt_labels: tuple[str, ...] | None = None
     response_labels: tuple[str, ...] | None = None
+    own_labels: tuple[tuple[str, ...], ...] | None = None
     name: str = "bandit"
     _pairs: Array | None = field(default=None, init=False, repr=False)
 
@@ -78,6 +80,10 @@ class ContextualBandit:
             )
         set_(self, "prompt_labels", checks.labels("prompt_labels", self.prompt_labels, x))
         set_(self, "response_labels", checks.labels("response_labels", self.response_labels, a))
+        if self.own_labels is not None and len(self.own_labels) != x:
+            raise InvalidArgument(
+                "own_labels", expected=f"{x} labels", got=len(self.own_labels), remedy="Pass one for each."
+            )
 
     @property
     def num_prompts(self) -> int:
@@ -108,6 +114,8 @@ class ContextualBandit:
         repeated until they differ.
         """
         if self._pairs is None:
+            shape = (self.num_prompts, self.num_responses, self.num_responses)
+            checks.table_size("problem", shape, remedy="Pairs are drawn from a table: use fewer responses.")
             behavior = self.reference if self.behavior is None else self.behavior
             mu = behavior[:, :, None] * behavior[:, None, :] if behavior.ndim == 2 else behavior
             mu = 0.5 * (mu + mu.transpose(0, 2, 1))

@@ -23,6 +23,7 @@ PROBABILITY_TOLERANCE = 1e-9
 MAX_INTEGER = 2**63 - 1
 MAX_EXACT = 2**53  # up to here float64 holds every integer
 UNREADABLE = (TypeError, ValueError, OverflowError, RuntimeError)  # what NumPy and torch raise for no array of numbers
+MAX_TABLE = 5 * 10**7
 
 
 def positive(name: str, value: object, *, remedy: str = "Pass a finite number above zero.") -> float:
@@ -205,6 +206,18 @@ def has_shape(name: str, array: Any, shape: Sequence[int | None]) -> None:
         wanted = "(" + ", ".join("any" if s is None else str(s) for s in shape) + ")"
         raise InvalidArgument(
             name, expected=f"shape {wanted}", got=f"shape {actual}", remedy="Reshape or transpose it."
+        )
+
+
+def table_size(name: str, shape: Sequence[int], *, remedy: str) -> None:
+    """Refuse a table of more than 5e7 entries before it is attempted."""
+    entries = math.prod(shape)
+    if entries > MAX_TABLE:
+        raise InvalidArgument(
+            name,
+            expected=f"a table of at most {MAX_TABLE:g} entries",
+            got=f"{' x '.join(map(str, shape))}, {8 * entries / 1e9:.1f} GB",
+            remedy=remedy,
         )
 
 

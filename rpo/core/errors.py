@@ -49,3 +49,7 @@ class NonFiniteLoss(RPOError):
 
 class InaccurateSolution(UserWarning):
     """A solution whose certificate is over tolerance; its status says by how much."""
+
+
+class LookAlikeLabels(UserWarning):
+    """Labels that a reader cannot tell apart are counted as different responses or prompts."""

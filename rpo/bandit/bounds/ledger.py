@@ -29,8 +29,9 @@ from rpo.bandit.maximin import Solution
 from rpo.bandit.metrics import policy_outcome
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, LinearBall
+from rpo.bandit.solver.blocks import PromptBlock, blocks
 from rpo.bandit.solver.newton import Derivatives, NewtonResult, minimize_ball, minimize_box
-from rpo.bandit.solver.reward_side import PromptBlock, blocks, derivatives
+from rpo.bandit.solver.reward_side import derivatives
 from rpo.bandit.solver.saddle import Saddle
 from rpo.core import checks
 from rpo.core.checks import Array
