@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput
 
 from rpo.core.errors import InvalidArgument, NonFiniteLoss
+from rpo.core.locks import alone
 from rpo.core.records import jsonable
 from rpo.llm.checkpoints import (
     CheckpointError,
@@ -199,9 +201,14 @@ class SafeTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train; resume_from_checkpoint: a folder, True for the newest whole one, "auto" for it if there is one.
 
-        Raises CheckpointError for a checkpoint that is incomplete, damaged or another run's; NonFiniteLoss.
+        Raises CheckpointError for a checkpoint that is incomplete, damaged or another run's; NonFiniteLoss, InUse.
         """
-        checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        # Two runs would write the same checkpoints, and the last one would be a mixture.
+        writes = self.args.should_save and self.args.save_strategy != "no"
+        with alone(self.args.output_dir) if writes else contextlib.nullcontext():
+            return self._train(self._checkpoint_to_resume(resume_from_checkpoint), **kwargs)
+
+    def _train(self, checkpoint: Path | None, **kwargs: Any) -> Any:
         if checkpoint is None:
             self._require_fresh_folder()
         stored = None if checkpoint is None else read_manifest(checkpoint)

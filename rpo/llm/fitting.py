@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -13,9 +14,10 @@ from safetensors import SafetensorError
 from transformers import TrainingArguments
 
 from rpo.core.errors import InvalidArgument, OutputError
+from rpo.core.locks import STAGE, alone
 from rpo.core.neighbours import SFT, BradleyTerry
 from rpo.core.objectives import Objective
-from rpo.core.records import Run, check_output, jsonable
+from rpo.core.records import Run, check_output, jsonable, move_in
 from rpo.llm.base_trainer import SafeTrainer
 from rpo.llm.checkpoints import complete_checkpoints
 from rpo.llm.config import RPOConfig
@@ -25,6 +27,8 @@ from rpo.llm.sft import SFTConfig, SFTTrainer
 from rpo.llm.trainer import RPOTrainer
 
 DEFAULT_FOLDER = "rpo-output"
+MARKER = "run.json"
+WEIGHTS = ("adapter_*", "model*.safetensors", "*.index.json")  # else the old would be loaded beside the new
 
 
 def fit(
@@ -80,31 +84,32 @@ def fit(
             got=type(ref_model).__name__ if ref_model is not None else ref_adapter_name,
             remedy="Leave it out.",
         )
-    if not resume_from_checkpoint:
-        check_output(args.output_dir, overwrite=overwrite, marker="run.json")
-    trainer = trainer_class(
-        os.fspath(model) if isinstance(model, os.PathLike) else model,
-        args=args,
-        train_dataset=dataset,
-        eval_dataset=eval_dataset,
-        processing_class=tokenizer,
-        objective=objective,
-        peft_config=peft_config,
-        callbacks=callbacks,
-        **options,
-    )
-    try:
-        output = trainer.train(resume_from_checkpoint=resume_from_checkpoint)
-        if eval_dataset is not None:
-            trainer.evaluate()
-        run = record(trainer, output, label=label)
-        name = dataset_name or (
-            os.fspath(dataset) if isinstance(dataset, (str, os.PathLike)) else type(dataset).__name__
+    with alone(args.output_dir) if args.process_index == 0 else contextlib.nullcontext():
+        # A resumed run may find its own earlier result, which it replaces.
+        check_output(args.output_dir, overwrite=overwrite or bool(resume_from_checkpoint), marker=MARKER)
+        trainer = trainer_class(
+            os.fspath(model) if isinstance(model, os.PathLike) else model,
+            args=args,
+            train_dataset=dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            objective=objective,
+            peft_config=peft_config,
+            callbacks=callbacks,
+            **options,
         )
-        save(trainer, run, name)
-    finally:
-        if isinstance(trainer, RPOTrainer):
-            trainer.reference.release()  # the adapter that was copied as reference is not part of the result
+        try:
+            output = trainer.train(resume_from_checkpoint=resume_from_checkpoint)
+            if eval_dataset is not None:
+                trainer.evaluate()
+            run = record(trainer, output, label=label)
+            name = dataset_name or (
+                os.fspath(dataset) if isinstance(dataset, (str, os.PathLike)) else type(dataset).__name__
+            )
+            save(trainer, run, name)
+        finally:
+            if isinstance(trainer, RPOTrainer):
+                trainer.reference.release()  # the adapter that was copied as reference is not part of the result
     return run
 
 
@@ -162,14 +167,14 @@ def _label(objective: Any) -> str:
 
 
 def save(trainer: SafeTrainer, run: Run, dataset_name: str) -> None:
-    """Write model, tokenizer, model card and run.json to the output folder: staged beside it, then moved.
+    """Write model, tokenizer, model card and run.json to the output folder, staged in it and then moved as a whole.
 
     Weights of an earlier result go. Raises OutputError, which says where the model is if only moving it failed.
     """
     target = Path(trainer.args.output_dir)
     main = trainer.is_world_process_zero()
     try:
-        stage = Path(tempfile.mkdtemp(prefix=".saving-", dir=target)) if main else target / ".saving"
+        stage = Path(tempfile.mkdtemp(prefix=STAGE, dir=target)) if main else target / STAGE
     except OSError as error:
         raise OutputError(f"output_dir: expected a writable folder, got {target} ({error}).") from error
     try:
@@ -193,16 +198,12 @@ def save(trainer: SafeTrainer, run: Run, dataset_name: str) -> None:
             metrics=run.history[-1] if run.history else {},
             environment=run.environment,
         )
-        for pattern in ("adapter_*", "model*.safetensors", "*.index.json"):  # or the old would be loaded beside the new
-            for path in target.glob(pattern):
-                path.unlink()
-        for path in sorted(stage.iterdir()):
-            if (target / path.name).is_dir():
-                shutil.rmtree(target / path.name)
-            os.replace(path, target / path.name)
+        run.write(stage)
+        move_in(stage, target, marker=MARKER, stale=WEIGHTS)
         stage.rmdir()
-        run.save(target, overwrite=True)
     except OSError as error:
-        raise OutputError(f"output_dir: moving the model into {target} failed ({error}). It is in {stage}.") from error
+        # Under another name, for the next run here clears what it takes for unfinished.
+        kept_in = stage.rename(target / f"unmoved-{stage.name.removeprefix(STAGE)}")
+        raise OutputError(f"output_dir: moving the model into {target} failed ({error}). It is in {kept_in}.") from error
     if trainer.args.push_to_hub:
         trainer.push_to_hub()

@@ -17,10 +17,12 @@ import numpy as np
 from rpo.bandit.simulation.cell import OUTCOMES, Cell
 from rpo.bandit.simulation.entrants import Template, describe, template
 from rpo.bandit.simulation.grid import Source, axes, product, root_seed, seed_list, source
-from rpo.bandit.simulation.store import TABLES, TIMINGS, GridStore
+from rpo.bandit.simulation.store import MANIFEST, TABLES, TIMINGS, GridStore
 from rpo.core import checks
 from rpo.core.errors import InaccurateSolution, InvalidArgument, MissingDependency, RPOError
+from rpo.core.locks import alone
 from rpo.core.progress import track
+from rpo.core.records import check_output
 
 if TYPE_CHECKING:
     import pandas
@@ -130,6 +132,14 @@ def simulate(
 
     if table_format == "parquet":
         _need_pyarrow()
+    with alone(check_output(output, overwrite=True, marker=MANIFEST)):
+        return _written(plan, output, overwrite, table_format, workers, backend, progress)
+
+
+def _written(
+    plan: Plan, output: str | Path, overwrite: bool, table_format: str, workers: int, backend: str, progress: bool | None
+) -> pandas.DataFrame:
+    """Solve what `output` lacks, write the table there, and return it."""
     store = GridStore(output, plan.config(), overwrite=overwrite)
     pending = [index for index in range(len(plan.chunks)) if store.load(index) is None]
     for index, columns, seconds in _solved(plan, pending, workers, backend, progress):
