@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import stat
 import subprocess
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 PACKAGES = ("numpy", "scipy", "cvxpy", "clarabel", "torch", "transformers", "accelerate", "peft", "datasets")
 RECORD_VERSION = 1
+SECRET = re.compile(r"(^|[_-])(token|key|password|passwd|secret|credential)s?$", re.IGNORECASE)
+VOCABULARY = re.compile(r"(^|_)(bos|eos|pad|unk|sep|cls|mask|image|audio|video)_token$")
+NOT_KEPT = "Not kept here, for it is secret"
 
 
 @dataclass(kw_only=True)
@@ -143,6 +147,30 @@ def jsonable(value: Any) -> Any:
     return value
 
 
+def without_secrets(value: Any, where: str = "") -> tuple[Any, list[str]]:
+    """Return plain data with null for every secret's text, and where those stood ("training.hub_token").
+
+    A secret is what a name says it is: a token, key, password or secret; the names of tokens of a vocabulary
+    (eos_token) are none.
+    """
+    if isinstance(value, dict):
+        found = {}
+        removed: list[str] = []
+        for name, item in value.items():
+            path = f"{where}.{name}" if where else str(name)
+            if isinstance(item, str) and SECRET.search(str(name)) and not VOCABULARY.search(str(name)):
+                found[name] = None
+                removed.append(path)
+            else:
+                found[name], inner = without_secrets(item, path)
+                removed += inner
+        return found, removed
+    if isinstance(value, (list, tuple)):
+        parts = [without_secrets(item, f"{where}[{place}]") for place, item in enumerate(value)]
+        return [part for part, _ in parts], [path for _, inner in parts for path in inner]
+    return value, []
+
+
 def json_text(value: Any) -> str:
     """Return strict JSON (no bare NaN), indented."""
     return json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n"
@@ -205,7 +233,7 @@ def check_file(name: str, path: str | Path) -> Path:
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all, in place of an earlier one, in a folder that `alone` has. Raises OutputError."""
+    """Write a file whole or not at all, over an earlier one, in a folder that `alone` has. Raises OutputError."""
     check_file("output", path)
     part = path.with_name(f"{STAGE}{path.name}")
     try:

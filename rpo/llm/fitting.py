@@ -204,6 +204,8 @@ def save(trainer: SafeTrainer, run: Run, dataset_name: str) -> None:
     except OSError as error:
         # Under another name, for the next run here clears what it takes for unfinished.
         kept_in = stage.rename(target / f"unmoved-{stage.name.removeprefix(STAGE)}")
-        raise OutputError(f"output_dir: moving the model into {target} failed ({error}). It is in {kept_in}.") from error
+        raise OutputError(
+            f"output_dir: moving the model into {target} failed ({error}). It is in {kept_in}."
+        ) from error
     if trainer.args.push_to_hub:
         trainer.push_to_hub()

@@ -137,12 +137,12 @@ def simulate(
 
 
 def _written(
-    plan: Plan, output: str | Path, overwrite: bool, table_format: str, workers: int, backend: str, progress: bool | None
+    plan: Plan, output: str | Path, overwrite: bool, table_format: str, jobs: int, backend: str, progress: bool | None
 ) -> pandas.DataFrame:
     """Solve what `output` lacks, write the table there, and return it."""
     store = GridStore(output, plan.config(), overwrite=overwrite)
     pending = [index for index in range(len(plan.chunks)) if store.load(index) is None]
-    for index, columns, seconds in _solved(plan, pending, workers, backend, progress):
+    for index, columns, seconds in _solved(plan, pending, jobs, backend, progress):
         store.save(index, columns, seconds)
     timings = ["chunk,rows,seconds"]
     frame = _frame(plan, _stored(plan, store, timings))
