@@ -84,6 +84,8 @@ def fit(
             got=type(ref_model).__name__ if ref_model is not None else ref_adapter_name,
             remedy="Leave it out.",
         )
+    if resume_from_checkpoint is None:
+        resume_from_checkpoint = args.resume_from_checkpoint
     with alone(args.output_dir) if args.process_index == 0 else contextlib.nullcontext():
         # A resumed run may find its own earlier result, which it replaces.
         check_output(args.output_dir, overwrite=overwrite or bool(resume_from_checkpoint), marker=MARKER)

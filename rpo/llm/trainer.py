@@ -113,7 +113,7 @@ class RPOTrainer(PairTrainer):
         super().before_training(resuming=resuming)
         self.reference.fingerprint()  # before anything is sharded: checkpoints name it
         for data in (self.train_dataset, *self._evaluations()):
-            self._score(data, resuming=resuming)
+            self._score(data)
         self._prepare_reference()
         self._digest = None  # samples of pi_base may have joined
 
@@ -122,7 +122,7 @@ class RPOTrainer(PairTrainer):
             self.reference.prepare(self.accelerator)
             self._prepared = True
 
-    def _score(self, data: Any, *, resuming: bool = False) -> None:
+    def _score(self, data: Any) -> None:
         """Fill in, once, what is known of a data set before training."""
         args = self.args
         if not isinstance(data, PairDataset) or data.scored:
@@ -155,7 +155,7 @@ class RPOTrainer(PairTrainer):
         if args.precompute_ref_log_probs:
             # A file of our own from an earlier run in this folder gives way; one that was named does not.
             file = FilePath(args.output_dir) / CACHE_NAME if given is None else given
-            strict = resuming or given is not None
+            strict = given is not None
             data.known["reference_logps"] = scorer.logps(self.reference, data.pairs, file=file, strict=strict)
         if not self.starts_at_reference and self.state.global_step == 0:
             data.known["start_logps"] = scorer.logps(AsGiven(self.model), data.pairs)
