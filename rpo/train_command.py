@@ -193,9 +193,7 @@ def _config_saver(resolved: str) -> Any:
 def _print_run(run: Run, output: Path) -> None:
     print(f"{run.label}: {run.message}")
     shown = ("loss", "loss/preference", "loss/sft", "rewards/margins", "rewards/accuracies", "logps/chosen")
-    last: dict[str, Any] = {}
-    for row in run.history:
-        last |= row
+    last = run.last_metrics()
     for name in (*shown, *(f"eval_{name}" for name in shown)):
         if name in last:
             print(f"{name:24}{last[name]:>12.5g}")

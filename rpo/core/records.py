@@ -65,7 +65,14 @@ class Run:
     @property
     def loss(self) -> float:
         """The last loss logged."""
-        return self.history[-1]["loss"]
+        return self.last_metrics()["loss"]
+
+    def last_metrics(self) -> dict[str, float]:
+        """Return the last value of every metric logged: rows of training and of evaluation hold different ones."""
+        last: dict[str, float] = {}
+        for row in self.history:
+            last |= row
+        return last
 
     def to_frame(self) -> pandas.DataFrame:
         """Return the history as a tidy DataFrame, one row a logged step."""

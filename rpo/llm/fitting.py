@@ -137,15 +137,20 @@ def record(trainer: Any, output: Any, *, label: str | None = None) -> Run:
     state, objective, model = trainer.state, trainer.objective, trainer.model
     stopped = state.global_step < state.max_steps
     history = [row for row in state.log_history if "train_runtime" not in row]
+    training = trainer.args.to_dict()
+    # transformers writes <HUB_TOKEN> whether there was one or not.
+    training |= {name: None for name, value in training.items() if value == f"<{name.upper()}>"}
+    best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     resolved: dict[str, Any] = {
         "model": getattr(model.config, "name_or_path", "") or type(model).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "training": jsonable(trainer.args.to_dict()),
+        "training": jsonable(training),
         "path": trainer.path.name,
         "data": trainer.data_reports,
         "self_check": trainer.self_check_results,
         "metrics": output.metrics,
+        "weights_of": None if best is None else Path(best).name,
     }
     if isinstance(trainer, RPOTrainer):
         resolved |= {"base": trainer.base.sources, "reference": trainer.reference.describe()}
@@ -155,7 +160,8 @@ def record(trainer: Any, output: Any, *, label: str | None = None) -> Run:
         config=resolved,
         status="stopped_early" if stopped else "completed",
         message=f"Trained {state.global_step} of {state.max_steps} updates"
-        + (", stopped by a callback." if stopped else "; completed says nothing about convergence."),
+        + (", stopped by a callback." if stopped else "; completed says nothing about convergence.")
+        + ("" if best is None else f" The weights are those of {Path(best).name}, the best of them."),
         history=history,
         arrays={"step": np.asarray([row["step"] for row in history])},
         artifact=model,
@@ -197,7 +203,7 @@ def save(trainer: SafeTrainer, run: Run, dataset_name: str) -> None:
             objective=run.objective,
             config=run.config["training"],
             data_report=run.config["data"].get("train", {}),
-            metrics=run.history[-1] if run.history else {},
+            metrics=run.last_metrics(),
             environment=run.environment,
         )
         run.write(stage)
