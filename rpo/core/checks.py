@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rpo.core.errors import InvalidArgument
 
 Array = NDArray[np.float64]
+T = TypeVar("T")
 
 PROBABILITY_TOLERANCE = 1e-9
 
@@ -60,6 +61,19 @@ def integer(name: str, value: object, *, minimum: int, maximum: int | None = Non
     if number != int(number) or number < minimum or (maximum is not None and number > maximum):
         raise InvalidArgument(name, expected=expected, got=value, remedy=remedy)
     return int(number)
+
+
+def instance(name: str, value: Any, kind: type[T], *, remedy: str = "") -> T:
+    """Return `value`, or refuse it unless it is an instance of `kind`."""
+    if isinstance(value, kind):
+        return value
+    article = "an" if kind.__name__[0] in "AEIOU" else "a"
+    raise InvalidArgument(
+        name,
+        expected=f"{article} {kind.__name__}",
+        got=f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__,
+        remedy=remedy or f"Pass {article} {kind.__name__}.",
+    )
 
 
 def one_of(name: str, value: object, options: Collection[str]) -> str:

@@ -51,7 +51,10 @@ def alone(directory: str | Path) -> Iterator[Path]:
     InUse, OutputError.
     """
     folder = Path(directory)
-    key = folder.resolve()
+    try:
+        key = folder.resolve()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise unwritable(folder, error) from error
     if _held.get(key) == threading.get_ident():
         yield folder
         return
@@ -75,9 +78,9 @@ def _enter(folder: Path) -> tuple[FileIO, list[Path]]:
     """Return the locked file, and the folders made for it, innermost first."""
     problem: OSError | None = None
     for _ in range(ATTEMPTS):
-        made = [path for path in (folder, *folder.parents) if not path.exists()]
         with contextlib.ExitStack() as stack:
             try:
+                made = [path for path in (folder, *folder.parents) if not path.exists()]
                 folder.mkdir(parents=True, exist_ok=True)
                 file = stack.enter_context(open(folder / LOCK, "a+b", buffering=0))
                 lock(file, f"output: {folder}{_owner(file)}")

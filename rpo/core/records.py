@@ -102,12 +102,12 @@ class Run:
         folder = Path(directory)
         try:
             record = read_json(folder / "run.json")
-            with np.load(folder / "arrays.npz", allow_pickle=False) as stored:
+            with open(folder / "arrays.npz", "rb") as file, np.load(file, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
             missing = {"label", "objective", "config", "status", "message", "history"} - record.keys()
             if missing:
                 raise ValueError(f"run.json lacks {', '.join(sorted(missing))}")
-        except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise OutputError(
                 f"directory: expected a folder with run.json and arrays.npz, got {folder} ({error}). "
                 "Pass the folder that Run.save wrote."

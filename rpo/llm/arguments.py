@@ -6,12 +6,18 @@ there are, so that none is taken and not meant.
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
+import torch
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
+
+C = TypeVar("C")
 
 # Argument -> (the one value it may have, why no other).
 REFUSED: dict[str, tuple[Any, str]] = {
@@ -44,6 +50,33 @@ WHOLE = {
 NOT_NEGATIVE = ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "eval_delay")
 LARGEST_SEED = 2**32 - 1  # NumPy's global generator takes no more
 SAMPLING = ("random", "sequential")
+
+
+def own_config(args: Any, kind: type[C], folder: str) -> C:
+    """Return `args`, or the defaults of its kind for None; refuse another trainer's. Raises InvalidArgument."""
+    remedy = f"Pass a {kind.__name__}, or its fields as keywords of rpo.fit."
+    return kind(output_dir=folder) if args is None else checks.instance("args", args, kind, remedy=remedy)
+
+
+def check_objects(model: Any, tokenizer: Any, peft_config: Any, callbacks: Any) -> None:
+    """Refuse what is no model, tokenizer, adapter's configuration or list of callbacks. Raises InvalidArgument."""
+    if not isinstance(model, (str, os.PathLike, torch.nn.Module)):
+        remedy = "Pass its name, its folder or a transformers model."
+        raise InvalidArgument("model", expected="a language model", got=_kind(model), remedy=remedy)
+    if tokenizer is not None:
+        remedy = "Pass rpo.llm.models.load_tokenizer(name)."
+        checks.instance("processing_class", tokenizer, PreTrainedTokenizerBase, remedy=remedy)
+    if not (peft_config is None or isinstance(peft_config, Mapping) or hasattr(peft_config, "peft_type")):
+        remedy = 'Pass a peft.LoraConfig, or its keywords, as {"r": 16}.'
+        raise InvalidArgument("peft_config", expected="an adapter", got=_kind(peft_config), remedy=remedy)
+    for one in [] if callbacks is None else checks.instance("callbacks", callbacks, list):
+        if not issubclass(one if isinstance(one, type) else type(one), TrainerCallback):
+            remedy = "Derive it from transformers.TrainerCallback."
+            raise InvalidArgument("callbacks", expected="TrainerCallbacks", got=_kind(one), remedy=remedy)
+
+
+def _kind(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 def check_arguments(args: Any) -> None:

@@ -203,6 +203,8 @@ class SafeTrainer(Trainer):
 
         Raises CheckpointError for a checkpoint that is incomplete, damaged or another run's; NonFiniteLoss, InUse.
         """
+        if self.train_dataset is None:
+            raise InvalidArgument("train_dataset", expected="data to train on", got=None, remedy="Pass it at first.")
         # Two runs would write the same checkpoints, and the last one would be a mixture.
         writes = self.args.should_save and self.args.save_strategy != "no"
         with alone(self.args.output_dir) if writes else contextlib.nullcontext():

@@ -13,11 +13,13 @@ import numpy as np
 from safetensors import SafetensorError
 from transformers import TrainingArguments
 
+from rpo.core import checks
 from rpo.core.errors import InvalidArgument, OutputError
 from rpo.core.locks import STAGE, alone
 from rpo.core.neighbours import SFT, BradleyTerry
 from rpo.core.objectives import Objective
 from rpo.core.records import Run, check_output, jsonable, move_in
+from rpo.llm.arguments import own_config
 from rpo.llm.base_trainer import SafeTrainer
 from rpo.llm.checkpoints import complete_checkpoints
 from rpo.llm.config import RPOConfig
@@ -84,6 +86,12 @@ def fit(
             got=type(ref_model).__name__ if ref_model is not None else ref_adapter_name,
             remedy="Leave it out.",
         )
+    args = own_config(args, config_class, DEFAULT_FOLDER)
+    for name, value in (("label", label), ("dataset_name", dataset_name)):
+        if value is not None:
+            checks.instance(name, value, str)
+    if dataset is None:
+        raise InvalidArgument("dataset", expected="preference data", got=None, remedy="Pass rows, a file or a name.")
     if resume_from_checkpoint is None:
         resume_from_checkpoint = args.resume_from_checkpoint
     with alone(args.output_dir) if args.process_index == 0 else contextlib.nullcontext():

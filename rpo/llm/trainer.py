@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import LossTerms, Objective
 from rpo.llm.adapters import with_adapter
+from rpo.llm.arguments import check_objects, own_config
 from rpo.llm.callbacks import DisplacementEarlyStopping, SampledKLCallback
 from rpo.llm.collate import CHOSEN, REJECTED, PairCollator, PairDataset
 from rpo.llm.config import RPOConfig
@@ -56,7 +57,8 @@ class RPOTrainer(PairTrainer):
         callbacks: list[Any] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
-        args = RPOConfig(output_dir="rpo-output") if args is None else args
+        args = own_config(args, RPOConfig, "rpo-output")
+        check_objects(model, processing_class, peft_config, callbacks)
         resolved = args.resolve_objective(objective)
         self.base = BaseSlots(args.base_slots(resolved.base), args.base_num_samples)
         if isinstance(model, (str, FilePath)):

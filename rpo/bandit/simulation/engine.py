@@ -8,6 +8,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -216,8 +217,14 @@ def _solved(
         if (jobs != 1 or backend in ("dask", "ray")) and todo:
             results = _parallel(plan, todo, jobs, backend)
         # zip asks the bar first: it moves when a chunk is done
-        for _, result in zip(track(range(len(todo)), "simulate", show=progress), results, strict=False):
-            yield result
+        try:
+            for _, result in zip(track(range(len(todo)), "simulate", show=progress), results, strict=False):
+                yield result
+        except BrokenExecutor as error:
+            raise RPOError(
+                "jobs: a worker process was killed, by the system for want of memory or by hand. What is finished is "
+                "kept in the output folder, if one was given; the same call continues. Pass fewer jobs."
+            ) from error
 
 
 def _parallel(plan: Plan, todo: list[int], jobs: int, backend: str) -> Any:
