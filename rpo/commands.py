@@ -158,6 +158,7 @@ def simulate_command(
     from rpo.bandit.simulation.engine import FailedRows, simulate
     from rpo.bandit.simulation.entrants import from_dict
     from rpo.bandit.simulation.store import CorruptShard, MixedCode
+    from rpo.core.records import write_file
 
     pairs = [from_dict(entry) for entry in ([{"method": "RPO"}, {"method": "DPO"}] if methods is None else methods)]
     if len({name for name, _ in pairs}) < len(pairs):
@@ -181,7 +182,7 @@ def simulate_command(
         )
     for warning in caught:
         print(f"rpo simulate: warning: {' '.join(str(warning.message).split())}", file=sys.stderr)
-    (Path(output) / "config.yaml").write_text(resolved, encoding="utf-8")
+    write_file(Path(output) / "config.yaml", resolved)
     if figure is not None:
         from rpo.bandit.simulation.figures import draw
         from rpo.plotting import save

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,6 +26,7 @@ OWN_OPTIONS = {
     "model_init_kwargs": "dtype, quantization, attn_implementation or revision",
     "resume_from_checkpoint": "resume",
 }
+CONFIG = "config.yaml"
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
 
@@ -132,6 +134,20 @@ def preflight(options: Namespace) -> list[RPOError]:
     return errors + _output_errors(options)
 
 
+def kept(options: Namespace) -> str:
+    """Return what an interrupted run left, and the command that goes on from there."""
+    output = options["training"]["output_dir"] if "training" in options else None
+    if output is None or not (Path(output) / CONFIG).is_file():
+        return "Training had not begun; the same command starts again."
+    from rpo.llm.checkpoints import complete_checkpoints
+
+    found = complete_checkpoints(output)
+    again = f"rpo train --config {shlex.quote(str(Path(output) / CONFIG))}"
+    if not found:
+        return f"No checkpoint was saved yet (training.save_steps); start again with: {again}"
+    return f"The last checkpoint is {found[-1]}; continue with: {again} --resume true"
+
+
 def _output_errors(options: Namespace) -> list[RPOError]:
     from rpo.core.records import check_output
 
@@ -163,11 +179,13 @@ def _config_saver(resolved: str) -> Any:
     """Return a callback that writes config.yaml when training begins, so that a refused run leaves nothing."""
     from transformers import TrainerCallback
 
+    from rpo.core.records import write_file
+
     class ConfigSaver(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.is_world_process_zero:
                 Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-                (Path(args.output_dir) / "config.yaml").write_text(resolved, encoding="utf-8")
+                write_file(Path(args.output_dir) / CONFIG, resolved)
 
     return ConfigSaver()
 
@@ -175,9 +193,7 @@ def _config_saver(resolved: str) -> Any:
 def _print_run(run: Run, output: Path) -> None:
     print(f"{run.label}: {run.message}")
     shown = ("loss", "loss/preference", "loss/sft", "rewards/margins", "rewards/accuracies", "logps/chosen")
-    last: dict[str, Any] = {}
-    for row in run.history:
-        last |= row
+    last = run.last_metrics()
     for name in (*shown, *(f"eval_{name}" for name in shown)):
         if name in last:
             print(f"{name:24}{last[name]:>12.5g}")

@@ -47,6 +47,9 @@ def fit_with_trainer(
     `fit_language_model`'s has, and is held against `solve` in the same way. objective.base: "chosen",
     "rejected" or "responses". Raises InvalidArgument and what `RPOTrainer` raises.
     """
+    checks.instance("lm", lm, EnumerableLM)
+    checks.instance("data", data, PreferenceCounts)
+    checks.instance("objective", objective, Objective, remedy="Pass rpo.RPO(beta=0.1, eta=0.1), say.")
     if objective.base not in ("chosen", "rejected", "responses"):
         raise InvalidArgument(
             "objective.base",

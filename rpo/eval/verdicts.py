@@ -14,6 +14,8 @@ from types import TracebackType
 from typing import Any
 
 from rpo.core.errors import InvalidArgument, OutputError
+from rpo.core.locks import lock
+from rpo.core.records import check_file
 from rpo.eval.judges import CHOICES, Question, Verdict
 
 
@@ -118,12 +120,14 @@ class VerdictStore:
 
     def _open(self) -> FileIO:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            check_file("verdicts", self.path).parent.mkdir(parents=True, exist_ok=True)
             file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
+        except OutputError:
+            raise
         except OSError as error:
             raise OutputError(f"verdicts: expected a writable file, got {self.path} ({error}).") from error
         try:
-            _own(file, self.path)
+            lock(file, f"verdicts: {self.path}")
             rows, self._end = read_rows(self.path)
             kept = self.path.read_bytes()[: self._end]
             self._newline = b"\n" if kept and not kept.endswith(b"\n") else b""
@@ -169,17 +173,3 @@ def _row(key: str, question: Question, verdict: Verdict, identity: Mapping[str, 
         "judge": dict(identity),
         "time": time,
     }
-
-
-def _own(file: FileIO, path: Path) -> None:
-    """Lock the file until it is closed, by whatever death; where the system has no such lock, do without."""
-    try:
-        import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise OutputError(f"verdicts: {path} is in use by another run. Wait for its end.") from None
-    except OSError:
-        return  # a file system without locks

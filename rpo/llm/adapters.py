@@ -29,7 +29,12 @@ def with_adapter(model: Any, peft_config: Any, *, seed: int, task_type: str = "C
             remedy="Leave it out to train that adapter, or merge it first (merge_and_unload).",
         )
     if isinstance(peft_config, Mapping):
-        peft_config = peft.LoraConfig(**{"task_type": task_type, **peft_config})
+        try:
+            peft_config = peft.LoraConfig(**{"task_type": task_type, **peft_config})
+        except (TypeError, ValueError) as error:
+            remedy = "Look at peft.LoraConfig."
+            expected = "keywords of a LoraConfig"
+            raise InvalidArgument("peft_config", expected=expected, got=str(error), remedy=remedy) from error
     if getattr(model, "is_quantized", False):
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     with rng_kept(model):

@@ -30,6 +30,7 @@ from safetensors.numpy import save as save_safetensors
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument, OutputError, RPOError
 from rpo.core.progress import track
+from rpo.core.records import check_file
 from rpo.llm.reference import Reference
 from rpo.llm.scoring import Path as ScoringPath
 from rpo.llm.scoring import PromptGroup, check_groups
@@ -136,7 +137,7 @@ class LogpCache:
 
         Safetensors: "digests" (N, 16) uint8, sorted, "logps" (N,), and the key and a checksum as metadata.
         """
-        target = Path(path)
+        target = check_file("path", path)
         digests = sorted(self._values)
         tensors = {
             "digests": np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES),

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from rpo.core.errors import InvalidArgument
+from rpo.llm.arguments import check_fit, optimizer_settings
 from rpo.llm.base_trainer import SafeTrainer
 from rpo.llm.batching import BudgetCollator, TokenBudget
 from rpo.llm.collate import PairCollator, PairDataset, batch_totals, data_digest
@@ -60,6 +61,7 @@ class PairTrainer(TokenBudget, SafeTrainer):
         # A batch's tensors have no common first dimension to cut along: every process reads for itself.
         args.accelerator_config.dispatch_batches = False
         self._require_trainable(model, train)
+        check_fit(args, train, evaluation)
         super().__init__(
             model=model,
             args=args,
@@ -225,7 +227,7 @@ class PairTrainer(TokenBudget, SafeTrainer):
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def run_identity(self) -> dict[str, Any]:
-        """Return objective, data, their order and batches: what a checkpoint can only be continued with."""
+        """Return objective, data, their order and batches, and the optimizer: what a checkpoint is continued with."""
         if self._digest is None:
             self._digest = data_digest(self.train_dataset)
         args = self.args
@@ -234,6 +236,7 @@ class PairTrainer(TokenBudget, SafeTrainer):
             "data": self._digest,
             "seed": args.seed if args.data_seed is None else args.data_seed,
             "pairs_per_update": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            "optimizer": optimizer_settings(args),
         }
 
     @staticmethod

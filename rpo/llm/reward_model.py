@@ -24,6 +24,7 @@ from rpo.core.neighbours import BradleyTerry
 from rpo.core.progress import track
 from rpo.llm import models
 from rpo.llm.adapters import with_adapter
+from rpo.llm.arguments import check_objects, own_config
 from rpo.llm.collate import CHOSEN, REJECTED, PairCollator
 from rpo.llm.config import TrainerConfig
 from rpo.llm.data import prepare_pairs
@@ -82,7 +83,8 @@ class RewardTrainer(PairTrainer):
         callbacks: list[Any] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
-        args = RewardConfig(output_dir="reward-output") if args is None else args
+        args = own_config(args, RewardConfig, "reward-output")
+        check_objects(model, processing_class, peft_config, callbacks)
         objective = args.resolve_bradley_terry(objective)
         if isinstance(model, (str, FilePath)):
             processing_class = load_tokenizer(model) if processing_class is None else processing_class

@@ -15,6 +15,7 @@ from rpo.core.errors import InvalidArgument
 from rpo.core.neighbours import SFT
 from rpo.core.reduction import over_tokens
 from rpo.llm.adapters import with_adapter
+from rpo.llm.arguments import check_objects, own_config
 from rpo.llm.collate import PairCollator
 from rpo.llm.config import TrainerConfig
 from rpo.llm.data import PreparedPairs, TokenizedPair, load_preferences
@@ -61,7 +62,8 @@ class SFTTrainer(PairTrainer):
         callbacks: list[Any] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
-        args = SFTConfig(output_dir="sft-output") if args is None else args
+        args = own_config(args, SFTConfig, "sft-output")
+        check_objects(model, processing_class, peft_config, callbacks)
         objective = require_objective(objective, SFT)
         if isinstance(model, (str, FilePath)):
             processing_class = load_tokenizer(model) if processing_class is None else processing_class

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import LossTerms, Objective
 from rpo.llm.adapters import with_adapter
+from rpo.llm.arguments import check_objects, own_config
 from rpo.llm.callbacks import DisplacementEarlyStopping, SampledKLCallback
 from rpo.llm.collate import CHOSEN, REJECTED, PairCollator, PairDataset
 from rpo.llm.config import RPOConfig
@@ -56,7 +57,8 @@ class RPOTrainer(PairTrainer):
         callbacks: list[Any] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
-        args = RPOConfig(output_dir="rpo-output") if args is None else args
+        args = own_config(args, RPOConfig, "rpo-output")
+        check_objects(model, processing_class, peft_config, callbacks)
         resolved = args.resolve_objective(objective)
         self.base = BaseSlots(args.base_slots(resolved.base), args.base_num_samples)
         if isinstance(model, (str, FilePath)):
@@ -113,7 +115,7 @@ class RPOTrainer(PairTrainer):
         super().before_training(resuming=resuming)
         self.reference.fingerprint()  # before anything is sharded: checkpoints name it
         for data in (self.train_dataset, *self._evaluations()):
-            self._score(data, resuming=resuming)
+            self._score(data)
         self._prepare_reference()
         self._digest = None  # samples of pi_base may have joined
 
@@ -122,7 +124,7 @@ class RPOTrainer(PairTrainer):
             self.reference.prepare(self.accelerator)
             self._prepared = True
 
-    def _score(self, data: Any, *, resuming: bool = False) -> None:
+    def _score(self, data: Any) -> None:
         """Fill in, once, what is known of a data set before training."""
         args = self.args
         if not isinstance(data, PairDataset) or data.scored:
@@ -155,7 +157,7 @@ class RPOTrainer(PairTrainer):
         if args.precompute_ref_log_probs:
             # A file of our own from an earlier run in this folder gives way; one that was named does not.
             file = FilePath(args.output_dir) / CACHE_NAME if given is None else given
-            strict = resuming or given is not None
+            strict = given is not None
             data.known["reference_logps"] = scorer.logps(self.reference, data.pairs, file=file, strict=strict)
         if not self.starts_at_reference and self.state.global_step == 0:
             data.known["start_logps"] = scorer.logps(AsGiven(self.model), data.pairs)

@@ -8,6 +8,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,12 @@ from rpo.bandit.simulation.cell import OUTCOMES, Cell, retried
 from rpo.bandit.simulation.code import code_digest
 from rpo.bandit.simulation.entrants import Template, describe, template
 from rpo.bandit.simulation.grid import Source, axes, product, root_seed, seed_list, source
-from rpo.bandit.simulation.store import TABLES, TIMINGS, GridStore
+from rpo.bandit.simulation.store import MANIFEST, TABLES, TIMINGS, GridStore
 from rpo.core import checks
 from rpo.core.errors import InaccurateSolution, InvalidArgument, MissingDependency, RPOError
+from rpo.core.locks import alone
 from rpo.core.progress import track
+from rpo.core.records import check_output
 
 if TYPE_CHECKING:
     import pandas
@@ -145,6 +148,14 @@ def simulate(
 
     if table_format == "parquet":
         _need_pyarrow()
+    with alone(check_output(output, overwrite=True, marker=MANIFEST)):
+        return _written(plan, output, overwrite, table_format, workers, backend, progress)
+
+
+def _written(
+    plan: Plan, output: str | Path, overwrite: bool, table_format: str, jobs: int, backend: str, progress: bool | None
+) -> pandas.DataFrame:
+    """Solve what `output` lacks, write the table there, and return it."""
     store = GridStore(output, plan.config(), overwrite=overwrite)
     pending, reused = [], 0
     for index in range(len(plan.chunks)):
@@ -153,7 +164,7 @@ def simulate(
             pending.append(index)
         else:
             reused += len(found[0]["gap"])
-    for index, columns, seconds in _solved(plan, pending, workers, backend, progress):
+    for index, columns, seconds in _solved(plan, pending, jobs, backend, progress):
         store.save(index, columns, seconds)
     timings = ["chunk,rows,seconds"]
     frame = _frame(plan, _stored(plan, store, timings))
@@ -242,8 +253,14 @@ def _solved(
         if (jobs != 1 or backend in ("dask", "ray")) and todo:
             results = _parallel(plan, todo, jobs, backend)
         # zip asks the bar first: it moves when a chunk is done
-        for _, result in zip(track(range(len(todo)), "simulate", show=progress), results, strict=False):
-            yield result
+        try:
+            for _, result in zip(track(range(len(todo)), "simulate", show=progress), results, strict=False):
+                yield result
+        except BrokenExecutor as error:
+            raise RPOError(
+                "jobs: a worker process was killed, by the system for want of memory or by hand. What is finished is "
+                "kept in the output folder, if one was given; the same call continues. Pass fewer jobs."
+            ) from error
 
 
 def _parallel(plan: Plan, todo: list[int], jobs: int, backend: str) -> Any:
