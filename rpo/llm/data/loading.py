@@ -80,10 +80,12 @@ def _from_path(source: str, split: str, streaming: bool, name: str | None, revis
     path = Path(source)
     suffix = path.suffix.lower()
     try:
-        folder, file = path.is_dir(), path.is_file()
-    except (OSError, ValueError) as error:  # too long, or with a NUL
-        got = f"{shown(source)} ({error})"
-        raise InvalidArgument("source", expected="a path or a hub name", got=got, remedy="Check the path.") from error
+        folder, file, problem = path.is_dir(), path.is_file(), "a NUL in it" if "\0" in source else None
+    except OSError as error:  # too long
+        folder, file, problem = False, False, str(error)
+    if problem is not None:
+        got = f"{shown(source)} ({problem})"
+        raise InvalidArgument("source", expected="a path or a hub name", got=got, remedy="Check the path.")
     if suffix not in SUFFIXES or folder:
         return _from_datasets(source, split, streaming, name, revision)
     if not file:
