@@ -269,13 +269,14 @@ def plan_batches(groups: Iterable[PromptGroup], cache: LogpCache, batch_tokens: 
     for place, group in enumerate(groups):
         check_groups([group])
         lacking = {
-            digest: response
-            for digest, response in zip(response_digests(group), group.responses, strict=True)
+            digest: each
+            for digest, *each in zip(response_digests(group), group.responses, group.masks, strict=True)
             if digest not in cache and digest not in planned
         }
         planned.update(lacking)
         if lacking:
-            todos.append(Todo(place, PromptGroup(group.prompt_ids, list(lacking.values())), list(lacking)))
+            responses, masks = zip(*lacking.values(), strict=True)
+            todos.append(Todo(place, PromptGroup(group.prompt_ids, responses, masks), list(lacking)))
 
     def cost(todo: Todo) -> tuple[int, int]:
         return len(todo.digests), len(todo.group.prompt_ids) + max(map(len, todo.group.responses))
@@ -293,14 +294,16 @@ def plan_batches(groups: Iterable[PromptGroup], cache: LogpCache, batch_tokens: 
 
 
 def response_digests(group: PromptGroup) -> list[bytes]:
-    """Return one digest of 16 bytes for each response after the group's prompt; equal tokens, equal digests."""
+    """Return one digest of 16 bytes for each response after the group's prompt; equal tokens scored, equal digests."""
     prompt = array("I", group.prompt_ids).tobytes()  # three times as fast as through NumPy
     # The prompt's length marks where the response begins.
     stem = hashlib.blake2b(len(group.prompt_ids).to_bytes(8, "little") + prompt, digest_size=DIGEST_BYTES)
     digests = []
-    for response in group.responses:
+    for response, mask in zip(group.responses, group.scored or (None,) * len(group.responses), strict=True):
         whole = stem.copy()
         whole.update(array("I", response).tobytes())
+        if mask is not None and not all(mask):
+            whole.update(b"scored" + mask)
         digests.append(whole.digest())
     return digests
 

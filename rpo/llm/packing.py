@@ -1,6 +1,6 @@
 """Paths without padding: a whole batch in one row, with attention by segments; `choose_path` takes the best that fits.
 
-Shapes: G prompts of m responses each; T tokens in the row, S segments of attention; K response tokens in all.
+Shapes: G prompts of m responses each; T tokens in the row, S segments of attention; K scored response tokens in all.
 The last token of a response is never fed: nothing is predicted from it.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ class PackedPath:
         """Return the batch, responses in the order of groups.
 
         "input_ids", "position_ids": (1, T). "segment_lengths", "segment_prefixes": (S,), as `Segments`.
-        "predicting", "targets": (K,), places in the row and the tokens they predict. "lengths": (G, m).
+        "predicting", "targets": (K,), places in the row and the scored tokens they predict. "lengths": (G, m).
         Raises InvalidArgument for no groups, ragged groups, an empty prompt or an empty response.
         """
         check_groups(groups)
@@ -75,14 +76,14 @@ class PackedPath:
             self._append(row, group)
         inputs = {name: torch.tensor(values) for name, values in vars(row).items()}
         inputs |= {name: inputs[name][None] for name in ("input_ids", "position_ids")}
-        responses = [response for group in groups for response in group.responses]
-        inputs["targets"] = torch.tensor([token for response in responses for token in response])
-        return inputs | {"lengths": torch.tensor([len(response) for response in responses]).view(len(groups), -1)}
+        responses = [each for group in groups for each in zip(group.responses, group.masks, strict=True)]
+        inputs["targets"] = torch.tensor([token for ids, mask in responses for token in compress(ids, mask)])
+        return inputs | {"lengths": torch.tensor([sum(mask) for _, mask in responses]).view(len(groups), -1)}
 
     def _append(self, row: _Row, group: PromptGroup) -> None:
-        for response in group.responses:
+        for response, mask in zip(group.responses, group.masks, strict=True):
             row.append([*group.prompt_ids, *response[:-1]])
-            row.predicting.extend(range(len(row.input_ids) - len(response), len(row.input_ids)))
+            row.predicting.extend(compress(range(len(row.input_ids) - len(response), len(row.input_ids)), mask))
 
     def logps(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return summed log-probabilities, (G, m), nats; the model may be wrapped by DDP, accelerate or peft."""
@@ -114,11 +115,11 @@ class SharedPrefixPath(PackedPath):
     def _append(self, row: _Row, group: PromptGroup) -> None:
         prompt = row.append(group.prompt_ids)
         last = len(row.input_ids) - 1  # predicts the first token of all of them
-        for response in group.responses:
+        for response, mask in zip(group.responses, group.masks, strict=True):
             start = len(row.input_ids)
             if len(response) > 1:
                 row.append(response[:-1], after=prompt)
-            row.predicting.extend([last, *range(start, len(row.input_ids))])
+            row.predicting.extend(compress([last, *range(start, len(row.input_ids))], mask))
 
 
 PATHS.update({PackedPath.name: PackedPath, SharedPrefixPath.name: SharedPrefixPath})

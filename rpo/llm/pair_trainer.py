@@ -5,7 +5,9 @@ Shapes: B pairs of a micro-batch; m scores a pair.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path as FilePath
 from typing import Any
 
 import torch
@@ -17,9 +19,13 @@ from rpo.llm.batching import BudgetCollator, TokenBudget
 from rpo.llm.collate import PairCollator, PairDataset, batch_totals, data_digest
 from rpo.llm.config import TrainerConfig
 from rpo.llm.data import PairStream, PreparedPairs, TokenizedPair, load_preferences, prepare_pairs, stream_pairs
+from rpo.llm.data.loading import SUFFIXES
+from rpo.llm.data.report import warn_of_unused_prompts
 from rpo.llm.models import check_embeddings, disable_dropout
 from rpo.llm.sampling import stop_token_ids
 from rpo.llm.selfcheck import check_data, check_gradient
+
+logger = logging.getLogger(__name__)
 
 
 class PairTrainer(TokenBudget, SafeTrainer):
@@ -52,7 +58,7 @@ class PairTrainer(TokenBudget, SafeTrainer):
         self._eval_totals: torch.Tensor | None = None
         self._digest: str | None = None
         train = self._prepare("train", train_dataset, args)
-        if isinstance(eval_dataset, Mapping) and not hasattr(eval_dataset, "column_names"):
+        if isinstance(eval_dataset, Mapping):  # a DatasetDict is one of evaluation sets too
             evaluation: Any = {name: self._prepare(f"eval_{name}", data, args) for name, data in eval_dataset.items()}
         else:
             evaluation = self._prepare("eval", eval_dataset, args)
@@ -114,7 +120,7 @@ class PairTrainer(TokenBudget, SafeTrainer):
         if data is None or isinstance(data, (PairStream, PairDataset)):
             return data
         if not isinstance(data, PreparedPairs):
-            rows = self.load_rows(data)
+            rows = self.load_rows(one_split(name, data))
             options: dict[str, Any] = {
                 "max_length": args.max_length,
                 "max_prompt_length": args.max_prompt_length,
@@ -127,6 +133,7 @@ class PairTrainer(TokenBudget, SafeTrainer):
             if not hasattr(rows, "__len__"):
                 return stream_pairs(rows, self.tokenizer, **options)
             data = prepare_pairs(rows, self.tokenizer, **options)
+        warn_of_unused_prompts(data.report)
         self.data_reports[name] = data.report.to_dict()
         return PairDataset(data)
 
@@ -248,3 +255,24 @@ class PairTrainer(TokenBudget, SafeTrainer):
                 got="none that requires a gradient",
                 remedy="Load an adapter with is_trainable=True, or pass peft_config.",
             )
+
+
+def one_split(name: str, data: Any) -> Any:
+    """Return the split "train" of a data set with several, and say so. Raises InvalidArgument where there is none."""
+    if isinstance(data, (str, FilePath)):
+        if FilePath(data).suffix.lower() not in SUFFIXES:
+            logger.warning("%s data: the split 'train' of %s. For another, pass its rows.", name, data)
+        return data
+    if type(data).__name__ not in ("DatasetDict", "IterableDatasetDict"):
+        return data
+    names = ", ".join(map(repr, data))
+    if "train" not in data:
+        raise InvalidArgument(
+            f"{name}_dataset",
+            expected="rows, or splits of which one is called 'train'",
+            got=f"the splits {names}",
+            remedy=f"Pass one of them, {name}_dataset=data[{next(iter(data), 'train')!r}].",
+        )
+    if len(data) > 1:
+        logger.warning("%s data: the split 'train' of %s.", name, names)
+    return data["train"]

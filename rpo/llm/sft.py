@@ -77,8 +77,8 @@ class SFTTrainer(PairTrainer):
             objective,
             PairCollator(
                 choose_path(model, pad_token(processing_class), args.path) if path is None else path,
-                group_of=lambda pair: PromptGroup(pair.prompt_ids, (learnt_ids(pair, args.response),)),
-                tokens_of=lambda pair: len(learnt_ids(pair, args.response)),
+                group_of=lambda pair: learnt(pair, args.response),
+                tokens_of=lambda pair: pair.lengths[RESPONSES.index(args.response)],
             ),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -100,8 +100,11 @@ class SFTTrainer(PairTrainer):
 
     def check_data(self, pairs: Sequence[TokenizedPair], counts: dict[str, Any]) -> dict[str, Any]:
         """Return what was found about truncation and ends of turn. Raises SelfCheckFailed."""
-        learnt = [replace(pair, chosen_ids=learnt_ids(pair, self.response), rejected_ids=()) for pair in pairs]
-        return super().check_data(learnt, counts)
+        alone = [
+            replace(pair, chosen_ids=pair.responses[RESPONSES.index(self.response)], rejected_ids=(), scored=())
+            for pair in pairs
+        ]
+        return super().check_data(alone, counts)
 
     def scores(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the responses' summed log-probabilities, (B, 1), in nats."""
@@ -123,9 +126,10 @@ class SFTTrainer(PairTrainer):
         return super().run_identity() | {"response": self.response}
 
 
-def learnt_ids(pair: TokenizedPair, response: str) -> tuple[int, ...]:
-    """Return the tokens of the chosen or the rejected response."""
-    return pair.chosen_ids if response == "chosen" else pair.rejected_ids
+def learnt(pair: TokenizedPair, response: str) -> PromptGroup:
+    """Return the prompt with the chosen or the rejected response alone."""
+    k = RESPONSES.index(response)
+    return PromptGroup(pair.prompt_ids, (pair.responses[k],), pair.scored[k : k + 1])
 
 
 def require_objective(objective: Any, kind: Any) -> Any:

@@ -73,7 +73,7 @@ def test_a_response_does_not_know_of_the_others(tiny_model, kind, family) -> Non
     The control is another first token of the prompt.
     """
     model, path = tiny_model(family, dtype=torch.float64), kind()
-    (prompt, (chosen, rejected)), *rest = PAIRS
+    (prompt, (chosen, rejected), _), *rest = PAIRS
 
     def results(prompt: Any, rejected: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         with Float64():

@@ -7,12 +7,12 @@ import math
 import models_for_tests
 import pytest
 import torch
-from training import OBJECTIVE, tiny_pairs, trainer, weights_of
+from training import OBJECTIVE, masked_pairs, tiny_pairs, trainer, weights_of
 
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import DPO, RPO
 from rpo.llm.collate import PairDataset
-from rpo.llm.data import stream_pairs
+from rpo.llm.data import PreparedPairs, stream_pairs
 
 
 def naive_logp(model, prompt, response):
@@ -269,6 +269,70 @@ def test_streaming(tmp_path):
     assert largest_difference(weights_of(run.model), expected) < 1e-11
     with pytest.raises(InvalidArgument, match="precompute_ref_log_probs: expected False for a streaming"):
         trainer(tmp_path, stream)
+
+
+@pytest.mark.parametrize("path", ["padded", "packed", "shared"])
+@pytest.mark.parametrize("reduction", ["sequence_sum", "sequence_mean", "batch_token_mean"])
+def test_tokens_that_are_not_scored_count_nowhere(tmp_path, path, reduction):
+    """Neither in sums nor in lengths, nor in the reference values, so that the preference loss starts at ln 2."""
+    pairs, objective = masked_pairs(6), RPO(beta=0.1, eta=0.5, sft_reduction=reduction)
+    run = trainer(tmp_path, pairs, objective=objective, eval_dataset=pairs, path=path, per_device_eval_batch_size=4)
+    found = run.evaluate()
+    model, sums, lengths = fresh(), [], []
+    for pair in pairs:
+        logits = model(torch.tensor([[*pair.prompt_ids, *pair.chosen_ids]])).logits[0].log_softmax(-1)
+        places = [k for k in range(len(pair.chosen_ids)) if k != 1]
+        sums.append(sum(logits[len(pair.prompt_ids) + k - 1, pair.chosen_ids[k]].item() for k in places))
+        lengths.append(len(places))
+    sft = {
+        "sequence_sum": -sum(sums) / 6,
+        "sequence_mean": -sum(total / length for total, length in zip(sums, lengths, strict=True)) / 6,
+        "batch_token_mean": -sum(sums) / sum(lengths),
+    }[reduction]
+    assert found["eval_loss/sft"] == pytest.approx(sft, rel=1e-6)
+    assert found["eval_loss/preference"] == pytest.approx(math.log(2), rel=1e-12)
+    assert found["eval_logps/chosen"] == pytest.approx(sum(sums) / 6, rel=1e-6)
+    run.train()
+    assert run.state.global_step == 3
+
+
+def splits(n):
+    datasets = pytest.importorskip("datasets")
+    rows = [
+        {"prompt_ids": list(p.prompt_ids), "chosen_ids": list(p.chosen_ids), "rejected_ids": list(p.rejected_ids)}
+        for p in tiny_pairs(n)
+    ]
+    half = {"train": datasets.Dataset.from_list(rows[: n // 2]), "test": datasets.Dataset.from_list(rows[n // 2 :])}
+    return datasets.DatasetDict(half)
+
+
+def test_splits_are_evaluation_sets_by_name(tmp_path, caplog):
+    """Each under its own name, and none in place of another; for training the split "train" is taken, and said."""
+    data = splits(12)
+    run = trainer(tmp_path, data, eval_dataset=data)
+    assert "train data: the split 'train' of 'train', 'test'" in caplog.text
+    assert len(run.train_dataset) == 6
+    metrics = run.evaluate()
+    for name, rows in (("train", tiny_pairs(12)[:6]), ("test", tiny_pairs(12)[6:])):
+        alone = trainer(tmp_path, PreparedPairs(rows), eval_dataset=PreparedPairs(rows)).evaluate()
+        assert metrics[f"eval_{name}_loss"] == pytest.approx(alone["eval_loss"], rel=1e-12)
+    assert metrics["eval_train_loss"] != metrics["eval_test_loss"]
+    later = run.evaluate(data)
+    assert later["eval_test_loss"] == metrics["eval_test_loss"]
+    del data["train"]
+    with pytest.raises(InvalidArgument, match="^train_dataset: .* splits 'test'. Pass one of them, train_dataset="):
+        trainer(tmp_path, data)
+
+
+def test_an_unused_column_that_looks_like_the_prompt_warns(tmp_path):
+    tokenizer = models_for_tests.tiny_tokenizer()
+    rows = [{"system": "w9", "prompt": "w1 ", "chosen": f"w{k}", "rejected": "w9"} for k in range(3, 7)]
+    said = "dataset: the prompt is in the column 'prompt', and nothing reads 'system'"
+    with pytest.warns(UserWarning, match=said):
+        run = trainer(tmp_path, rows, processing_class=tokenizer)
+    assert run.data_reports["train"]["unused_columns"] == {"system": 4}
+    with pytest.warns(UserWarning, match=said):
+        list(stream_pairs(rows, tokenizer))
 
 
 def test_evaluation_does_not_depend_on_its_batches(tmp_path):
