@@ -161,6 +161,28 @@ def test_a_run_with_failures_says_so_and_is_continued(here: Path) -> None:
     assert record["status"] == "complete" and record["comparisons"][0]["win"]["rate"] == pytest.approx(2 / 3)
 
 
+def test_rates_are_shown_for_the_models_that_have_results(here: Path) -> None:
+    """c is never judged against b: the other two comparisons are written, and the ranking through a."""
+    files = [write(f"{name}.jsonl", name, [quality] * 3) for name, quality in {"a": 2, "b": 1, "c": 2}.items()]
+    fault = lambda asked, attempt: "prose" if {asked[1][0], asked[2][0]} == {"b", "c"} else None  # noqa: E731
+    with JudgeServer(fault=fault) as server:
+        options = ["--judge", "endpoint:m", "--base_url", server.url, "--output", "out", *FAST, "--attempts", "1"]
+        result = rpo("judge", *files, *options)
+    record = json.loads((here / "out" / "results.json").read_text())
+    assert result.returncode == 2 and "6 of 18 questions have no verdict" in result.stderr
+    assert [one["win"]["rate"] for one in record["comparisons"]] == [1.0, 0.5]
+    assert "No win rate of b against c: none" in result.stdout and "a, c never lost" in record["ranking"]["message"]
+    assert "nan" not in result.stdout
+
+
+def test_a_judge_without_information_is_told(here: Path) -> None:
+    files = [write("a.jsonl", "a", [2] * 3), write("b.jsonl", "b", [1] * 3)]
+    with JudgeServer(answer=lambda asked: "A") as server:
+        result = rpo("judge", *files, "--judge", "endpoint:m", "--base_url", server.url, "--output", "out", *FAST)
+    assert result.returncode == 0 and "The verdicts carry no information" in result.stdout
+    assert "50.0 to 50.0" not in result.stdout and "nan" not in result.stdout
+
+
 def test_nothing_judged_is_written_without_rates(here: Path) -> None:
     files = [write("a.jsonl", "a", [3, 3]), write("b.jsonl", "b", [1, 1])]
     with JudgeServer(fault=lambda asked, attempt: "401") as server:

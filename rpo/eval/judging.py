@@ -72,10 +72,23 @@ class Judged:
         """
         return _share(choice == "first" for pair in self.choices for choice in pair if choice not in (None, "tie"))
 
+    @property
+    def uninformative(self) -> str:
+        """Why the verdicts say nothing about the models, or ""."""
+        given = [pair for pair in self.choices if None not in pair]
+        said = {choice for pair in given for choice in pair}
+        if not said or len(said) > 1:
+            return ""
+        if said == {"tie"}:
+            return "The verdicts carry no information: every one is a tie."
+        if all(len(pair) == 2 for pair in given):
+            return f"The verdicts carry no information: every one prefers what was shown {said.pop()}, in both orders."
+        return f"Every verdict prefers what was shown {said.pop()}; only the other order, with swap, tells why."
+
     def to_dict(self) -> dict[str, Any]:
         """Return the counts that a record stores."""
         names = ("questions", "stored", "not_asked", "stopped", "calls", "troubles", "models", "invalid")
-        more = ("input_tokens", "output_tokens", "complete", "consistent", "first_preferred")
+        more = ("input_tokens", "output_tokens", "complete", "consistent", "first_preferred", "uninformative")
         failures = [
             {"key": key, "kind": failure.kind, "message": str(failure)} for key, failure in self.failures.items()
         ]

@@ -147,9 +147,12 @@ def test_a_judge_that_always_prefers_the_first_gives_50_percent_after_the_swap(t
         swapped = judged(tmp_path, given, judge)
         assert set(swapped.results) == {0.5} and swapped.results.mean() == 0.5
         assert swapped.first_preferred == 1.0 and swapped.consistent == 0.0
+        assert "no information: every one prefers what was shown first, in both orders" in swapped.uninformative
         alone = judged(tmp_path, given, judge, swap=False)  # control
         assert alone.results.mean() == 1.0 and alone.calls == 0
         assert alone.consistent != alone.consistent
+        assert "Every verdict prefers what was shown first; only the other order" in alone.uninformative
+        assert swapped.to_dict()["uninformative"] == swapped.uninformative
 
 
 def test_a_pair_is_the_mean_of_its_two_orders(tmp_path: Path) -> None:
@@ -165,6 +168,8 @@ def test_a_pair_is_the_mean_of_its_two_orders(tmp_path: Path) -> None:
     assert found.choices[1] == ("first", "tie")
     assert found.consistent == 3 / 9  # first+second, tie+tie, second+first
     assert found.first_preferred == 0.5  # 6 of 12
+    assert found.uninformative == ""
+    assert "every one is a tie" in judged(tmp_path, given, Says(lambda question: "tie", "ties")).uninformative
 
 
 def test_identical_questions_are_asked_once(tmp_path: Path) -> None:
