@@ -17,8 +17,9 @@ from rpo.eval.judges import load
 from rpo.eval.judging import Judged, judge_pairs
 from rpo.eval.matchups import Matchups, draw_pairs, read_responses
 from rpo.eval.pacing import Calls
-from rpo.eval.planning import Prices, plan_questions
+from rpo.eval.planning import plan_questions
 from rpo.eval.ranking import Ranking, bradley_terry
+from rpo.eval.spending import Prices
 from rpo.eval.verdicts import VerdictStore, canonical
 from rpo.eval.win_rates import Comparison, compare_models
 
@@ -80,7 +81,7 @@ def judge_command(
         max_wait: the longest wait, in seconds; a server that asks for more ends the run.
         price_input: of a million tokens in, for the cost estimate.
         price_output: of a million tokens out.
-        max_cost: do not start if the estimate is above, or unknown.
+        max_cost: of all requests, retries and earlier runs included; no request starts that may pass it.
         level: of the intervals.
         resamples: of the bootstrap.
         dry_run: print plan and cost only.
@@ -130,7 +131,7 @@ def judge_command(
         "seed": seed,
         "cut_at_length_limit": matchups.cut,
         "judging": judged.to_dict(),
-        "cost": prices.cost(judged.input_tokens, judged.output_tokens),
+        "cost": judged.spent.cost(prices),
         "comparisons": [one.to_dict() for one in comparisons],
         "ranking": None if ranking is None else ranking.to_dict(),
         "environment": environment(),
@@ -196,7 +197,7 @@ def _summary(matchups: Matchups, judged: Judged, comparisons: list[Comparison], 
     }
     parts = [words.format(share) for words, share in shares.items() if share == share]
     parts.append(f"{judged.calls} calls, {sum(judged.troubles.values())} of them failed")
-    parts.append(f"{judged.input_tokens:,} tokens in, {judged.output_tokens:,} out")
+    parts.append(judged.spent.sentence())
     return [*lines, "; ".join(parts)]
 
 
