@@ -1,5 +1,9 @@
 """Judging against a server on loopback that fails: no verdict is lost, none is invented, nothing is asked twice."""
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -21,6 +25,7 @@ from rpo.eval.scorers import Function
 from rpo.eval.spending import Budget, Prices, Spent
 from rpo.eval.verdicts import VerdictStore, is_cost, read_rows
 
+ROOT = Path(__file__).parents[2]
 QUICK = Calls(first_wait=0.01, max_wait=2.0, attempts=25, concurrency=8)
 
 
@@ -109,6 +114,43 @@ def test_what_stays_without_a_verdict_is_counted_and_asked_again(tmp_path: Path)
         assert healed.complete and healed.calls == 2 and healed.results.tolist() == expected(given)
     known = ~np.isnan(found.results)
     assert found.results[known].tolist() == healed.results[known].tolist()
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, "tests/eval")
+from judge_server import pairs
+from rpo.eval.judges.endpoint import Endpoint
+from rpo.eval.judging import judge_pairs
+from rpo.eval.pacing import Calls
+from rpo.eval.verdicts import VerdictStore
+url, path = sys.argv[1:]
+with VerdictStore(path) as store, Endpoint("gpt-4", base_url=url) as judge:
+    try:
+        judge_pairs(pairs(40), judge, store, calls=Calls(concurrency=4), progress=False)
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize("fault", [None, "hang"])
+def test_ctrl_c_keeps_what_is_under_way_and_a_second_one_gives_it_up(tmp_path: Path, fault: str | None) -> None:
+    """Replies take 0.5 s: those of four threads are stored. From a server that hangs (30 s) a second Ctrl-C parts."""
+    path = tmp_path / "verdicts.jsonl"
+    with JudgeServer(fault=lambda asked, attempt: fault, delay=0.5) as server:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        run = subprocess.Popen([sys.executable, "-c", SCRIPT, server.url, str(path)], cwd=ROOT, env=environment)
+        while server.at_once < 4 and run.poll() is None:
+            time.sleep(0.005)
+        for _ in range(2 if fault else 1):
+            time.sleep(0.2)
+            run.send_signal(signal.SIGINT)
+        start = time.monotonic()
+        assert run.wait(20) == 130 and time.monotonic() - start < 10
+        assert server.asked.total() == 4
+    rows, _ = read_rows(path)
+    assert len(rows) == 4 and len(verdict_rows(path)) == (0 if fault else 4)
+    assert {row.get("failure") for row in rows} == {"given up" if fault else None}
 
 
 def test_a_judge_that_always_prefers_the_first_gives_50_percent_after_the_swap(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
@@ -116,7 +117,7 @@ class Endpoint:
         self.close()
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; requests under way are given up."""
         with self._lock:
             session, self._session = self._session, None
         if session is not None:
@@ -127,7 +128,10 @@ class Endpoint:
             if self._session is None:
                 self._session = _Session(self._openai, self.base_url, self._key(), self._loopback)
             session = self._session
-        answer = session.run(self._request(session, question))
+        try:
+            answer = session.run(self._request(session, question))
+        except CancelledError:
+            answer = JudgeFailed("given up", "the reply was not waited for", retry=False, usage=UNTOLD)
         # Raised here, where no exception is being handled: the client's own holds the request and so the key.
         if isinstance(answer, JudgeFailed):
             raise answer
@@ -211,11 +215,18 @@ class _Session:
         return text.replace(self._secret, "[key]") if self._secret else text
 
     def close(self) -> None:
-        """Close the connections and end the thread."""
-        self.run(self.client.close())
+        """Give up requests under way, close the connections and end the thread."""
+        self.run(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    async def _end(self) -> None:
+        under_way = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
+        await self.client.close()
 
 
 def _address(base_url: str) -> tuple[str, bool]:
