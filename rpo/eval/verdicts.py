@@ -1,4 +1,4 @@
-"""Verdicts on disk: one JSON line each, written as it comes, so that a killed run asks nothing twice."""
+"""Verdicts, and what replies without one cost, on disk: a JSON line each, so that a killed run asks nothing twice."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ from typing import Any
 from rpo.core.errors import InvalidArgument, OutputError
 from rpo.core.locks import lock
 from rpo.core.records import check_file
-from rpo.eval.judges import CHOICES, Question, Verdict
+from rpo.eval.judges import CHOICES, JudgeFailed, Question, Usage, Verdict, token_count
 
 
 def canonical(value: Any) -> str:
-    """Return JSON that is the same for equal values."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+    """Return JSON that is the same for equal values. Raises InvalidArgument where they are nested without end."""
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"))
+    except RecursionError:
+        raise InvalidArgument(
+            "prompt", expected="messages nested some levels deep", got="hundreds of levels", remedy="Mend that prompt."
+        ) from None
 
 
 def question_key(question: Question, identity: Mapping[str, Any]) -> str:
@@ -44,12 +49,17 @@ def read_rows(path: Path) -> tuple[list[Any], int]:
         if line.strip():
             try:
                 rows.append(json.loads(line))
-            except ValueError:
+            except (ValueError, RecursionError):
                 if whole + len(line) == len(data) and not line.endswith(b"\n"):
                     break
                 raise OutputError(f"{path}, line {number}: expected JSON. Mend or remove that line.") from None
         whole += len(line)
     return rows, whole
+
+
+def is_cost(row: Any) -> bool:
+    """Return whether a row says what a reply without a verdict cost, and nothing else."""
+    return isinstance(row, dict) and "failure" in row and "verdict" not in row
 
 
 def read_row(row: Any, where: str) -> tuple[Question, Verdict]:
@@ -65,14 +75,18 @@ def read_row(row: Any, where: str) -> tuple[Question, Verdict]:
             where, expected=f"a verdict among {', '.join(CHOICES)}", got=repr(choice), remedy="Mend that line."
         )
     text, model = (str(fields.get(name, "")) for name in ("text", "model"))
-    tokens = [value if isinstance(value := fields.get(name), int) else 0 for name in ("input_tokens", "output_tokens")]
-    return Question(prompt, first, second), Verdict(choice, text, model, *tokens)
+    return Question(prompt, first, second), Verdict(choice, text, model, *_tokens(fields))
+
+
+def _tokens(row: Mapping[str, Any]) -> tuple[int, int]:
+    return token_count(row.get("input_tokens")), token_count(row.get("output_tokens"))
 
 
 class VerdictStore:
     """An append-only JSONL file of verdicts, by `question_key`; whoever opens it has it alone.
 
-    Rows hold the question, the verdict and the judge, so that a file of one judge can be read by `Recorded`.
+    Rows hold the question, the verdict and the judge, so that a file of one judge can be read by `Recorded`; or
+    what a reply without a verdict cost.
     A line that a killed process tore is cut off before the next is written. Nothing is created before the
     first verdict. Thread-safe. Raises OutputError.
     """
@@ -82,6 +96,7 @@ class VerdictStore:
         self._lock = threading.Lock()
         self._file: FileIO | None = None
         self._verdicts: dict[str, Verdict] = {}
+        self._lost: dict[str, list[Usage]] = {}
         self._end = 0
         self._newline = b""  # what a last line without its end still needs
         if self.path.exists():
@@ -101,6 +116,21 @@ class VerdictStore:
     def get(self, key: str) -> Verdict | None:
         """Return the verdict stored under `key`, or None."""
         return self._verdicts.get(key)
+
+    def usages(self, key: str) -> list[Usage]:
+        """Return what each paid request for the question cost, whether it brought a verdict or not."""
+        verdict = self._verdicts.get(key)
+        return self._lost.get(key, []) + ([] if verdict is None else [verdict.usage])
+
+    def add_cost(self, key: str, failure: JudgeFailed) -> None:
+        """Write what a request without a verdict cost, if it may have. Raises OutputError."""
+        if failure.usage == Usage():
+            return
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        row = {"key": key, "failure": failure.kind, "message": str(failure), **failure.usage._asdict(), "time": now}
+        with self._lock:
+            self._append(self._file or self._open(), (json.dumps(row) + "\n").encode())
+            self._lost.setdefault(key, []).append(failure.usage)
 
     def add(self, questions: Sequence[Question], verdicts: Sequence[Verdict], identity: Mapping[str, Any]) -> None:
         """Write verdicts, all on disk when this returns. Raises OutputError, and the file stays whole."""
@@ -133,6 +163,9 @@ class VerdictStore:
             self._newline = b"\n" if kept and not kept.endswith(b"\n") else b""
             for number, row in enumerate(rows, 1):
                 where = f"{self.path}, line {number}"
+                if is_cost(row):
+                    self._lost.setdefault(str(row.get("key")), []).append(Usage(*_tokens(row), row.get("told") is True))
+                    continue
                 question, verdict = read_row(row, where)
                 judge = row.get("judge")
                 key = question_key(question, judge if isinstance(judge, dict) else {})
