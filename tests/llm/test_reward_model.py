@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 from rpo.core.errors import InvalidArgument
 from rpo.core.neighbours import SFT, BradleyTerry
 from rpo.llm.data.pairs import PreparedPairs, TokenizedPair
-from rpo.llm.models import ModelNotLoaded
+from rpo.llm.soundness import ModelNotLoaded
 from rpo.llm.reward_model import RewardConfig, RewardTrainer, as_reward_model, load_reward_model, rewards, score
 from rpo.llm.scoring import PaddedPath, PromptGroup
 
