@@ -135,6 +135,8 @@ def record(trainer: Any, output: Any, *, label: str | None = None) -> Run:
         "parameters": sum(p.numel() for p in model.parameters()),
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "training": jsonable(trainer.args.to_dict()),
+        "trainable_dtypes": sorted({str(p.dtype) for p in model.parameters() if p.requires_grad}),
+        "adapter": trainer.adapter,
         "path": trainer.path.name,
         "data": trainer.data_reports,
         "self_check": trainer.self_check_results,

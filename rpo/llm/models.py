@@ -94,6 +94,8 @@ def load_model(
 
 def is_adapter(name_or_path: str | Path, *, revision: str | None = None) -> bool:
     """Return whether a name or folder holds an adapter of peft. Raises ModelNotLoaded."""
+    if _is_gguf(name_or_path):
+        return False
     with _loading(name_or_path):
         return find_adapter_config_file(os.fspath(name_or_path), revision=revision) is not None
 

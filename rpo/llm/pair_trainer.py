@@ -11,12 +11,14 @@ from typing import Any
 import torch
 
 from rpo.core.errors import InvalidArgument
+from rpo.llm.adapters import adapter_start
 from rpo.llm.base_trainer import SafeTrainer
 from rpo.llm.batching import BudgetCollator, TokenBudget
 from rpo.llm.collate import PairCollator, PairDataset, batch_totals, data_digest
 from rpo.llm.config import TrainerConfig
 from rpo.llm.data import PairStream, PreparedPairs, TokenizedPair, load_preferences, prepare_pairs, stream_pairs
 from rpo.llm.models import check_embeddings, disable_dropout
+from rpo.llm.movement import MovedShare, warn_of_half_precision
 from rpo.llm.sampling import stop_token_ids
 from rpo.llm.selfcheck import check_data, check_gradient
 
@@ -60,6 +62,7 @@ class PairTrainer(TokenBudget, SafeTrainer):
         # A batch's tensors have no common first dimension to cut along: every process reads for itself.
         args.accelerator_config.dispatch_batches = False
         self._require_trainable(model, train)
+        self.adapter = adapter_start(model)
         super().__init__(
             model=model,
             args=args,
@@ -70,6 +73,8 @@ class PairTrainer(TokenBudget, SafeTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # which keep float32 weights of their own
+            warn_of_half_precision(model)
 
     @staticmethod
     def _collator(collator: PairCollator, args: TrainerConfig) -> PairCollator:
@@ -136,6 +141,8 @@ class PairTrainer(TokenBudget, SafeTrainer):
     def before_training(self, *, resuming: bool) -> None:
         """Check the data before the first update."""
         self._checked = self._checked or resuming
+        if not self._checked:
+            self.add_callback(MovedShare(self))
         if not self._checked and isinstance(self.train_dataset, PairDataset):
             counts = self.data_reports.get("train", {})
             self.self_check_results |= self.check_data(self.train_dataset.pairs, counts)

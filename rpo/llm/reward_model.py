@@ -28,6 +28,7 @@ from rpo.llm.collate import CHOSEN, REJECTED, PairCollator
 from rpo.llm.config import TrainerConfig
 from rpo.llm.data import prepare_pairs
 from rpo.llm.models import load_model, load_tokenizer
+from rpo.llm.movement import load_to_train
 from rpo.llm.pair_trainer import PairTrainer
 from rpo.llm.sampling import evaluation_mode
 from rpo.llm.scoring import PaddedPath, PromptGroup
@@ -87,8 +88,9 @@ class RewardTrainer(PairTrainer):
         objective = args.resolve_bradley_terry(objective)
         if isinstance(model, (str, FilePath)):
             processing_class = load_tokenizer(model) if processing_class is None else processing_class
-            options: Any = args.model_init_kwargs or {}
-            model = load_reward_model(model, new_head_seed=args.seed, **options)
+            model = load_to_train(
+                model, args.model_init_kwargs, peft_config, load=load_reward_model, new_head_seed=args.seed
+            )
         else:
             model = as_reward_model(model, new_head_seed=args.seed)
         pad = share_pad_token(model, processing_class)
