@@ -137,6 +137,7 @@ def record(trainer: Any, output: Any, *, label: str | None = None) -> Run:
         "training": jsonable(trainer.args.to_dict()),
         "trainable_dtypes": sorted({str(p.dtype) for p in model.parameters() if p.requires_grad}),
         "adapter": trainer.adapter,
+        "router_weight": trainer.router_weight,
         "path": trainer.path.name,
         "data": trainer.data_reports,
         "self_check": trainer.self_check_results,

@@ -17,6 +17,7 @@ from rpo.core import checks
 from rpo.llm.attention import Segments, forward_arguments, route
 from rpo.llm.head import causal_model, plain_token_logps, token_logps_of
 from rpo.llm.reference import is_peft_model, unchanged
+from rpo.llm.router import router_weight, without_router
 from rpo.llm.scoring import PATHS, PaddedPath, Path, PromptGroup, check_groups
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ class PackedPath:
         """Return the log-probability of every response token, (K,), attending by the given segments."""
         route(model)
         fed = {name: inputs[name] for name in ("input_ids", "position_ids")}
-        fed |= forward_arguments(segments, inputs["input_ids"].device)
+        fed |= forward_arguments(segments, inputs["input_ids"].device) | without_router(model)
         return self._token_logps(model, inputs["predicting"], inputs["targets"], **fed)
 
     def logps(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -149,6 +150,8 @@ def misfit(path: PackedPath, model: Any, pad_token_id: int = 0) -> str | None:
     config: Any = getattr(base, "config", None)
     if not getattr(base, "_supports_attention_backend", False) or not hasattr(config, "get_text_config"):
         return "its attention does not go through transformers' attention interface"
+    if router_weight(model):
+        return "its configuration asks for the router loss of padded rows (output_router_logits)"
     if is_peft_model(model) and model.active_peft_config.is_prompt_learning:
         return "its adapter puts tokens of its own before every row"
     config = config.get_text_config(decoder=True)

@@ -5,6 +5,7 @@ Shapes: B pairs of a micro-batch; m scores a pair.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from rpo.llm.config import TrainerConfig
 from rpo.llm.data import PairStream, PreparedPairs, TokenizedPair, load_preferences, prepare_pairs, stream_pairs
 from rpo.llm.models import check_embeddings, disable_dropout
 from rpo.llm.movement import MovedShare, warn_of_half_precision
+from rpo.llm.router import require_router_loss, router_losses, router_weight
 from rpo.llm.sampling import stop_token_ids
 from rpo.llm.selfcheck import check_data, check_gradient
 
@@ -62,7 +64,7 @@ class PairTrainer(TokenBudget, SafeTrainer):
         # A batch's tensors have no common first dimension to cut along: every process reads for itself.
         args.accelerator_config.dispatch_batches = False
         self._require_trainable(model, train)
-        self.adapter = adapter_start(model)
+        self.adapter, self.router_weight = adapter_start(model), router_weight(model)
         super().__init__(
             model=model,
             args=args,
@@ -202,7 +204,8 @@ class PairTrainer(TokenBudget, SafeTrainer):
         num_items_in_batch: torch.Tensor | None = None,
     ) -> Any:
         """Return the micro-batch's share of the global batch's mean loss (of its own, when evaluating)."""
-        scores = self.scores(model, inputs)
+        with router_losses(self.model) if self.router_weight else contextlib.nullcontext([]) as router:
+            scores = self.scores(model, inputs)
         self.require_finite(scores, inputs["rows"])
         own = self.batch_totals(inputs)
         totals = num_items_in_batch
@@ -211,6 +214,9 @@ class PairTrainer(TokenBudget, SafeTrainer):
         # A process may hold nothing but repeats in the last round: any weights will do, since none counts.
         weights = inputs["weights"] / own[0] if own[0] > 0 else torch.full_like(inputs["weights"], 1 / len(scores))
         loss, metrics = self.batch_loss(scores, inputs, weights.to(scores), totals)
+        if self.router_weight:
+            metrics["loss/router"] = require_router_loss(self.model, router).to(loss)
+            loss = loss + self.router_weight * metrics["loss/router"]
         if self.model.training:
             self.train_meter.add(metrics, inputs["weights"])  # the loss itself is logged by Trainer
         else:

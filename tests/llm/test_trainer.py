@@ -7,7 +7,7 @@ import math
 import models_for_tests
 import pytest
 import torch
-from training import OBJECTIVE, tiny_pairs, trainer, weights_of
+from training import OBJECTIVE, config, tiny_pairs, trainer, weights_of
 
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import DPO, RPO
@@ -464,3 +464,67 @@ def test_models_that_are_not_causal_are_refused(tmp_path):
     model = BertForMaskedLM(BertConfig(vocab_size=64, initializer_range=0.3, **sizes))
     with pytest.raises(InvalidArgument, match="model: expected a causal language model"):
         trainer(tmp_path, tiny_pairs(4), model=model)
+
+
+# --- the router loss of a mixture of experts ---------------------------------------------------------
+
+
+def mixture(*, asked, weight=3.0):
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    fields = {name: value for name, value in models_for_tests.COMMON.items() if name != "initializer_range"}
+    fields |= {"output_router_logits": asked, "router_aux_loss_coef": weight, "initializer_range": 0.1}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return MixtralForCausalLM(MixtralConfig(num_local_experts=4, num_experts_per_tok=2, **fields)).eval()
+
+
+def naive_router_loss(model, pairs):
+    """Experts times the sum over them of (share of tokens sent there) x (mean probability), all layers and rows."""
+    sent, probability, tokens = torch.zeros(4), torch.zeros(4), 0
+    for pair in pairs:
+        for ids in (pair.chosen_ids, pair.rejected_ids):
+            row = torch.tensor([[*pair.prompt_ids, *ids]])
+            for logits in model(row, output_router_logits=True).router_logits:
+                shares = logits.softmax(-1)
+                sent += torch.nn.functional.one_hot(shares.topk(2).indices, 4).sum((0, 1))
+                probability += shares.sum(0)
+                tokens += len(shares)
+    return 4 * (sent / tokens * probability / tokens).sum()
+
+
+def test_the_router_loss_is_added_where_it_is_asked_for(tmp_path, caplog):
+    """It is in the loss by its weight, is logged apart, moves the router, and pads; control: not asked for, no trace."""
+    pairs, runs = tiny_pairs(4), {}
+    for asked in (True, False):
+        caplog.clear()
+        run = trainer(tmp_path / str(asked), pairs, model=mixture(asked=asked), max_steps=1, path="auto")
+        run.train()
+        runs[asked] = run, run.state.log_history[0], " ".join(caplog.messages)
+    (run, log, said), (plain, without, unsaid) = runs[True], runs[False]
+    assert (run.path.name, plain.path.name) == ("padded", "shared")
+    assert "asks for the router loss" in said and "router" not in unsaid
+    assert "loss/router" not in without and (run.router_weight, plain.router_weight) == (3.0, 0.0)
+    with torch.no_grad():
+        expected = naive_router_loss(mixture(asked=False), pairs).item()
+    assert log["loss/router"] == pytest.approx(expected, rel=1e-5)
+    own = log["loss/preference"] + OBJECTIVE.sft_weight * log["loss/sft"]
+    assert log["loss"] == pytest.approx(own + 3.0 * expected, rel=1e-5)
+    assert without["loss"] == pytest.approx(own, rel=1e-5)
+    gates = [one.model.model.layers[0].mlp.gate.weight for one in (run, plain)]
+    assert (gates[0] - gates[1]).abs().max() > 1e-4
+    evaluated = run.evaluate(run.train_dataset)
+    assert evaluated["eval_loss/router"] > 0
+
+
+def test_paths_that_have_no_router_loss_are_refused(tmp_path):
+    """Given as an object, a packed path is not tried first; its own numbers do not need the router's."""
+    from rpo.llm.packing import SharedPrefixPath
+    from rpo.llm.trainer import RPOTrainer
+
+    pairs, options = tiny_pairs(4), config(tmp_path, max_steps=1)
+    run = RPOTrainer(
+        mixture(asked=True), args=options, train_dataset=pairs, objective=OBJECTIVE, path=SharedPrefixPath()
+    )
+    with pytest.raises(InvalidArgument, match='expected a router loss.*Train on path="padded"'):
+        run.train()
