@@ -55,7 +55,7 @@ def train_command(
     eval_dataset: str | DataSource | list[DataSource] | None = None,
     ref_model: str | None = None,
     lora: Lora | None = None,
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None,
     quantization: Literal["4bit", "8bit"] | None = None,
     attn_implementation: str | None = None,
     revision: str | None = None,
@@ -73,7 +73,8 @@ def train_command(
         eval_dataset: as dataset; evaluated at the end, and during training as training.eval_strategy says.
         ref_model: name or folder of another model as reference; null for the model as it is before training.
         lora: r, alpha, dropout, target_modules of an adapter; null to train every weight.
-        dtype: of the weights; auto keeps the one stored. training.bf16 computes in bfloat16 whatever they are.
+        dtype: of the weights; null for float32 where all are trained and the one stored under lora; auto keeps the one
+            stored. training.bf16 computes in bfloat16 whatever they are.
         quantization: of the frozen weights under an adapter (needs CUDA and bitsandbytes); null for none.
         attn_implementation: sdpa, eager, flash_attention_2 ...; null for transformers' choice.
         revision: branch, tag or commit of a model on the hub.

@@ -68,7 +68,11 @@ class TrainerConfig(TrainingArguments):
 
     # Model.
     model_init_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata=_help("Keywords of rpo.llm.models.load_model, for a model given by name.")
+        default=None,
+        metadata=_help(
+            "Keywords of rpo.llm.models.load_model, for a model given by name; without dtype, weights that are all "
+            "trained are float32, and those under an adapter as stored."
+        ),
     )
     disable_dropout: bool = field(default=True, metadata=_help("No dropout in policy, adapters and reference."))
 

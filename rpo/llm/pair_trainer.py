@@ -5,6 +5,7 @@ Shapes: B pairs of a micro-batch; m scores a pair.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from rpo.core.errors import InvalidArgument
+from rpo.llm.adapters import adapter_start
 from rpo.llm.arguments import check_fit, optimizer_settings
 from rpo.llm.base_trainer import SafeTrainer
 from rpo.llm.batching import BudgetCollator, TokenBudget
@@ -22,6 +24,8 @@ from rpo.llm.data import PairStream, PreparedPairs, TokenizedPair, load_preferen
 from rpo.llm.data.loading import SUFFIXES
 from rpo.llm.data.report import warn_of_unused_prompts
 from rpo.llm.models import check_embeddings, disable_dropout
+from rpo.llm.movement import MovedShare, warn_of_half_precision
+from rpo.llm.router import require_router_loss, router_losses, router_weight
 from rpo.llm.sampling import stop_token_ids
 from rpo.llm.selfcheck import check_data, check_gradient
 
@@ -68,6 +72,7 @@ class PairTrainer(TokenBudget, SafeTrainer):
         args.accelerator_config.dispatch_batches = False
         self._require_trainable(model, train)
         check_fit(args, train, evaluation)
+        self.adapter, self.router_weight = adapter_start(model), router_weight(model)
         super().__init__(
             model=model,
             args=args,
@@ -78,6 +83,8 @@ class PairTrainer(TokenBudget, SafeTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # which keep float32 weights of their own
+            warn_of_half_precision(model)
 
     @staticmethod
     def _collator(collator: PairCollator, args: TrainerConfig) -> PairCollator:
@@ -145,6 +152,8 @@ class PairTrainer(TokenBudget, SafeTrainer):
     def before_training(self, *, resuming: bool) -> None:
         """Check the data before the first update."""
         self._checked = self._checked or resuming
+        if not self._checked:
+            self.add_callback(MovedShare(self))
         if not self._checked and isinstance(self.train_dataset, PairDataset):
             counts = self.data_reports.get("train", {})
             self.self_check_results |= self.check_data(self.train_dataset.pairs, counts)
@@ -204,7 +213,8 @@ class PairTrainer(TokenBudget, SafeTrainer):
         num_items_in_batch: torch.Tensor | None = None,
     ) -> Any:
         """Return the micro-batch's share of the global batch's mean loss (of its own, when evaluating)."""
-        scores = self.scores(model, inputs)
+        with router_losses(self.model) if self.router_weight else contextlib.nullcontext([]) as router:
+            scores = self.scores(model, inputs)
         self.require_finite(scores, inputs["rows"])
         own = self.batch_totals(inputs)
         totals = num_items_in_batch
@@ -213,6 +223,9 @@ class PairTrainer(TokenBudget, SafeTrainer):
         # A process may hold nothing but repeats in the last round: any weights will do, since none counts.
         weights = inputs["weights"] / own[0] if own[0] > 0 else torch.full_like(inputs["weights"], 1 / len(scores))
         loss, metrics = self.batch_loss(scores, inputs, weights.to(scores), totals)
+        if self.router_weight:
+            metrics["loss/router"] = require_router_loss(self.model, router).to(loss)
+            loss = loss + self.router_weight * metrics["loss/router"]
         if self.model.training:
             self.train_meter.add(metrics, inputs["weights"])  # the loss itself is logged by Trainer
         else:

@@ -109,13 +109,18 @@ class PaddedPath:
     def logps(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return summed log-probabilities, (G, m), nats; the model may be wrapped by DDP, accelerate or peft."""
         mask = inputs["response_mask"][:, 1:]
+        logps = self.token_logps(model, inputs)
+        # Back to rows by position: index_add would add in any order on a GPU.
+        return logps.new_zeros(mask.shape).masked_scatter(mask, logps).sum(-1).view(inputs["lengths"].shape)
+
+    def token_logps(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the log-probability of every response token, (K,), row by row."""
+        mask = inputs["response_mask"][:, 1:]
         rows, columns = mask.nonzero(as_tuple=True)  # a response token at columns + 1, predicted at columns
         ids = inputs["input_ids"]
         passed = {key: inputs[key] for key in ("input_ids", "attention_mask", "position_ids") if key in inputs}
         logps_of = token_logps_of if self.fused_head else plain_token_logps
-        logps = logps_of(model, rows * ids.shape[1] + columns, ids[rows, columns + 1], **passed)
-        # Back to rows by position: index_add would add in any order on a GPU.
-        return logps.new_zeros(mask.shape).masked_scatter(mask, logps).sum(-1).view(inputs["lengths"].shape)
+        return logps_of(model, rows * ids.shape[1] + columns, ids[rows, columns + 1], **passed)
 
 
 PATHS: dict[str, type[Path]] = {PaddedPath.name: PaddedPath}

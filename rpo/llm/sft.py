@@ -20,10 +20,12 @@ from rpo.llm.collate import PairCollator
 from rpo.llm.config import TrainerConfig
 from rpo.llm.data import PreparedPairs, TokenizedPair, load_preferences
 from rpo.llm.data.responses import RESPONSES, response_rows
-from rpo.llm.models import load_model, load_tokenizer
+from rpo.llm.models import load_tokenizer
+from rpo.llm.movement import load_to_train
 from rpo.llm.packing import choose_path
 from rpo.llm.pair_trainer import PairTrainer
 from rpo.llm.scoring import Path, PromptGroup, pad_token
+from rpo.llm.soundness import require_causal
 
 
 @dataclass
@@ -67,9 +69,9 @@ class SFTTrainer(PairTrainer):
         objective = require_objective(objective, SFT)
         if isinstance(model, (str, FilePath)):
             processing_class = load_tokenizer(model) if processing_class is None else processing_class
-            options: Any = args.model_init_kwargs or {}
-            model = load_model(model, **options)
+            model = load_to_train(model, args.model_init_kwargs, peft_config)
         self.response = args.response
+        require_causal(model)
         model = with_adapter(model, peft_config, seed=args.seed)
         super().__init__(
             model,

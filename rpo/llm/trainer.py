@@ -20,7 +20,8 @@ from rpo.llm.collate import CHOSEN, REJECTED, PairCollator, PairDataset
 from rpo.llm.config import RPOConfig
 from rpo.llm.data import PairStream, PreparedPairs
 from rpo.llm.diagnostics import displacement_values, split_gradients
-from rpo.llm.models import load_model, load_tokenizer
+from rpo.llm.models import load_tokenizer
+from rpo.llm.movement import load_to_train
 from rpo.llm.packing import choose_path
 from rpo.llm.pair_trainer import PairTrainer
 from rpo.llm.policy_base import BaseSlots, with_samples
@@ -28,6 +29,7 @@ from rpo.llm.reference import AsGiven, Reference, resolve_reference
 from rpo.llm.reference_pass import CACHE_NAME, ReferencePass, on_device
 from rpo.llm.scoring import Path, pad_token
 from rpo.llm.selfcheck import check_start
+from rpo.llm.soundness import require_causal
 
 
 class RPOTrainer(PairTrainer):
@@ -63,8 +65,8 @@ class RPOTrainer(PairTrainer):
         self.base = BaseSlots(args.base_slots(resolved.base), args.base_num_samples)
         if isinstance(model, (str, FilePath)):
             processing_class = load_tokenizer(model) if processing_class is None else processing_class
-            options: Any = args.model_init_kwargs or {}
-            model = load_model(model, **options)
+            model = load_to_train(model, args.model_init_kwargs, peft_config)
+        require_causal(model)
         model = with_adapter(model, peft_config, seed=args.seed)
         # Where the policy as given is the reference and its values are computed now, no second model is kept.
         kept = not args.precompute_ref_log_probs or args.kl_steps > 0

@@ -149,7 +149,9 @@ def simulate(
     if table_format == "parquet":
         _need_pyarrow()
     with alone(check_output(output, overwrite=True, marker=MANIFEST)):
-        return _written(plan, output, overwrite, table_format, workers, backend, progress)
+        frame = _written(plan, output, overwrite, table_format, workers, backend, progress)
+    _warn_of_failures(frame)
+    return frame
 
 
 def _written(
@@ -176,7 +178,6 @@ def _written(
     store.write(TABLES[table_format], buffer.getvalue())
     store.write(TIMINGS, "\n".join(timings) + "\n")
     frame.attrs["rows_reused"] = reused  # not before the table is written: it is the same however it was computed
-    _warn_of_failures(frame)
     return frame
 
 
