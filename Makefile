@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO ?= demo-report
+CODE = rpo tests benchmarks notebooks examples
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow notebooks bench lint docs clean
@@ -23,7 +24,8 @@ demo: $(VENV)/.installed  ## Compare theory, table and transformer; write demo-r
 	$(BIN)/rpo compare --output $(DEMO) --overwrite true
 
 lint: $(VENV)/.installed-dev  ## ruff and mypy
-	$(BIN)/ruff check rpo tests
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 
 test: lint  ## Lint, types and the default tests (minutes on 2 cores)

@@ -136,7 +136,7 @@ def needed_flops(model: Any, groups: Sequence[PromptGroup], *, shared: bool, ref
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     config, head = base.config.get_text_config(), base.get_output_embeddings()
     fed = attended = predicted = 0
-    for prompt, responses in groups:
+    for prompt, responses, _ in groups:
         p = len(prompt)
         predicted += sum(map(len, responses))
         sizes = [len(response) - 1 for response in responses]

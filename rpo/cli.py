@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,42 +13,61 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from rpo import __version__, commands, llm_commands, train_command
 from rpo.compare import gold_command as enumerable_command
-from rpo.core.errors import InaccurateSolution, RPOError
+from rpo.core.errors import InaccurateSolution, LookAlikeLabels, RPOError
+from rpo.core.locks import alone
 from rpo.eval import benchmark_command, gold_command, judge_command
 from rpo.explore import command as explorer
-from rpo.parsing import instantiate, parse_mistakes
+from rpo.parsing import (
+    PARSE_ERRORS,
+    bound_yaml,
+    config_mistakes,
+    impossible_values,
+    instantiate,
+    parse_mistakes,
+    resolved_text,
+)
 
 
 class Command(NamedTuple):
     """A function whose signature makes the options; `positional` names the one given without its name.
 
     several: whether it may be given several times. preflight: looks over the parsed options before
-    anything runs.
+    anything runs. folder: the option with the folder that a run has alone. kept: what an interrupted run leaves
+    and how to go on, in words ({output} stands for that option).
     """
 
     function: Callable[..., None]
     positional: str | None = None
     several: bool = False
     preflight: Callable[[Namespace], list[RPOError]] | None = None
+    folder: str | None = "output"
+    kept: str | Callable[[Namespace], str] = "Nothing was written; the same command starts again."
 
     @property
     def summary(self) -> str:
         return (self.function.__doc__ or "").splitlines()[0]
 
 
+LONGEST_WORD = 400  # of a message: a value that is thousands of characters long is shown in part
+CHUNKS = "The finished chunks are kept in {output}; the same command continues."
+VERDICTS = "The verdicts so far are kept in {output}; the same command asks the rest."
+STAGES = "The finished stages are kept in {output}; the same command continues."
 COMMANDS: dict[str, Command] = {
     "solve": Command(commands.solve_command, "pairs"),
-    "methods": Command(commands.methods_command),
-    "simulate": Command(commands.simulate_command),
+    "methods": Command(commands.methods_command, folder=None),
+    "simulate": Command(commands.simulate_command, kept=CHUNKS),
     "compare": Command(commands.compare_command),
-    "train": Command(train_command.train_command, preflight=train_command.preflight),
+    # Of several processes one alone has the folder: `fit` sees to it.
+    "train": Command(
+        train_command.train_command, preflight=train_command.preflight, folder=None, kept=train_command.kept
+    ),
     "data check": Command(llm_commands.data_check_command, "source"),
-    "generate": Command(llm_commands.generate_command),
-    "plot": Command(llm_commands.plot_command, "runs", several=True),
-    "explore": Command(explorer.explore_command),
-    "judge": Command(judge_command.judge_command, "responses", several=True),
+    "generate": Command(llm_commands.generate_command, folder=None),
+    "plot": Command(llm_commands.plot_command, "runs", several=True, folder=None),
+    "explore": Command(explorer.explore_command, folder=None),
+    "judge": Command(judge_command.judge_command, "responses", several=True, kept=VERDICTS),
     "experiment enumerable": Command(enumerable_command.gold_command),
-    "experiment sentiment": Command(gold_command.sentiment_command),
+    "experiment sentiment": Command(gold_command.sentiment_command, kept=STAGES),
     "benchmark alpaca-eval": Command(benchmark_command.alpaca_eval_command),
     "benchmark mt-bench": Command(benchmark_command.mt_bench_command),
     "benchmark lm-eval": Command(benchmark_command.lm_eval_command),
@@ -104,33 +125,61 @@ def _others(command: Command) -> set[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return 0, or 2 after one line on stderr for each thing the user can mend."""
+    """Run the command line; return 0, 2 after one line on stderr for each thing the user can mend, 130 after Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     name = next((name for name in COMMANDS if given[: name.count(" ") + 1] == name.split()), None)
+    kept = COMMANDS[name].kept if name is not None else "Nothing was begun."
+    options = Namespace()
+    try:
+        return _main(given, name, options)
+    except KeyboardInterrupt:
+        said = kept.format(**vars(options)) if isinstance(kept, str) else kept(options)
+        print(f"rpo{'' if name is None else f' {name}'}: interrupted. {said}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read the output has seen enough (`rpo ... | head`); what is left unsaid must not be flushed at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _refuse(f"rpo {name}", [error])  # a path the command was given, or the disk under it
+
+
+def _main(given: list[str], name: str | None, options: Namespace) -> int:
+    """Do the work of `main`; `options` is filled with what was parsed."""
+    bound_yaml()
     parser, sub = build_parser(name)
     if name is None or sub is None:
         return _without_command(parser, given)
     rest = given[name.count(" ") + 1 :]
+    lines = config_mistakes(rest)
     try:
-        config: Any = parser.parse_args(given)
-    except ArgumentError as error:
+        config: Any = None if lines else parser.parse_args(given)
+    except PARSE_ERRORS as error:
         lines = [line.replace(f"{name.replace(' ', '.')}.", "") for line in parse_mistakes(sub, rest, error)]
+    if lines:
         return _refuse("rpo", [f"{line} (see rpo {name} --help)" for line in lines])
     for part in name.split():
         config = config[part]
-    options = config.clone()
+    options.update(config.clone())
     options.pop("config", None)
     command = COMMANDS[name]
+    errors: list[RPOError] = impossible_values(options)
+    if errors:
+        return _refuse(f"rpo {name}", errors)
     values, errors = instantiate(sub, options)
     if command.preflight is not None:
         errors += command.preflight(options)
     if errors:
         return _refuse(f"rpo {name}", errors)
+    folder = None if command.folder is None else options[command.folder]
     try:
-        with warnings.catch_warnings():
-            # The same sentence is in the printed status.
-            warnings.simplefilter("ignore", InaccurateSolution)
-            command.function(**values, resolved=sub.dump(options, skip_unset=False))
+        with warnings.catch_warnings(), contextlib.nullcontext() if folder is None else alone(folder):
+            # The commands print the same sentences themselves.
+            for kind in (InaccurateSolution, LookAlikeLabels):
+                warnings.simplefilter("ignore", kind)
+            command.function(**values, resolved=resolved_text(sub, options))
     except RPOError as error:
         return _refuse(f"rpo {name}", [error])
     return 0
@@ -147,7 +196,8 @@ def _without_command(parser: ArgumentParser, given: list[str]) -> int:
 
 def _refuse(who: str, errors: Sequence[object]) -> int:
     for error in errors:
-        print(f"{who}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        words = (word if len(word) <= LONGEST_WORD else f"{word[:LONGEST_WORD]}..." for word in str(error).split())
+        print(f"{who}: error: {' '.join(words)}", file=sys.stderr)
     return 2
 
 

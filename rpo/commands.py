@@ -7,16 +7,18 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rpo.core.errors import InvalidArgument
+from rpo.core.errors import InvalidArgument, RPOError
 from rpo.core.objectives import RPO
 
 if TYPE_CHECKING:
     import pandas
 
+    from rpo.bandit.data import PreferenceCounts
     from rpo.bandit.maximin import Solution
     from rpo.bandit.tables import PreferenceTable
 
 MAX_ROWS = 30
+MAX_LABEL = 60
 
 
 def solve_command(
@@ -33,7 +35,7 @@ def solve_command(
     """Solve the certified maximin on a table of comparisons and print each prompt's policy.
 
     Args:
-        pairs: CSV, JSONL or Parquet file: prompt, chosen, rejected or model_a, model_b, winner; optional count.
+        pairs: CSV, JSONL or Parquet file: chosen, rejected or model_a, model_b, winner; optional prompt and count.
         objective: beta (KL temperature), eta (weight of the reward penalty), base of the SFT term.
         reward_class: "box" keeps rewards in [0, reward_bound]; "unconstrained" is DPO + eta*beta*SFT exactly.
         reward_bound: R of the box, in log-odds.
@@ -48,16 +50,18 @@ def solve_command(
     if output is not None:
         check_output(output, overwrite=overwrite, marker="solution.json")
     table = read_preferences(pairs, ties=ties, prompt_column=prompt_column)
-    problem = bandit_from_preferences(table.counts, reward_bound=reward_bound, name=Path(pairs).name)
+    counts = table.counts.per_prompt()
+    problem = bandit_from_preferences(counts, reward_bound=reward_bound, name=Path(pairs).name)
     chosen_class = Unconstrained() if reward_class == "unconstrained" else Box(reward_bound)
-    solution = solve(problem, table.counts, objective, reward_class=chosen_class)
-    _print_solution(table, solution)
+    solution = solve(problem, counts, objective, reward_class=chosen_class)
+    rows = _policy_rows(counts, solution)
+    _print_solution(table, solution, rows)
     if output is not None:
         with staged_output(output, overwrite=overwrite, marker="solution.json") as stage:
-            _policy_rows(table, solution).to_csv(stage / "policy.csv", index=False)
+            rows.to_csv(stage / "policy.csv", index=False)
             (stage / "config.yaml").write_text(resolved, encoding="utf-8")
-            record = {"source": table.source, "dropped": table.dropped, **solution.to_dict()}
-            write_json(stage / "solution.json", {**record, "environment": environment()})
+            read = {"source": table.source, "dropped": table.dropped, "look_alikes": table.look_alikes}
+            write_json(stage / "solution.json", {**read, **solution.to_dict(), "environment": environment()})
         print(f"Written to {output}")
 
 
@@ -158,16 +162,17 @@ def simulate_command(
         figure: what to draw from the table, as PNG with its data beside it; null for nothing.
         overwrite: drop an earlier simulation in that folder instead of continuing it.
     """
-    from rpo.bandit.simulation.engine import simulate
+    from rpo.bandit.simulation.engine import FailedRows, simulate
     from rpo.bandit.simulation.entrants import from_dict
     from rpo.bandit.simulation.store import CorruptShard, MixedCode
+    from rpo.core.records import write_file
 
     pairs = [from_dict(entry) for entry in ([{"method": "RPO"}, {"method": "DPO"}] if methods is None else methods)]
     if len({name for name, _ in pairs}) < len(pairs):
         names = ", ".join(name for name, _ in pairs)
         raise InvalidArgument("methods", expected="different names", got=names, remedy="Give each entry a name.")
     with warnings.catch_warnings(record=True) as caught:
-        for kind in (CorruptShard, MixedCode):
+        for kind in (CorruptShard, FailedRows, MixedCode):
             warnings.simplefilter("always", kind)
         frame = simulate(
             instance,
@@ -184,7 +189,7 @@ def simulate_command(
         )
     for warning in caught:
         print(f"rpo simulate: warning: {' '.join(str(warning.message).split())}", file=sys.stderr)
-    (Path(output) / "config.yaml").write_text(resolved, encoding="utf-8")
+    write_file(Path(output) / "config.yaml", resolved)
     if figure is not None:
         from rpo.bandit.simulation.figures import draw
         from rpo.plotting import save
@@ -193,40 +198,50 @@ def simulate_command(
         save(drawn, Path(output) / f"{figure}.png", data)
     _print_simulation(frame, list(grid))
     print(f"Written to {output}" + (f"; the figure is {Path(output) / figure}.png" if figure is not None else ""))
+    if (frame["status"] == "failed").all():
+        raise RPOError(
+            f"methods: expected a row with an answer, got {len(frame)} that failed. Mend what the warning says and run "
+            "the same command again."
+        )
 
 
-def _policy_rows(table: PreferenceTable, solution: Solution):  # type: ignore[no-untyped-def]
-    """Return one row a prompt and response of the reference's support, as a DataFrame."""
+def _policy_rows(counts: PreferenceCounts, solution: Solution) -> pandas.DataFrame:
+    """Return one row a prompt and response of the reference's support; counts: numbered prompt by prompt."""
+    import numpy as np
     import pandas
 
-    counts, saddle = table.counts, solution.saddle
-    won, lost = counts.response_counts("chosen"), counts.response_counts("rejected")
-    if counts.prompt_labels is None or counts.response_labels is None:
+    saddle = solution.saddle
+    if counts.prompt_labels is None or counts.own_labels is None:
         raise InvalidArgument("pairs", expected="labelled counts", got="none", remedy="Use read_preferences.")
-    rows = [
+    x, a = np.nonzero(saddle.support)
+    order = np.lexsort((-solution.policy[x, a], x))  # stable, and prompts are numbered in the order of their labels
+    x, a = x[order], a[order]
+    return pandas.DataFrame(
         {
-            "prompt": counts.prompt_labels[x],
-            "response": counts.response_labels[a],
-            "wins": won[x, a],
-            "losses": lost[x, a],
-            "reward": round(solution.reward[x, a], 12),  # a box's rewards start at 0, up to rounding
+            "prompt": [counts.prompt_labels[i] for i in x],
+            "response": [counts.own_labels[i][k] for i, k in zip(x, a, strict=True)],
+            "wins": counts.response_counts("chosen")[x, a],
+            "losses": counts.response_counts("rejected")[x, a],
+            "reward": solution.reward[x, a].round(12),  # a box's rewards start at 0, up to rounding
             "policy": solution.policy[x, a],
             "pi_base": saddle.base[x, a],
-            "pi_ref": float(saddle.support[x, a]) / saddle.support[x].sum(),
+            "pi_ref": 1.0 / saddle.support.sum(axis=1)[x],
         }
-        for x in range(counts.num_prompts)
-        for a in range(counts.num_responses)
-        if saddle.support[x, a]
-    ]
-    frame = pandas.DataFrame(rows)
-    return frame.sort_values(["prompt", "policy"], ascending=[True, False], kind="stable", ignore_index=True)
+    )
 
 
-def _print_solution(table: PreferenceTable, solution: Solution) -> None:
+def _shown(label: str) -> str:
+    """Return a label as a terminal can show it: short, and what cannot be printed as its escape."""
+    short = label if len(label) <= MAX_LABEL else label[: MAX_LABEL - 3] + "..."
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in short)
+
+
+def _print_solution(table: PreferenceTable, solution: Solution, frame: pandas.DataFrame) -> None:
     from rpo.bandit.reward_class import Unconstrained
+    from rpo.bandit.tables import look_alike_sentence
 
-    frame = _policy_rows(table, solution)
     shown = frame.head(MAX_ROWS)
+    shown = shown.assign(prompt=shown["prompt"].map(_shown), response=shown["response"].map(_shown))
     if table.counts.num_prompts == 1:
         shown = shown.drop(columns="prompt")
     print(f"{table.counts.n:g} comparisons from {table.source}")
@@ -234,6 +249,8 @@ def _print_solution(table: PreferenceTable, solution: Solution) -> None:
         print(f"columns not used: {', '.join(table.unused_columns)}")
     for reason, number in table.dropped.items():
         print(f"left out: {number} rows ({reason})")
+    if table.look_alikes:
+        print(f"warning: {look_alike_sentence(table)}")
     print(shown.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     if len(frame) > MAX_ROWS:
         print(f"... and {len(frame) - MAX_ROWS} more rows; --output DIR writes all of them.")
@@ -258,5 +275,6 @@ def _print_simulation(frame: pandas.DataFrame, axes: list[str]) -> None:
         print(f"... and {len(shown) - MAX_ROWS} more cells; the table has all of them.")
     counts = frame["status"].value_counts().sort_index()
     print(f"{len(frame)} rows: " + ", ".join(f"{number} {status}" for status, number in counts.items()))
-    for message in frame.loc[frame["status"] == "failed", "message"].unique()[:3]:
-        print(f"failed: {message}", file=sys.stderr)
+    reused = frame.attrs["rows_reused"]
+    if reused:
+        print(f"{reused} of them taken from an earlier run, {len(frame) - reused} computed")

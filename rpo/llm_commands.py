@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rpo.core.errors import InvalidArgument, OutputError
+from rpo.core.lines import read_lines
 from rpo.data_source import DataSource, load
 
 PROMPT_SUFFIXES = (".jsonl", ".txt")
@@ -214,14 +215,9 @@ def _read_prompts(prompts: str) -> list[Any]:
     path = Path(prompts)
     if not prompts.endswith(PROMPT_SUFFIXES):
         return [prompts]
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except OSError as error:
-        raise InvalidArgument(
-            "prompts", expected="a readable file, or a text", got=f"{prompts} ({error})", remedy="Check the path."
-        ) from error
-    if path.suffix == ".jsonl":
-        lines = [_prompt_of(line, number) for number, line in enumerate(lines, 1)]
+    read = read_lines("prompts", path, expected="a readable UTF-8 file, or a text")
+    numbered = [(number, line) for number, line in enumerate(read, 1) if line.strip()]
+    lines = [_prompt_of(line, number) if path.suffix == ".jsonl" else line for number, line in numbered]
     if not lines:
         raise InvalidArgument("prompts", expected="at least one prompt", got="none", remedy=f"Look at {prompts}.")
     return lines
@@ -230,7 +226,7 @@ def _read_prompts(prompts: str) -> list[Any]:
 def _prompt_of(line: str, number: int) -> Any:
     try:
         prompt = json.loads(line)["prompt"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         prompt = None
     if isinstance(prompt, str) or (isinstance(prompt, list) and all(isinstance(item, dict) for item in prompt)):
         return prompt

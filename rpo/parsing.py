@@ -4,13 +4,90 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader
 
-from rpo.core.errors import RPOError
+from rpo.core.errors import InvalidArgument, RPOError
+from rpo.core.records import NOT_KEPT, without_secrets
 
 MISSING = "the following arguments are required: "
+YAML_ERRORS = (yaml.YAMLError, ValueError)  # ValueError: a number of thousands of digits
+MOST_YAML_NODES = 1_000_000
+MOST_YAML_LEVELS = 100
+# Beside its own error: what a number of hundreds of digits, or a value of thousands of levels, ends in.
+PARSE_ERRORS = (ArgumentError, OverflowError, RecursionError)
+LARGEST_INTEGER = 2**63 - 1
+
+
+def bound_yaml() -> None:
+    """Make the parser refuse YAML that grows without measure: by aliases of aliases, or by depth."""
+    load = get_loader("yaml")
+    if getattr(load, "bounded", False):
+        return
+
+    def bounded(stream: Any) -> Any:
+        try:
+            value = load(stream)
+            nodes = _count(value, {}, 0)
+        except RecursionError:
+            raise yaml.YAMLError(f"nested more than {MOST_YAML_LEVELS} levels deep") from None
+        if nodes > MOST_YAML_NODES:
+            raise yaml.YAMLError(f"its aliases stand for more than {MOST_YAML_NODES:,} values")
+        return value
+
+    bounded.bounded = True  # type: ignore[attr-defined]
+    set_loader("yaml", bounded, YAML_ERRORS)
+
+
+def _count(value: Any, known: dict[int, int], level: int) -> int:
+    """Return how many values there are with every alias written out; what an alias repeats is looked at once."""
+    if level > MOST_YAML_LEVELS:
+        raise RecursionError
+    if not isinstance(value, (dict, list)):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = MOST_YAML_NODES + 1  # for one that holds itself
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_count(part, known, level + 1) for part in parts)
+    return known[id(value)]
+
+
+def impossible_values(options: Namespace) -> list[RPOError]:
+    """Return what is wrong with texts and numbers that no option can use: a NUL, an integer beyond 64 bits."""
+    errors: list[RPOError] = []
+    for key, value in options.items():
+        for one in _flat(value):
+            if isinstance(one, str) and "\0" in one:
+                remedy = "Remove it."
+                errors.append(InvalidArgument(key, expected="text without a NUL", got=repr(one[:40]), remedy=remedy))
+            elif isinstance(one, int) and abs(one) > LARGEST_INTEGER:
+                got = f"one of {one.bit_length()} bits"
+                errors.append(InvalidArgument(key, expected="an integer of 64 bits", got=got, remedy="Pass another."))
+    return errors
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, (dict, list, tuple)):
+        for part in [*value, *value.values()] if isinstance(value, dict) else value:
+            yield from _flat(part)
+    else:
+        yield value
+
+
+def resolved_text(parser: ArgumentParser, options: Namespace) -> str:
+    """Return the text of config.yaml: every option as it was resolved, without secrets, which it names."""
+    copy, secrets = options.clone(), []
+    for key, value in options.items():
+        home, _, name = key.rpartition(".")
+        kept, found = without_secrets({name: value}, home)
+        secrets += found
+        copy[key] = kept[name]
+    text: str = parser.dump(copy, skip_unset=False)
+    note = f"# {NOT_KEPT}: {', '.join(secrets)}. Give it again where it is needed.\n"
+    return note + text if secrets else text
 
 
 def one_line(error: BaseException) -> str:
@@ -20,7 +97,28 @@ def one_line(error: BaseException) -> str:
     return text if reason is None else f"{reason[1]} {reason[2]}"
 
 
-def parse_mistakes(parser: ArgumentParser, arguments: Sequence[str], first: ArgumentError) -> list[str]:
+def config_mistakes(arguments: Sequence[str]) -> list[str]:
+    """Return what is wrong with config files that the parser itself would fail at: other encodings, nesting."""
+    found = []
+    for path in _config_paths(arguments):
+        try:
+            loaded = get_loader("yaml")(Path(path).read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            found.append(f"config: expected text in UTF-8, got {path} ({error.reason} at byte {error.start})")
+        except (OSError, *YAML_ERRORS):
+            continue  # the parser says these in words
+        else:
+            if isinstance(loaded, dict) and "config" in loaded:
+                found.append(f"config: expected options in {path}, got another config. Pass --config twice instead")
+    return found
+
+
+def _config_paths(arguments: Sequence[str]) -> list[str]:
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    return [one.partition("=")[2] or after for one, after in pairs if one.partition("=")[0] == "--config"]
+
+
+def parse_mistakes(parser: ArgumentParser, arguments: Sequence[str], first: Exception) -> list[str]:
     """Return what is wrong with each option of `arguments` and of its config files; `first` if all parse alone."""
     found: list[str] = []
     given: set[str] = set()
@@ -29,8 +127,8 @@ def parse_mistakes(parser: ArgumentParser, arguments: Sequence[str], first: Argu
         given.add(key)
         try:
             parser.parse_object(option) if isinstance(option, dict) else parser.parse_args(option)
-        except ArgumentError as error:
-            text = one_line(error)
+        except PARSE_ERRORS as error:
+            text = one_line(error) if isinstance(error, ArgumentError) else f"{key}: {one_line(error)}"
             if text.startswith(MISSING):
                 required |= set(text.removeprefix(MISSING).split(", "))
             else:
@@ -73,9 +171,8 @@ def _options(parser: ArgumentParser, arguments: Sequence[str]) -> Iterator[tuple
             yield (key, option) if option[0].startswith("--") else _positional(parser, option)
             continue
         try:
-            with open(path, encoding="utf-8") as file:
-                loaded = get_loader("yaml")(file.read())
-        except Exception:  # the loader's own errors: parsing the option alone says the same in words
+            loaded = get_loader("yaml")(Path(path).read_text(encoding="utf-8"))
+        except (OSError, *YAML_ERRORS):  # parsing the option alone says the same in words
             loaded = None
         if isinstance(loaded, dict):
             yield from _leaves(parser, loaded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,6 +26,7 @@ OWN_OPTIONS = {
     "model_init_kwargs": "dtype, quantization, attn_implementation or revision",
     "resume_from_checkpoint": "resume",
 }
+CONFIG = "config.yaml"
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
 
@@ -53,7 +55,7 @@ def train_command(
     eval_dataset: str | DataSource | list[DataSource] | None = None,
     ref_model: str | None = None,
     lora: Lora | None = None,
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None,
     quantization: Literal["4bit", "8bit"] | None = None,
     attn_implementation: str | None = None,
     revision: str | None = None,
@@ -71,7 +73,8 @@ def train_command(
         eval_dataset: as dataset; evaluated at the end, and during training as training.eval_strategy says.
         ref_model: name or folder of another model as reference; null for the model as it is before training.
         lora: r, alpha, dropout, target_modules of an adapter; null to train every weight.
-        dtype: of the weights; auto keeps the one stored. training.bf16 computes in bfloat16 whatever they are.
+        dtype: of the weights; null for float32 where all are trained and the one stored under lora; auto keeps the one
+            stored. training.bf16 computes in bfloat16 whatever they are.
         quantization: of the frozen weights under an adapter (needs CUDA and bitsandbytes); null for none.
         attn_implementation: sdpa, eager, flash_attention_2 ...; null for transformers' choice.
         revision: branch, tag or commit of a model on the hub.
@@ -132,6 +135,20 @@ def preflight(options: Namespace) -> list[RPOError]:
     return errors + _output_errors(options)
 
 
+def kept(options: Namespace) -> str:
+    """Return what an interrupted run left, and the command that goes on from there."""
+    output = options["training"]["output_dir"] if "training" in options else None
+    if output is None or not (Path(output) / CONFIG).is_file():
+        return "Training had not begun; the same command starts again."
+    from rpo.llm.checkpoints import complete_checkpoints
+
+    found = complete_checkpoints(output)
+    again = f"rpo train --config {shlex.quote(str(Path(output) / CONFIG))}"
+    if not found:
+        return f"No checkpoint was saved yet (training.save_steps); start again with: {again}"
+    return f"The last checkpoint is {found[-1]}; continue with: {again} --resume true"
+
+
 def _output_errors(options: Namespace) -> list[RPOError]:
     from rpo.core.records import check_output
 
@@ -163,11 +180,13 @@ def _config_saver(resolved: str) -> Any:
     """Return a callback that writes config.yaml when training begins, so that a refused run leaves nothing."""
     from transformers import TrainerCallback
 
+    from rpo.core.records import write_file
+
     class ConfigSaver(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.is_world_process_zero:
                 Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-                (Path(args.output_dir) / "config.yaml").write_text(resolved, encoding="utf-8")
+                write_file(Path(args.output_dir) / CONFIG, resolved)
 
     return ConfigSaver()
 
@@ -175,9 +194,7 @@ def _config_saver(resolved: str) -> Any:
 def _print_run(run: Run, output: Path) -> None:
     print(f"{run.label}: {run.message}")
     shown = ("loss", "loss/preference", "loss/sft", "rewards/margins", "rewards/accuracies", "logps/chosen")
-    last: dict[str, Any] = {}
-    for row in run.history:
-        last |= row
+    last = run.last_metrics()
     for name in (*shown, *(f"eval_{name}" for name in shown)):
         if name in last:
             print(f"{name:24}{last[name]:>12.5g}")

@@ -95,6 +95,19 @@ def test_arena_votes_with_ties_are_counted_and_reported(tmp_path: Path) -> None:
     assert "this is DPO" in result.stdout
 
 
+def test_bad_cells_and_labels_that_look_alike_are_counted_and_named(tmp_path: Path) -> None:
+    """One cell is missing; "A" and "A " stay two responses; everything goes to stdout, where the answer is."""
+    (tmp_path / "t.csv").write_text("chosen,rejected\nA,B\nA ,B\nB,A\n,B\n")
+    result = rpo("solve", tmp_path / "t.csv", "--output", tmp_path / "out")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "3 comparisons" in result.stdout
+    assert "left out: 1 rows (missing chosen, first '' at line 5)" in result.stdout
+    assert "warning: 1 group(s) of labels" in result.stdout and "'A' and 'A '" in result.stdout
+    record = json.loads((tmp_path / "out" / "solution.json").read_text())
+    assert record["look_alikes"] == [["A", "A "]]
+    assert record["dropped"] == {"missing chosen, first '' at line 5": 1}
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -4,7 +4,11 @@ import contextlib
 import io
 import json
 import os
+import random
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +18,13 @@ import yaml
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported
 
-from judge_server import JudgeServer, often
+from judge_server import JudgeServer, often, truth
 from models_for_tests import tiny_model, tiny_tokenizer
 
 from rpo import cli
+from rpo.eval.verdicts import is_cost, read_rows
 
+ROOT = Path(__file__).parents[1]
 KEY = "sk-never-shown-4711"
 FAST = ["--first_wait", "0.001", "--timeout", "5"]
 
@@ -72,6 +78,7 @@ def test_three_models_are_judged_compared_and_ranked(here: Path) -> None:
     ]
     with JudgeServer(fault=often(0.2, kinds=("500", "429", "prose", "echo"))) as server:
         options = ["--judge", "endpoint:gpt-4", "--base_url", server.url, "--output", "out", *FAST, "--attempts", "20"]
+        options += ["--temperature", "0.7"]
         result = rpo("judge", *files, *options)
         assert result.returncode == 0, result.stderr
         asked = server.asked.total()
@@ -90,7 +97,8 @@ def test_three_models_are_judged_compared_and_ranked(here: Path) -> None:
     assert record["judging"]["models"] == ["judge-2026"] and "commit" in record["environment"]
     assert "| good | - | 75.0 [" in (here / "out" / "matrix.md").read_text()
     assert (here / "out" / "matrix.csv").read_text().splitlines()[1] == "good,,0.75,0.625"
-    assert len((here / "out" / "verdicts.jsonl").read_text().splitlines()) == 72
+    assert (here / "out" / "verdicts.jsonl").read_text().count('"verdict":') == 72
+    assert record["judging"]["spent"]["input_tokens"] == 100 * (72 + server.faults["prose"])
     config = yaml.safe_load((here / "out" / "config.yaml").read_text())
     assert config["judge"] == "endpoint:gpt-4" and config["api_key_env"] == "OPENAI_API_KEY"
     for part in (
@@ -101,6 +109,66 @@ def test_three_models_are_judged_compared_and_ranked(here: Path) -> None:
     ):
         assert part in result.stdout
     assert "72 have a verdict, 0 to ask" in again.stdout
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
+def test_a_run_killed_at_any_moment_goes_on_and_asks_and_counts_nothing_twice(here: Path, kills: int) -> None:
+    """SIGKILL at random moments from the first request on, of a run whose requests fail in five ways.
+
+    After each kill some file ends in a torn line. No question with a stored verdict is asked again; a question is
+    answered twice only if it was under way at a kill; the verdicts are the truth, and the record's cost is that of the
+    replies in the file, which are those that the server sent but for what was under way.
+    """
+    rng, at_once = random.Random(7), 4
+    qualities = [[rng.randrange(4) for _ in range(24 * kills)] for _ in "ab"]
+    files = [write(f"{name}.jsonl", name, row) for name, row in zip("ab", qualities, strict=True)]
+    path, results = here / "out" / "verdicts.jsonl", here / "out" / "results.json"
+    command = [sys.executable, "-m", "rpo.cli", "judge", *files, "--judge", "endpoint:gpt-4", "--output", "out"]
+    command += ["--concurrency", str(at_once), "--attempts", "25", "--temperature", "0.7", "--max_wait", "0.05", *FAST]
+    command += ["--prompts", "1000", "--resamples", "20"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    fault = often(0.3, kinds=("500", "drop", "cut", "prose", "length"))
+    with JudgeServer(fault=fault, delay=0.05) as server:
+        command += ["--base_url", server.url]
+        kept: dict[tuple[str, str, str], int] = {}
+        killed = 0
+        while killed < kills:
+            before = server.asked.total()
+            run = subprocess.Popen(command, cwd=here, env=environment, stdout=subprocess.DEVNULL)
+            while server.asked.total() == before and run.poll() is None:
+                time.sleep(0.002)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                run.wait(rng.uniform(0.0, 0.5))
+            run.kill()
+            assert run.wait() == -signal.SIGKILL and not results.exists()  # there was more to ask than that
+            killed += 1
+            time.sleep(0.1)  # requests of the dead client run out
+            assert all(server.answered[asked] == count for asked, count in kept.items())
+            rows, _ = read_rows(path) if path.exists() else ([], 0)
+            kept = {
+                asked: server.answered[asked]
+                for row in rows
+                if not is_cost(row)
+                for asked in [(row["prompt"][0]["content"], row["first"], row["second"])]
+            }
+            if path.exists() and rng.random() < 0.5:
+                with path.open("ab") as file:
+                    file.write(b'{"key": "torn')
+        ended = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr
+        assert all(server.answered[asked] == count for asked, count in kept.items())
+        twice = sum(count - 1 for count in server.answered.values())
+        assert len(server.answered) == 48 * kills and twice <= at_once * kills
+        sent = server.answered.total() + server.faults["prose"] + server.faults["length"]
+    rows, _ = read_rows(path)
+    verdicts, told = [row for row in rows if not is_cost(row)], sum(row["input_tokens"] > 0 for row in rows)
+    words = {"A": "first", "B": "second", "tie": "tie"}
+    assert len({row["key"] for row in verdicts}) == len(verdicts) == 48 * kills
+    assert all(row["verdict"] == words[truth((row["prompt"], row["first"], row["second"]))] for row in verdicts)
+    record = json.loads(results.read_text())
+    signs = np.sign(np.subtract(*qualities))
+    assert record["status"] == "complete" and record["comparisons"][0]["win"]["rate"] == np.mean(signs + 1) / 2
+    assert record["judging"]["spent"]["input_tokens"] == 100 * told and 0 <= sent - told <= at_once * kills
 
 
 def test_no_key_is_left_anywhere(here: Path) -> None:
@@ -159,6 +227,28 @@ def test_a_run_with_failures_says_so_and_is_continued(here: Path) -> None:
         assert rpo("judge", *files, *options).returncode == 0 and server.asked.total() == before + 1
     record = json.loads((here / "out" / "results.json").read_text())
     assert record["status"] == "complete" and record["comparisons"][0]["win"]["rate"] == pytest.approx(2 / 3)
+
+
+def test_rates_are_shown_for_the_models_that_have_results(here: Path) -> None:
+    """c is never judged against b: the other two comparisons are written, and the ranking through a."""
+    files = [write(f"{name}.jsonl", name, [quality] * 3) for name, quality in {"a": 2, "b": 1, "c": 2}.items()]
+    fault = lambda asked, attempt: "prose" if {asked[1][0], asked[2][0]} == {"b", "c"} else None  # noqa: E731
+    with JudgeServer(fault=fault) as server:
+        options = ["--judge", "endpoint:m", "--base_url", server.url, "--output", "out", *FAST, "--attempts", "1"]
+        result = rpo("judge", *files, *options)
+    record = json.loads((here / "out" / "results.json").read_text())
+    assert result.returncode == 2 and "6 of 18 questions have no verdict" in result.stderr
+    assert [one["win"]["rate"] for one in record["comparisons"]] == [1.0, 0.5]
+    assert "No win rate of b against c: none" in result.stdout and "a, c never lost" in record["ranking"]["message"]
+    assert "nan" not in result.stdout
+
+
+def test_a_judge_without_information_is_told(here: Path) -> None:
+    files = [write("a.jsonl", "a", [2] * 3), write("b.jsonl", "b", [1] * 3)]
+    with JudgeServer(answer=lambda asked: "A") as server:
+        result = rpo("judge", *files, "--judge", "endpoint:m", "--base_url", server.url, "--output", "out", *FAST)
+    assert result.returncode == 0 and "The verdicts carry no information" in result.stdout
+    assert "50.0 to 50.0" not in result.stdout and "nan" not in result.stdout
 
 
 def test_nothing_judged_is_written_without_rates(here: Path) -> None:

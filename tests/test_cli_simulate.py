@@ -57,10 +57,11 @@ def test_the_same_command_continues_and_another_grid_is_refused(tmp_path: Path) 
     command: list[Any] = ["--seeds", 5, "--output", tmp_path, "--table_format", "csv"]
     assert rpo("--grid", GRID, *command).returncode == 0
     table = (tmp_path / "table.csv").read_bytes()
+    assert "20 of them taken from an earlier run, 0 computed" in rpo("--grid", GRID, *command).stdout
     shard = tmp_path / "shards" / "0000001.json"
     shard.write_bytes(shard.read_bytes()[:100])
     result = rpo("--grid", GRID, *command)
-    assert result.returncode == 0
+    assert result.returncode == 0 and "10 of them taken from an earlier run, 10 computed" in result.stdout
     assert result.stderr.count("\n") == 1
     assert "warning" in result.stderr and "0000001.json" in result.stderr and "computed again" in result.stderr
     assert (tmp_path / "table.csv").read_bytes() == table
@@ -77,9 +78,15 @@ def test_what_failed_is_counted_and_said(tmp_path: Path) -> None:
     methods = '[{"method": "DPO", "name": "free", "reward_class": "unconstrained"}]'
     grid = '{"n": [2], "beta": [1.0], "arms": [4]}'
     result = rpo("--grid", grid, "--methods", methods, "--seeds", 3, "--output", tmp_path)
-    assert result.returncode == 0
-    assert "3 rows: 3 failed" in result.stdout
-    assert "no minimiser" in result.stderr and "Traceback" not in result.stderr
+    assert result.returncode == 2
+    assert "3 rows: 3 failed" in result.stdout and (tmp_path / "table.parquet").exists()
+    warning, error = result.stderr.splitlines()
+    assert "warning: 3 of 3 rows failed" in warning and "no minimiser" in warning
+    assert "error: methods: expected a row with an answer, got 3 that failed." in error
+    both = methods.replace("}]", '}, {"method": "DPO"}]')
+    result = rpo("--grid", grid, "--methods", both, "--seeds", 3, "--output", tmp_path / "both")
+    assert result.returncode == 0 and "6 rows: 3 certified, 3 failed" in result.stdout
+    assert result.stderr.count("\n") == 1 and "3 of 6 rows failed" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -94,7 +101,7 @@ def test_what_failed_is_counted_and_said(tmp_path: Path) -> None:
         (["--grid", GRID, "--methods", '[{"method": "PPO"}]'], ["methods", "PPO"]),
         (["--grid", GRID, "--methods", '[{"method": "RPO"}, {"method": "RPO"}]'], ["methods", "different names"]),
         (["--grid", GRID, "--methods", '[{"method": "RPO", "base": "nobody"}]'], ["base", "nobody"]),
-        (["--grid", GRID, "--seeds", "0"], ["seeds", ">= 1"]),
+        (["--grid", GRID, "--seeds", "0"], ["seeds", "integer in [1, "]),
         (["--grid", GRID, "--seed", "-1"], ["rng", "-1"]),
         (["--grid", GRID, "--jobs", "0"], ["jobs"]),
         (["--grid", GRID, "--backend", "cloud"], ["backend", "cloud"]),

@@ -202,6 +202,12 @@ def test_data_check_prints_and_writes_its_report(here: Path) -> None:
     assert "max_length: 8" in (here / "out" / "config.yaml").read_text()
     (line,) = refusals("data", "check", "pairs.jsonl", "--model", "./model", "--output", "out")
     assert "overwrite" in line
+    rows = [pair(0) | {"question": "w9"}, pair(1) | {"images": [[0]]}, pair(2) | {"chosen": float("nan")}]
+    (here / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = rpo("data", "check", "odd.jsonl", "--model", "./model").stdout
+    assert "3 rows, 1 pairs\n  refused: 1 (media)\n  refused: 1 (none)" in shown
+    assert "columns that nothing reads: question (1)" in shown and "nothing reads 'question'" in shown
+    assert "row 1 (odd.jsonl, line 2), images" in shown
     assert "source: expected an existing file" in refusals("data", "check", "none.jsonl", "--model", "./model")[-1]
 
 
@@ -220,12 +226,32 @@ def test_generate_prints_or_writes_samples(here: Path) -> None:
     assert "output: expected a new file" in line
 
 
+def test_prompts_are_cut_at_line_feeds_alone(here: Path) -> None:
+    """What `rpo generate` writes, it and the judge read: one row, whatever separators the text holds."""
+    text = "w1\u2028w2\x85w3"
+    (here / "p.txt").write_text(f"{text}\r\n\nw4\n", encoding="utf-8")
+    (here / "p.jsonl").write_text(json.dumps({"prompt": text}, ensure_ascii=False) + "\n", encoding="utf-8")
+    from rpo.eval.gold.prompts import read_prompts
+    from rpo.eval.matchups import read_responses
+    from rpo.llm_commands import _read_prompts, _write_lines
+
+    assert _read_prompts("p.txt") == read_prompts("p.txt") == [text, "w4"]
+    assert _read_prompts("p.jsonl") == [text]
+    _write_lines(here / "r.jsonl", [{"model": "m", "prompt": text, "responses": [text], "finish_reasons": ["stop"]}])
+    (answers,) = read_responses([here / "r.jsonl"])
+    assert list(answers.texts.values()) == [[text]]
+
+
 def test_prompts_that_cannot_be_read_are_refused_before_the_model_is_loaded(here: Path) -> None:
     (here / "bad.jsonl").write_text('{"prompt": "w1"}\n{"question": "w2"}\n')
     (here / "empty.txt").write_text("\n")
+    (here / "latin.txt").write_bytes(b"\xff\n")
+    (here / "deep.jsonl").write_text("[" * 100_000)
     for name, words in {
         "bad.jsonl": "prompts, line 2",
-        "none.txt": "readable file",
+        "latin.txt": "readable UTF-8 file",
+        "deep.jsonl": "prompts, line 1",
+        "none.txt": "readable UTF-8 file",
         "empty.txt": "at least one",
     }.items():
         (line,) = refusals("generate", "--model", "./nowhere", "--prompts", name)

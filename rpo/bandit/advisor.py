@@ -121,11 +121,12 @@ def advise(
     """
     checks.one_of("split", split, SPLITS)
     generator = checks.generator("rng", rng)
+    checks.instance("data", data, PreferenceCounts)
     if problem is None:
         problem = bandit_from_preferences(data, reward_bound=bound)
     if reward_class is None:
         reward_class = default_class(problem) if bound is None else Box(bound)
-    x, a = problem.reference.shape
+    x, a = checks.instance("problem", problem, ContextualBandit).reference.shape
     margin = largest_margin(reward_class)
     covering = log_covering(reward_class, prompts=x, arms=a, radius=covering_radius(data.n, margin))
     # The paper's eta does not depend on the coverage coefficient: any value gives the same one.
@@ -200,6 +201,7 @@ def split_counts(data: PreferenceCounts, folds: int, *, rng: Any) -> Array:
     SeedSequence or int. Raises InvalidArgument.
     """
     count = checks.integer("folds", folds, minimum=2)
+    checks.instance("data", data, PreferenceCounts)
     unit = 2.0 if (data.count % 1 != 0).any() else 1.0
     left = np.rint(data.count * unit).astype(np.int64)
     total = int(left.sum())
@@ -223,8 +225,8 @@ def split_counts(data: PreferenceCounts, folds: int, *, rng: Any) -> Array:
 
 
 def _grid(name: str, values: Sequence[float] | None, default: Sequence[float], check: Any) -> list[float]:
-    given = default if values is None else values
-    if not len(given):
+    given = checks.finite(name, default if values is None else values, shape=(None,)).tolist()
+    if not given:
         raise InvalidArgument(name, expected="at least one value", got="none", remedy="Leave it out for the default.")
     return sorted({check(name, value) for value in given})
 

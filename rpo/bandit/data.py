@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from rpo.core.errors import InvalidArgument
 
 MAX_COUNT = 10**12
 MAX_EXPLICIT_PAIRS = 10**7
-MAX_TABLE = 5 * 10**7
+MAX_KEY = 2**62
 Index = NDArray[np.int64]
 
 
@@ -23,7 +24,8 @@ class PreferenceCounts:
     """Win counts n[x, w, l], stored sparsely over the K distinct (prompt, chosen, rejected) triples.
 
     prompt, chosen, rejected: (K,) indices. count: (K,), > 0; whole numbers, or halves where ties
-    were split. num_prompts X, num_responses A. Build it with `from_pairs`, `from_wins` or
+    were split. num_prompts X, num_responses A. own_labels: the labels of each prompt's responses where
+    they are numbered prompt by prompt (`per_prompt`). Build it with `from_pairs`, `from_wins` or
     `rpo.bandit.read_preferences`, which check and aggregate; the constructor itself does not.
     """
 
@@ -35,6 +37,7 @@ class PreferenceCounts:
     num_responses: int
     prompt_labels: tuple[str, ...] | None = None
     response_labels: tuple[str, ...] | None = None
+    own_labels: tuple[tuple[str, ...], ...] | None = None
 
     @classmethod
     def from_pairs(
@@ -52,19 +55,15 @@ class PreferenceCounts:
         """Count explicit pairs. prompt, chosen, rejected: (N,) indices; count: (N,), > 0, or None for ones."""
         size = checks.integer("num_prompts", num_prompts, minimum=1)
         arms = checks.integer("num_responses", num_responses, minimum=2)
-        if size * arms > MAX_TABLE:
+        if size > checks.MAX_TABLE or size * arms**2 > MAX_KEY:
             raise InvalidArgument(
                 "num_prompts, num_responses",
-                expected=f"a table of at most {MAX_TABLE:g} entries",
-                got=f"{size} x {arms}",
-                remedy="Bandits are small problems: thin the prompts, or merge responses into fewer labels.",
+                expected=f"at most {checks.MAX_TABLE:g} prompts, and X A^2 at most {MAX_KEY:.0e}",
+                got=f"X = {size}, A = {arms}",
+                remedy="Thin the prompts, or merge responses into fewer labels.",
             )
-        for name, labels, wanted in (
-            ("prompt_labels", prompt_labels, size),
-            ("response_labels", response_labels, arms),
-        ):
-            if labels is not None and len(labels) != wanted:
-                raise InvalidArgument(name, expected=f"{wanted} labels", got=len(labels), remedy="Pass one for each.")
+        prompt_labels = checks.labels("prompt_labels", prompt_labels, size)
+        response_labels = checks.labels("response_labels", response_labels, arms)
         x = _indices("prompt", prompt, size)
         w = _indices("chosen", chosen, arms)
         lost = _indices("rejected", rejected, arms)
@@ -126,6 +125,33 @@ class PreferenceCounts:
             response_labels=response_labels,
         )
 
+    def per_prompt(self) -> PreferenceCounts:
+        """Return the same counts with each prompt's responses numbered on their own, in their old order.
+
+        A becomes the largest number of responses that occur at one prompt. For free text, where every
+        prompt has responses of its own, this is a table of X times a few entries, and not X times all.
+        """
+        occurs, position = np.unique(
+            np.concatenate([self.prompt, self.prompt]) * self.num_responses
+            + np.concatenate([self.chosen, self.rejected]),
+            return_inverse=True,
+        )
+        prompt, response = np.divmod(occurs, self.num_responses)
+        first = np.searchsorted(prompt, np.arange(self.num_prompts + 1))
+        own = (np.arange(occurs.size) - first[prompt])[position]
+        labels = None
+        if self.response_labels is not None:
+            named = [self.response_labels[a] for a in response.tolist()]
+            labels = tuple(tuple(named[a:b]) for a, b in itertools.pairwise(first.tolist()))
+        return replace(
+            self,
+            chosen=own[: self.chosen.size],
+            rejected=own[self.chosen.size :],
+            num_responses=max(2, int(np.diff(first).max())),
+            response_labels=None,
+            own_labels=labels,
+        )
+
     @property
     def n(self) -> float:
         """N, the number of preferences."""
@@ -153,7 +179,7 @@ class PreferenceCounts:
     def response_counts(self, which: str) -> Array:
         """Return (X, A): how many times each response is "chosen", "rejected" or either ("responses")."""
         checks.one_of("which", which, ("chosen", "rejected", "responses"))
-        table = np.zeros((self.num_prompts, self.num_responses))
+        table = _zeros(self.num_prompts, self.num_responses)
         if which != "rejected":
             np.add.at(table, (self.prompt, self.chosen), self.count)
         if which != "chosen":
@@ -162,7 +188,7 @@ class PreferenceCounts:
 
     def wins(self) -> Array:
         """Return the dense table n[x, w, l], (X, A, A)."""
-        table = np.zeros((self.num_prompts, self.num_responses, self.num_responses))
+        table = _zeros(self.num_prompts, self.num_responses, self.num_responses)
         table[self.prompt, self.chosen, self.rejected] = self.count
         return table
 
@@ -179,8 +205,14 @@ class PreferenceCounts:
         return np.repeat(self.prompt, times), np.repeat(self.chosen, times), np.repeat(self.rejected, times)
 
 
+def _zeros(*shape: int) -> Array:
+    remedy = "Call counts.per_prompt(), thin the prompts, or merge responses into fewer labels."
+    checks.table_size("counts", shape, remedy=remedy)
+    return np.zeros(shape)
+
+
 def _indices(name: str, values: Any, size: int) -> Index:
-    array = np.asarray(values)
+    array = checks.numbers(name, values)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise InvalidArgument(
             name,

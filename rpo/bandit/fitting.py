@@ -14,9 +14,9 @@ from rpo.bandit.metrics import policy_metrics
 from rpo.bandit.policies import SoftmaxPolicy, TabularSoftmaxPolicy
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, RewardClass, Unconstrained
+from rpo.bandit.solver.blocks import blocks
 from rpo.bandit.solver.existence import minimizer_exists
 from rpo.bandit.solver.newton import Derivatives, minimize_box
-from rpo.bandit.solver.reward_side import blocks
 from rpo.bandit.solver.saddle import Saddle, build_saddle
 from rpo.core import checks
 from rpo.core.checks import Array
@@ -28,6 +28,7 @@ from rpo.core.shapes import Hinge
 
 OPTIMIZERS = ("newton", "lbfgs", "gradient_descent")
 MAX_NEWTON_PARAMETERS = 2000
+LARGEST_TOLERANCE = 1e-3
 
 
 def fit(
@@ -53,6 +54,8 @@ def fit(
     exceeds `tolerance`, or after max_steps. proxy_reward: (X, A), None, or "mle", the maximum-likelihood reward
     (Unconstrained where it exists, else Box(reward_bound), else left out). Raises InvalidArgument.
     """
+    kind: type = SoftmaxPolicy  # abstract
+    checks.instance("policy", policy, kind, remedy="Pass problem.softmax_policy(), for example.")
     convex = require_objective(objective).convex_in_logits
     small = policy.parameters.size <= MAX_NEWTON_PARAMETERS
     smooth = not isinstance(objective.shape, Hinge)
@@ -76,6 +79,16 @@ def fit(
         proxy_class = None if proxy_reward is None else {"name": "given"}
         if proxy_reward is not None:
             proxy_reward = checks.finite("proxy_reward", proxy_reward, shape=problem.reference.shape)
+    # No derivative of RPO's loss in a logit exceeds beta (1 + eta); the others' scale with their beta alike.
+    scale = objective.link.beta
+    if limit > LARGEST_TOLERANCE * scale:
+        raise InvalidArgument(
+            "tolerance",
+            expected=f"at most {LARGEST_TOLERANCE:g} beta = {LARGEST_TOLERANCE * scale:g}: gradients shrink with beta, "
+            "and every policy would count as converged",
+            got=limit,
+            remedy=f"Pass tolerance={1e-9 * scale:.0e}, or use `solve`.",
+        )
     pull = _Loss(saddle, policy)
     start = policy.parameters.ravel()
     history: list[dict[str, float]] = []
@@ -203,7 +216,7 @@ def maximum_likelihood_reward(
     problem: ContextualBandit, data: PreferenceCounts, objective: Objective
 ) -> tuple[Array | None, dict[str, Any] | None]:
     """Return (r_MLE (X, A), its class): the proxy; unconstrained where it exists, else in Box(reward_bound)."""
-    plain = DPO(beta=objective.link.beta, base="reference")
+    plain = DPO(beta=require_objective(objective).link.beta, base="reference")
     reward_class: RewardClass = Unconstrained()
     if not minimizer_exists(build_saddle(problem, data, plain, reward_class)).exists:
         if problem.reward_bound is None:

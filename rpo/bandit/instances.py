@@ -225,6 +225,8 @@ def zhu_base() -> Array:
 
 def label_noise(problem: ContextualBandit, rate: float = 0.25) -> ContextualBandit:
     """Return the same problem with every label flipped with probability `rate`, in [0, 1/2]; r* is unchanged."""
+    checks.instance("problem", problem, ContextualBandit)
+    rate = checks.nonnegative("rate", rate)
     return dataclasses.replace(problem, label_noise=rate, name=f"label_noise({problem.name}, rate={rate:g})")
 
 

@@ -23,7 +23,9 @@ from rpo.core.objectives import Solvable, check_objective
 
 ACTIVE = 1e-8  # of the penalty's multiplier, which is of order eta
 ROUNDING = 1e-14
-METHODS = ("programs", "newton")
+METHODS = ("programs", "newton", "auto")
+# The convex programs take a few seconds at these sizes and grow faster than the data.
+PROGRAM_COMPARISONS, PROGRAM_PROMPTS = 30_000, 500
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -96,7 +98,7 @@ def solve(
     reward_class: RewardClass | None = None,
     prompt_weights: str = "data",
     base_policy: Any = None,
-    method: str = "programs",
+    method: str = "auto",
     solver: str = "CLARABEL",
     start: Array | None = None,
 ) -> Solution: ...
@@ -107,7 +109,8 @@ def solve(
 
     reward_class: default Box(problem.reward_bound). prompt_weights: "data" or "population".
     base_policy: (X, A), with objective.base "custom". method: "programs" (both cvxpy programs, then
-    Newton) or "newton" alone, certified by the same gap. start: (X, A), warm start for Newton.
+    Newton) or "newton" alone, certified by the same gap; "auto" takes the programs up to 30,000
+    distinct comparisons and 500 prompts. start: (X, A), warm start for Newton.
     A `Baseline` has its options as fields; rng is for those that draw at random. Raises
     InvalidArgument, NoMinimizer (unconstrained class only); warns InaccurateSolution.
     Source: paper, Algorithm 1, Eq. (3.3).
@@ -139,7 +142,7 @@ def _solve_maximin(
     reward_class: RewardClass | None = None,
     prompt_weights: str = "data",
     base_policy: Any = None,
-    method: str = "programs",
+    method: str = "auto",
     solver: str = "CLARABEL",
     start: Array | None = None,
 ) -> Solution:
@@ -161,7 +164,16 @@ def _solve_maximin(
     if start is not None:
         start = checks.finite("start", start, shape=problem.reference.shape)
     programs: dict[str, Any] = {}
-    dual = None
+    dual, large = None, ""
+    if method == "auto":
+        comparisons, prompts = saddle.weights.size, int((saddle.d > 0).sum())
+        method = "programs"
+        if comparisons > PROGRAM_COMPARISONS or prompts > PROGRAM_PROMPTS:
+            method = "newton"
+            large = (
+                f"; by Newton's method alone, {comparisons} distinct comparisons at {prompts} prompt(s) being many "
+                "for the convex programs"
+            )
     if method == "programs":
         from rpo.bandit.solver.programs import installed_solvers, solve_policy_program, solve_reward_program
 
@@ -194,7 +206,7 @@ def _solve_maximin(
         active=not isinstance(reward_class, Unconstrained) and multiplier > ACTIVE * objective.eta + ROUNDING,
         multiplier=multiplier,
         prompts_without_data=empty,
-        **_verdict(certificate, objective, empty),
+        **_verdict(certificate, objective, empty, large),
     )
     if solution.status != "certified":
         warnings.warn(solution.message, InaccurateSolution, stacklevel=3)
@@ -206,8 +218,11 @@ def _labels(problem: ContextualBandit, existence: Existence) -> str:
     named = []
     if problem.prompt_labels is not None and existence.prompt is not None and problem.num_prompts > 1:
         named.append(f"prompt {existence.prompt} is {problem.prompt_labels[existence.prompt]!r}")
-    if problem.response_labels is not None:
-        named += [f"response {a} is {problem.response_labels[a]!r}" for a in existence.responses]
+    labels = problem.response_labels
+    if problem.own_labels is not None and existence.prompt is not None:
+        labels = problem.own_labels[existence.prompt]
+    if labels is not None:
+        named += [f"response {a} is {labels[a]!r}" for a in existence.responses]
     return f" ({', '.join(named)})" if named else ""
 
 
@@ -224,7 +239,7 @@ def default_class(problem: ContextualBandit) -> RewardClass:
     return Box(problem.reward_bound)
 
 
-def _verdict(certificate: Certificate, objective: Solvable, empty: int) -> dict[str, str]:
+def _verdict(certificate: Certificate, objective: Solvable, empty: int, large: str) -> dict[str, str]:
     sentence = f"duality gap {certificate.gap:.1e} (relative {certificate.relative_gap:.1e})"
     if objective.eta > 0:
         sentence += f", policy within {certificate.tv_bound:.1e} of the optimum in total variation"
@@ -232,6 +247,7 @@ def _verdict(certificate: Certificate, objective: Solvable, empty: int) -> dict[
         sentence += ", eta = 0: no SFT term, this is DPO; the gap certifies the likelihood, not the policy"
     if empty:
         sentence += f"; {empty} prompt(s) without data"
+    sentence += large
     if within_tolerance(certificate.relative_gap, certificate.tv_bound, objective.eta):
         return {"status": "certified", "message": f"Certified optimal: {sentence}."}
     if certificate.gap < 0:

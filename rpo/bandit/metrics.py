@@ -6,6 +6,7 @@ import numpy as np
 
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.solver.saddle import Saddle
+from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.numerics import kl_divergence
 
@@ -17,7 +18,12 @@ def policy_metrics(
 
     logps: (X, A), log pi in nats. kl/reference: E_{d0}[KL(pi || pi_ref)], exact, nats. reward/gold:
     E_{d0, pi}[r*]. reward/proxy: E_{d0, pi}[r] - E_{d0, pi_base}[r] with r = proxy_reward (X, A).
+    Raises InvalidArgument.
     """
+    checks.instance("saddle", saddle, Saddle)
+    checks.instance("problem", problem, ContextualBandit)
+    logps = checks.numbers("logps", logps)
+    policy = checks.probabilities("exp(logps)", np.exp(logps), shape=problem.reference.shape)
     loss, terms = saddle.loss(logps)
     w, lost, x, weights = saddle.chosen, saddle.rejected, saddle.prompt, saddle.weights
     link = saddle.objective.link
@@ -33,7 +39,7 @@ def policy_metrics(
         "rewards/rejected": float(link.beta * (weights @ rejected)),
         "rewards/margins": float(weights @ margins),
         "rewards/accuracies": float(weights @ (margins > 0)),
-        **policy_outcome(np.exp(logps), problem, saddle.base, proxy_reward),
+        **policy_outcome(policy, problem, saddle.base, proxy_reward),
     }
 
 
@@ -42,13 +48,17 @@ def policy_outcome(
 ) -> dict[str, float]:
     """Return what any policy (X, A) is worth: kl/reference, and reward/gold and reward/proxy where known.
 
-    base: (X, A), pi_base. Units and definitions as in `policy_metrics`.
+    base: (X, A), pi_base. Units and definitions as in `policy_metrics`. Raises InvalidArgument.
     """
+    shape = checks.instance("problem", problem, ContextualBandit).reference.shape
+    policy = checks.probabilities("policy", policy, shape=shape)
+    base = checks.probabilities("base", base, shape=shape)
     kl = problem.d0 @ kl_divergence(policy, problem.reference)
     outcome = {"kl/reference": float(kl)}
     if problem.reward is not None:
         outcome["reward/gold"] = problem.expected_reward(policy)
     if proxy_reward is not None:
+        proxy_reward = checks.finite("proxy_reward", proxy_reward, shape=shape)
         outcome["reward/proxy"] = float(problem.d0 @ ((policy - base) * proxy_reward).sum(axis=1))
     return outcome
 

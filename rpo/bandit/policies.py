@@ -44,6 +44,7 @@ class TabularSoftmaxPolicy(SoftmaxPolicy):
     """One logit a prompt and response. parameters: (X, A), zero at the reference."""
 
     def __init__(self, problem: ContextualBandit, parameters: Array | None = None) -> None:
+        checks.instance("problem", problem, ContextualBandit)
         start = np.zeros(problem.reference.shape) if parameters is None else parameters
         super().__init__(problem, checks.finite("parameters", start, shape=problem.reference.shape))
 
@@ -58,6 +59,7 @@ class LinearSoftmaxPolicy(SoftmaxPolicy):
     """Logits linear in the features. parameters: theta (D,), zero at the reference."""
 
     def __init__(self, problem: ContextualBandit, parameters: Array | None = None) -> None:
+        checks.instance("problem", problem, ContextualBandit)
         if problem.features is None:
             raise InvalidArgument(
                 "problem.features", expected="an (X, A, D) array", got=None, remedy="Build the problem with features=."

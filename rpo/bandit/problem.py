@@ -26,7 +26,8 @@ class ContextualBandit:
     reward_bound: R; defaults to the largest reward. features: (X, A, D) or None.
     behavior: (X, A) response distribution, or (X, A, A) pair distribution mu(a1, a0 | x), from which
     preferences are drawn; defaults to the reference. label_noise: probability in [0, 1/2] that a drawn
-    winner is recorded as the loser; r* stays what it is. Raises InvalidArgument. Source: paper, Section 2.
+    winner is recorded as the loser; r* stays what it is. own_labels: those of each prompt's responses,
+    where they differ from prompt to prompt. Raises InvalidArgument. Source: paper, Section 2.
     """
 
     d0: Array
@@ -38,6 +39,7 @@ class ContextualBandit:
     label_noise: float = 0.0
     prompt_labels: tuple[str, ...] | None = None
     response_labels: tuple[str, ...] | None = None
+    own_labels: tuple[tuple[str, ...], ...] | None = None
     name: str = "bandit"
     _pairs: Array | None = field(default=None, init=False, repr=False)
 
@@ -64,8 +66,8 @@ class ContextualBandit:
         if self.features is not None:
             set_(self, "features", checks.finite("features", self.features, shape=(x, a, None)))
         if self.behavior is not None:
-            shape = (x, a, a) if np.ndim(self.behavior) == 3 else (x, a)
-            flat = checks.finite("behavior", self.behavior, shape=shape)
+            flat = checks.finite("behavior", self.behavior)
+            checks.has_shape("behavior", flat, (x, a, a) if flat.ndim == 3 else (x, a))
             checks.probabilities("behavior", flat.reshape(x, -1))
             set_(self, "behavior", flat)
         set_(self, "label_noise", checks.nonnegative("label_noise", self.label_noise))
@@ -76,12 +78,12 @@ class ContextualBandit:
                 got=self.label_noise,
                 remedy="Above one half the labels mean the opposite: swap chosen and rejected.",
             )
-        for what, labels, size in (
-            ("prompt_labels", self.prompt_labels, x),
-            ("response_labels", self.response_labels, a),
-        ):
-            if labels is not None and len(labels) != size:
-                raise InvalidArgument(what, expected=f"{size} labels", got=len(labels), remedy="Pass one for each.")
+        set_(self, "prompt_labels", checks.labels("prompt_labels", self.prompt_labels, x))
+        set_(self, "response_labels", checks.labels("response_labels", self.response_labels, a))
+        if self.own_labels is not None and len(self.own_labels) != x:
+            raise InvalidArgument(
+                "own_labels", expected=f"{x} labels", got=len(self.own_labels), remedy="Pass one for each."
+            )
 
     @property
     def num_prompts(self) -> int:
@@ -112,6 +114,8 @@ class ContextualBandit:
         repeated until they differ.
         """
         if self._pairs is None:
+            shape = (self.num_prompts, self.num_responses, self.num_responses)
+            checks.table_size("problem", shape, remedy="Pairs are drawn from a table: use fewer responses.")
             behavior = self.reference if self.behavior is None else self.behavior
             mu = behavior[:, :, None] * behavior[:, None, :] if behavior.ndim == 2 else behavior
             mu = 0.5 * (mu + mu.transpose(0, 2, 1))
@@ -160,7 +164,10 @@ class ContextualBandit:
 
     def expected_reward(self, policy: Array) -> float:
         """Return gold J(pi) = E_{d0, pi}[r*], in reward units. policy: (X, A). Source: paper, Eq. (2.3)."""
-        checks.has_shape("policy", np.asarray(policy), self.reference.shape)
+        return self._value("policy", policy)
+
+    def _value(self, name: str, policy: Array) -> float:
+        policy = checks.probabilities(name, policy, shape=self.reference.shape)
         return float(self.d0 @ (policy * self.true_reward()).sum(axis=1))
 
     def greedy_policy(self) -> Array:
@@ -171,9 +178,8 @@ class ContextualBandit:
 
     def suboptimality(self, policy: Array, comparator: Array | None = None) -> float:
         """Return Gap = J(comparator) - J(policy), comparator greedy by default. Source: paper, Eq. (2.5)."""
-        return self.expected_reward(self.greedy_policy() if comparator is None else comparator) - self.expected_reward(
-            policy
-        )
+        best = self.greedy_policy() if comparator is None else comparator
+        return self._value("comparator", best) - self._value("policy", policy)
 
     def softmax_policy(self) -> TabularSoftmaxPolicy:
         """Return a trainable table that starts at the reference."""

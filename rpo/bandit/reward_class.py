@@ -13,6 +13,7 @@ import numpy as np
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
+from rpo.core.objectives import LEAST_SCALE
 
 ROUNDING = 1e-12
 
@@ -77,6 +78,14 @@ class LinearBall:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", checks.finite("features", self.features, shape=(None, None, None)))
+        largest = float(np.abs(self.features).max(initial=0.0))
+        if largest > 0 and not LEAST_SCALE <= largest <= 1.0 / LEAST_SCALE:
+            raise InvalidArgument(
+                "features",
+                expected=f"a largest entry between {LEAST_SCALE:g} and {1.0 / LEAST_SCALE:g}",
+                got=largest,
+                remedy="Rescale the features, and the radius the other way: the class is the same.",
+            )
         object.__setattr__(self, "radius", checks.positive("radius", self.radius))
 
     def reward(self, theta: Array) -> Array:

@@ -1,16 +1,19 @@
-"""Preference tables read from files: CSV, JSON lines or Parquet, in either of two column layouts.
+"""Preference tables read from files: CSV, JSON lines or Parquet, in one of three column layouts.
 
 Rows are counted as they are read, so memory grows with the distinct (prompt, chosen, rejected)
-triples and not with the rows. Labels stay text: "007", "NA" and "None" mean what they say.
+triples and not with the rows. Labels stay text: "007", "NA" and "None" mean what they say. A bad cell
+costs its row, counted with the reason and the first place; a damaged file is refused.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import json
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+import re
+import reprlib
+import unicodedata
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,20 +22,21 @@ import numpy as np
 
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.problem import ContextualBandit
+from rpo.bandit.table_rows import Layout, Rows, open_rows, unwritable
 from rpo.core import checks
-from rpo.core.errors import InvalidArgument, MissingDependency, OutputError
+from rpo.core.errors import InvalidArgument, LookAlikeLabels, OutputError
 
 TIES = ("drop", "half", "error")
-PAIR_COLUMNS = ("chosen", "rejected")
-MATCH_COLUMNS = ("model_a", "model_b", "winner")
 TIE_REASONS = {
     "tie": "tie",
     "tie (bothbad)": "tie, both bad",
     "both_bad": "tie, both bad",
     "bothbad": "tie, both bad",
+    "tie (inconsistent)": "tie, inconsistent",
 }
-MAX_CELL = 2**31 - 1
-PARQUET_BATCH = 65_536
+ONE_HOT_OUTCOMES = {(True, False, False): "model_a", (False, True, False): "model_b", (False, False, True): "tie"}
+FLAGS = {True: True, "1": True, "1.0": True, "true": True, False: False, "0": False, "0.0": False, "false": False}
+NAMED_LOOK_ALIKES = 3
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -41,57 +45,70 @@ class PreferenceTable:
 
     counts: labelled win counts. dropped: reason -> number of rows left out; empty when none was.
     unused_labels: response labels that occur in dropped rows only. unused_columns: columns not read.
-    source: the file.
+    look_alikes: groups of labels that differ in spaces, Unicode form or decimal zeros only; they are
+    counted as different. source: the file.
     """
 
     counts: PreferenceCounts
     dropped: dict[str, int]
     unused_labels: tuple[str, ...]
     unused_columns: tuple[str, ...]
+    look_alikes: tuple[tuple[str, ...], ...]
     source: str
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Which columns to read: the labels in this order, then the outcome and the count where present."""
+class _BadCell(Exception):
+    """A cell that cannot be used: it costs its row. reason: the kind, by which rows are counted; got: the cell."""
 
-    prompt: str | None
-    responses: tuple[str, str]
-    winner: str | None
-    count: str | None
-    unused: tuple[str, ...]
-
-    @property
-    def columns(self) -> list[str]:
-        return [name for name in (self.prompt, *self.responses, self.winner, self.count) if name is not None]
+    def __init__(self, reason: str, got: str) -> None:
+        self.reason, self.got = reason, got
 
 
 def read_preferences(path: str | Path, *, ties: str = "drop", prompt_column: str | None = None) -> PreferenceTable:
     """Read preferences with string labels from a .csv, .jsonl, .ndjson or .parquet file.
 
-    Columns: (chosen, rejected) or (model_a, model_b, winner), winner being "model_a", "model_b",
-    "tie" or "tie (bothbad)" (also "both_bad", "bothbad"); each with an optional `count` (> 0) and an
-    optional prompt, named "prompt" or `prompt_column`. Without it there is one prompt, "". Numbers
-    become strings; an empty cell is missing. ties: "drop" (counted in `.dropped`), "half" (half a
-    win each way) or "error". Labels are indexed in sorted order over the rows kept. Raises
-    InvalidArgument (with the first offending line), OutputError, MissingDependency.
+    Columns: (chosen, rejected) or (model_a, model_b, winner), winner being "model_a", "model_b" or a
+    tie: "tie", "tie (bothbad)", "both_bad", "bothbad", "tie (inconsistent)"; or, in place of winner,
+    (winner_model_a, winner_model_b, winner_tie) of which one is 1. Each with an optional `count` (> 0)
+    and an optional prompt, named "prompt" or `prompt_column`; without it there is one prompt, "".
+    Numbers become strings. A row with a cell that is missing, no label, no count, no outcome, or with
+    a response against itself is left out and counted in `.dropped`. ties: "drop" (counted in
+    `.dropped`), "half" (half a win each way) or "error". Labels are indexed in sorted order over the
+    rows kept. Warns LookAlikeLabels. Raises InvalidArgument (with the place), OutputError,
+    MissingDependency.
     """
     checks.one_of("ties", ties, TIES)
-    source = Path(path)
-    reader = _reader(source)
-    unit = "row" if reader is _parquet_rows else "line"
+    source = checks.path("path", path)
+    rows, unit = open_rows(source, prompt_column)
     try:
         # closing: the reader restores what it changed even while an exception keeps it alive
-        with contextlib.closing(reader(source, prompt_column)) as rows:
-            return _count(source, rows, ties, unit)
+        with contextlib.closing(rows):
+            table = _count(source, rows, ties, unit)
     except UnicodeDecodeError as error:
         raise InvalidArgument(
-            "path", expected="UTF-8 text", got=f"{source}: {error}", remedy="Save the file as UTF-8."
+            "path",
+            expected="UTF-8 text",
+            got=f"{source}: {error.reason} at line {_undecodable_line(source)}",
+            remedy="Save the file as UTF-8.",
         ) from error
     except OSError as error:
         raise OutputError(
             f"path: expected a readable file, got {source} ({error.strerror or error}). Check the name and permissions."
         ) from error
+    if table.look_alikes:
+        warnings.warn(look_alike_sentence(table), LookAlikeLabels, stacklevel=2)
+    return table
+
+
+def look_alike_sentence(table: PreferenceTable) -> str:
+    """Return the sentence that names the labels of a table that look alike and are counted apart."""
+    named = "; ".join(" and ".join(map(repr, group)) for group in table.look_alikes[:NAMED_LOOK_ALIKES])
+    more = len(table.look_alikes) - NAMED_LOOK_ALIKES
+    return (
+        f"{len(table.look_alikes)} group(s) of labels differ only in spaces, Unicode form or decimal zeros and are "
+        f"counted as different: {named}{f'; and {more} more' if more > 0 else ''}. "
+        "If they mean the same, write them the same way."
+    )
 
 
 def bandit_from_preferences(
@@ -103,13 +120,7 @@ def bandit_from_preferences(
     zero elsewhere. reward_bound: R > 0, log-odds, or None. Raises InvalidArgument for a prompt
     without data.
     """
-    if not isinstance(counts, PreferenceCounts):
-        raise InvalidArgument(
-            "counts",
-            expected="PreferenceCounts",
-            got=type(counts).__name__,
-            remedy="Pass read_preferences(path).counts.",
-        )
+    checks.instance("counts", counts, PreferenceCounts, remedy="Pass read_preferences(path).counts.")
     occurs = counts.response_frequencies("responses") > 0
     size = occurs.sum(axis=1, keepdims=True)
     empty = np.flatnonzero(size == 0)
@@ -126,52 +137,77 @@ def bandit_from_preferences(
         reward_bound=reward_bound,
         prompt_labels=counts.prompt_labels,
         response_labels=counts.response_labels,
+        own_labels=counts.own_labels,
         name=name,
     )
 
 
-def _count(source: Path, rows: Iterator[Any], ties: str, unit: str) -> PreferenceTable:
-    """Add up the rows. `rows` yields the layout, then (where, values of its columns), where in `unit`s."""
-    layout: _Layout = next(rows)
+def _count(source: Path, rows: Rows, ties: str, unit: str) -> PreferenceTable:
+    """Add up the rows: `rows` yields the layout, then (where, values of its columns), where in `unit`s."""
+    layout: Layout = next(rows)
     prompts: dict[str, int] = {}
     responses: dict[str, int] = {}
     wins: dict[tuple[int, int, int], float] = {}
     dropped: dict[str, int] = {}
+    first_bad: dict[str, str] = {}
     first, second = layout.responses
-    at_response = 0 if layout.prompt is None else 1
+    at = 0 if layout.prompt is None else 1
+
+    def index(known: dict[str, int], label: str, column: str) -> int:
+        found = known.get(label)
+        if found is None:
+            trouble = unwritable(label)
+            if trouble is not None:
+                raise InvalidArgument(
+                    column,
+                    expected="labels that can be written as UTF-8 text",
+                    got=f"{trouble} at {unit} {where} of {source}",
+                    remedy="Mend or remove the row.",
+                )
+            found = known[label] = len(known)
+        return found
+
     for where, values in rows:
-        label = "" if layout.prompt is None else _label(values[0], layout.prompt, unit, where)
-        a = _label(values[at_response], first, unit, where)
-        b = _label(values[at_response + 1], second, unit, where)
-        if a == b:
-            raise InvalidArgument(
-                second,
-                expected=f"a response other than {first}",
-                got=f"{a!r} against itself at {unit} {where}",
-                remedy="Remove the rows whose two responses are the same.",
-            )
-        n = 1.0 if layout.count is None else _number(values[-1], layout.count, unit, where)
-        tie = None
-        if layout.winner is not None:
-            outcome = values[at_response + 2]
-            if outcome == "model_b":
-                a, b = b, a
-            elif outcome != "model_a":
-                tie = _tie(outcome, unit, where, ties)
-        w = responses.setdefault(a, len(responses))
-        lost = responses.setdefault(b, len(responses))
-        if tie is not None and ties == "drop":
-            dropped[tie] = dropped.get(tie, 0) + 1
+        try:
+            label = "" if layout.prompt is None else _label(values[0], layout.prompt)
+            a = index(responses, _label(values[at], first), first)
+            b = index(responses, _label(values[at + 1], second), second)
+            if a == b:
+                raise _BadCell("a response against itself", reprlib.repr(values[at]))
+            n = 1.0 if layout.count is None else _number(values[-1], layout.count)
+            outcome = "model_a" if not layout.winner else _outcome(values[at + 2 : at + 2 + len(layout.winner)])
+        except _BadCell as bad:
+            dropped[bad.reason] = dropped.get(bad.reason, 0) + 1
+            first_bad.setdefault(bad.reason, f"{bad.got} at {unit} {where}")
             continue
-        x = prompts.setdefault(label, len(prompts))
+        tie = None
+        if outcome == "model_b":
+            a, b = b, a
+        elif outcome != "model_a":
+            tie = TIE_REASONS[outcome]
+            if ties == "error":
+                raise InvalidArgument(
+                    ", ".join(layout.winner),
+                    expected="no ties, since ties='error'",
+                    got=f"{outcome!r} at {unit} {where} of {source}",
+                    remedy="Pass ties='drop' to leave ties out and count them, or 'half' to split them.",
+                )
+            if ties == "drop":
+                dropped[tie] = dropped.get(tie, 0) + 1
+                continue
+        x = index(prompts, label, layout.prompt or "")
         if tie is not None:
             n /= 2.0
-            wins[x, lost, w] = wins.get((x, lost, w), 0.0) + n
-        wins[x, w, lost] = wins.get((x, w, lost), 0.0) + n
+            wins[x, b, a] = wins.get((x, b, a), 0.0) + n
+        wins[x, a, b] = wins.get((x, a, b), 0.0) + n
+    left_out = {f"{r}, first {first_bad[r]}" if r in first_bad else r: number for r, number in dropped.items()}
     if not wins:
-        got = f"only dropped rows in {source}: {dropped}" if dropped else f"no rows in {source}"
-        raise InvalidArgument("path", expected="at least one preference", got=got, remedy="Pass some data.")
-    return _table(source, prompts, responses, wins, dropped, layout.unused)
+        got = f"only dropped rows in {source}: {left_out}" if left_out else f"no rows in {source}"
+        remedy = "Mend the cells, or pass some data."
+        if any("no short label" in reason for reason in dropped):
+            remedy = "Conversations are not labels: give each response a name, or train on the text with rpo.fit."
+        raise InvalidArgument("path", expected="at least one preference", got=got, remedy=remedy)
+    return _table(source, prompts, responses, wins, left_out, layout.unused)
 
 
 def _table(
@@ -200,179 +236,74 @@ def _table(
     )
     unused = tuple(sorted(label for label, index in responses.items() if index not in used))
     return PreferenceTable(
-        counts=counts, dropped=dropped, unused_labels=unused, unused_columns=unused_columns, source=str(source)
+        counts=counts,
+        dropped=dropped,
+        unused_labels=unused,
+        unused_columns=unused_columns,
+        look_alikes=(*_look_alikes(prompt_labels), *_look_alikes(response_labels)),
+        source=str(source),
     )
 
 
-def _label(value: Any, column: str, unit: str, where: int) -> str:
+def _look_alikes(labels: Iterable[str]) -> list[tuple[str, ...]]:
+    """Return the groups of labels that a reader cannot tell apart."""
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        groups.setdefault(_appearance(label), []).append(label)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def _appearance(label: str) -> str:
+    """Return what is seen of a label: one Unicode form, no invisible characters, single spaces, no decimal zeros."""
+    if not label.isascii():
+        visible = (c for c in unicodedata.normalize("NFC", label) if unicodedata.category(c) != "Cf")
+        label = "".join(visible)
+    label = " ".join(label.split())
+    return label.rstrip("0").rstrip(".") if re.fullmatch(r"[+-]?\d+\.\d*", label) else label
+
+
+def _label(value: Any, column: str) -> str:
     if type(value) is str and value:
         return value
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
-        raise InvalidArgument(
-            column,
-            expected="a label in every row",
-            got=f"a missing value at {unit} {where}",
-            remedy="Fill in or remove the row.",
-        )
-    if isinstance(value, (list, dict, tuple)):
-        raise InvalidArgument(
-            column,
-            expected="a short label (text or number)",
-            got=f"a {type(value).__name__} at {unit} {where}",
-            remedy="Conversations are not labels: give each response a name, or train on the text with rpo.fit.",
-        )
+        raise _BadCell(f"missing {column}", repr(value))
+    if isinstance(value, (list, dict, tuple, bytes)):
+        raise _BadCell(f"{column} is no short label", f"a {type(value).__name__}")
     return str(value)
 
 
-def _number(value: Any, column: str, unit: str, where: int) -> float:
+def _number(value: Any, column: str) -> float:
     try:
         # float() also takes True and "1_000", neither of which is a count anyone meant to write
         number = math.nan if isinstance(value, bool) or "_" in str(value) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not 0 < number < math.inf:
-        raise InvalidArgument(
-            column,
-            expected="a finite number > 0 in every row",
-            got=f"{value!r} at {unit} {where}",
-            remedy="Remove the rows that never happened and correct the others.",
-        )
+        raise _BadCell(f"{column} is no finite number > 0", reprlib.repr(value))
     return number
 
 
-def _tie(outcome: Any, unit: str, where: int, ties: str) -> str:
-    reason = TIE_REASONS.get(outcome) if isinstance(outcome, str) else None
-    if reason is None:
-        raise InvalidArgument(
-            "winner",
-            expected="one of " + ", ".join(map(repr, ("model_a", "model_b", *TIE_REASONS))),
-            got=f"{outcome!r} at {unit} {where}",
-            remedy="Rename the outcome, or remove the row.",
-        )
-    if ties == "error":
-        raise InvalidArgument(
-            "winner",
-            expected="no ties, since ties='error'",
-            got=f"{outcome!r} at {unit} {where}",
-            remedy="Pass ties='drop' to leave ties out and count them, or 'half' to split them.",
-        )
-    return reason
+def _outcome(values: list[Any]) -> str:
+    """Return "model_a", "model_b" or a key of `TIE_REASONS` from one named outcome, or from three flags."""
+    if len(values) == 1:
+        outcome = values[0]
+        if isinstance(outcome, str) and (outcome in ("model_a", "model_b") or outcome in TIE_REASONS):
+            return outcome
+    else:
+        flags = [v.strip().lower() if isinstance(v, str) else v for v in values]
+        if all(isinstance(v, (str, bool, int, float)) for v in flags):
+            outcome = ONE_HOT_OUTCOMES.get(tuple(FLAGS.get(v) for v in flags))
+            if outcome is not None:
+                return outcome
+    raise _BadCell("winner is not model_a, model_b or a tie", ", ".join(map(reprlib.repr, values)))
 
 
-def _layout(columns: Sequence[str], prompt_column: str | None) -> _Layout:
-    """Find the columns to read, or say which were found."""
-    found = ", ".join(map(repr, columns))
-    repeated = sorted({name for name in columns if columns.count(name) > 1})
-    pairs, matches = (all(name in columns for name in names) for names in (PAIR_COLUMNS, MATCH_COLUMNS))
-    if pairs == matches or repeated:
-        raise InvalidArgument(
-            "columns",
-            expected="(chosen, rejected) or (model_a, model_b, winner), each once, with optional prompt and count",
-            got=found or "none",
-            remedy="Rename the columns, and remove those of the other layout.",
-        )
-    if prompt_column is not None and prompt_column not in columns:
-        raise InvalidArgument(
-            "prompt_column", expected=f"one of the columns {found}", got=repr(prompt_column), remedy="Correct the name."
-        )
-    prompt = prompt_column if prompt_column is not None else "prompt" if "prompt" in columns else None
-    named = {*(PAIR_COLUMNS if pairs else MATCH_COLUMNS), prompt, "count"}
-    return _Layout(
-        prompt=prompt,
-        responses=("chosen", "rejected") if pairs else ("model_a", "model_b"),
-        winner="winner" if matches else None,
-        count="count" if "count" in columns else None,
-        unused=tuple(name for name in columns if name not in named),
-    )
-
-
-def _malformed(source: Path, got: str) -> InvalidArgument:
-    return InvalidArgument(
-        "path", expected=f"a well-formed {source.suffix} file", got=f"{got} in {source}", remedy="Mend the file."
-    )
-
-
-def _csv_rows(source: Path, prompt_column: str | None) -> Generator[Any, None, None]:
-    """Yield the layout, then (line, values). Cells are text: nothing is guessed to be a number or missing."""
-    limit = csv.field_size_limit(MAX_CELL)  # a prompt column may hold long texts
-    try:
-        with source.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream, strict=True)
-            header = next(reader, [])
-            layout = _layout(header, prompt_column)
-            yield layout
-            columns = [header.index(name) for name in layout.columns]
-            for cells in reader:
-                if len(cells) != len(header):
-                    if not cells:
-                        continue  # a blank line
-                    got = f"{len(cells)} cells at line {reader.line_num} and {len(header)} in the header"
-                    raise _malformed(source, got)
-                yield reader.line_num, [cells[k] for k in columns]
-    except csv.Error as error:
-        raise _malformed(source, f"'{error}' at line {reader.line_num}") from error
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _json_rows(source: Path, prompt_column: str | None) -> Generator[Any, None, None]:
-    """Yield the layout, found in the first object, then (line, values)."""
-    layout: _Layout | None = None
-    with source.open(encoding="utf-8-sig") as stream:
+def _undecodable_line(source: Path) -> int:
+    """Return the first line of a text file that is not UTF-8."""
+    with source.open("rb") as stream:
         for where, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
             try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise _malformed(source, f"'{error}' at line {where}") from error
-            if not isinstance(record, dict):
-                raise _malformed(source, f"a {type(record).__name__} and not an object at line {where}")
-            if layout is None:
-                layout = _layout(list(record), prompt_column)
-                yield layout
-                optional = [name for name in ("prompt", "count") if name not in record]
-            for name in optional:
-                # Reading on without it would ignore what the later rows say.
-                if name in record and not (name == "prompt" and prompt_column is not None):
-                    raise InvalidArgument(
-                        name,
-                        expected="the same columns in every row",
-                        got=f"{name!r} at line {where} but not in the first row",
-                        remedy="Give it in every row or in none.",
-                    )
-            yield where, [record.get(name) for name in layout.columns]
-    if layout is None:
-        _layout([], prompt_column)
-
-
-def _parquet_rows(source: Path, prompt_column: str | None) -> Generator[Any, None, None]:
-    """Yield the layout, then (row, values), rows counted from 1."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingDependency(
-            f"path: reading {source.name} needs pyarrow. Run: pip install 'rpo-lab[parquet]', or save it as .csv."
-        ) from error
-    try:
-        with pyarrow.parquet.ParquetFile(source) as file:
-            layout = _layout(file.schema_arrow.names, prompt_column)
-            yield layout
-            where = 0
-            for batch in file.iter_batches(batch_size=PARQUET_BATCH, columns=layout.columns):
-                for values in zip(*(batch.column(name).to_pylist() for name in layout.columns), strict=True):
-                    where += 1
-                    yield where, values
-    except pyarrow.ArrowInvalid as error:
-        raise _malformed(source, f"'{error}'") from error
-
-
-def _reader(source: Path) -> Callable[[Path, str | None], Generator[Any, None, None]]:
-    readers = {".csv": _csv_rows, ".jsonl": _json_rows, ".ndjson": _json_rows, ".parquet": _parquet_rows}
-    suffix = source.suffix.lower()
-    if suffix not in readers:
-        raise InvalidArgument(
-            "path", expected="a file ending in " + ", ".join(readers), got=str(source), remedy="Convert or rename it."
-        )
-    return readers[suffix]
+                line.decode()
+            except UnicodeDecodeError:
+                return where
+    return 0

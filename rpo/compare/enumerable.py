@@ -35,6 +35,8 @@ class EnumerableLM:
     length: int
 
     def __post_init__(self) -> None:
+        checks.instance("model", self.model, torch.nn.Module, remedy="Pass a transformers causal language model.")
+        checks.instance("prompts", self.prompts, torch.Tensor)
         checks.integer("length", self.length, minimum=1)
         if self.prompts.ndim != 2 or self.prompts.shape[1] < 1:
             raise InvalidArgument(

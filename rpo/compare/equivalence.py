@@ -205,7 +205,7 @@ def distance(logps: Array, theory: Solution) -> dict[str, float]:
     (docs/theory.md, section 3); at eta = 0, where that form has no policy term, loss minus optimal
     loss. tv: the largest total variation over prompts.
     """
-    saddle = theory.saddle
+    saddle = checks.instance("theory", theory, Solution, remedy="Pass what rpo.bandit.solve returns.").saddle
     if theory.objective.eta > 0:
         reward = theory.objective.beta * saddle.log_ratio(logps)
         gap = certify(saddle, reward, p=saddle.losing_probabilities(theory.reward)).gap
@@ -216,6 +216,8 @@ def distance(logps: Array, theory: Solution) -> dict[str, float]:
 
 def measure(run: Run, theory: Solution) -> dict[str, Any]:
     """Return total variation per prompt, its maximum, and loss minus the theory's optimal loss."""
+    checks.instance("run", run, Run)
+    checks.instance("theory", theory, Solution, remedy="Pass what rpo.bandit.solve returns.")
     variation = total_variation(run.policy, theory.policy)
     return {
         "total_variation": variation.tolist(),

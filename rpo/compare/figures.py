@@ -28,6 +28,9 @@ def plot(results: Any, *, labels: Sequence[str] | None = None) -> Figure:
     """
     if hasattr(results, "policy"):
         results = [results]
+    if not isinstance(results, (list, tuple)) or not all(hasattr(one, "policy") for one in results):
+        remedy = "Pass what rpo.bandit.solve or rpo.fit returns, one or a list."
+        raise InvalidArgument("results", expected="solutions or runs", got=type(results).__name__, remedy=remedy)
     if not results:
         raise InvalidArgument("results", expected="at least one solution or run", got="none", remedy="Pass some.")
     shape = np.shape(results[0].policy)

@@ -36,6 +36,8 @@ def kl_coverage(
     cover, default the sum over all responses, nats. Columns: estimator, repetition, exact, estimate,
     standard_error, covered (by the normal interval at `level`).
     """
+    for name, model in (("policy", policy), ("reference", reference)):
+        checks.instance(name, model, EnumerableLM)
     size = checks.integer("draws", draws, minimum=2)
     times = checks.integer("repetitions", repetitions, minimum=1)
     quantile = float(norm.ppf(0.5 + checks.fraction("level", level) / 2))

@@ -49,7 +49,11 @@ def fit_language_model(
     neighbouring beta (default `lm`). proxy_reward: (X, A), None or "mle". extra_metrics: from
     log pi (X, A) to more columns of the history. Raises InvalidArgument, NonFiniteLoss.
     """
+    checks.instance("lm", lm, EnumerableLM)
+    checks.instance("data", data, PreferenceCounts)
     check_objective(objective)
+    if start is not None:
+        checks.instance("start", start, EnumerableLM)
     total = checks.integer("steps", steps, minimum=1)
     rate = checks.positive("learning_rate", learning_rate)
     every = checks.integer("log_every", log_every, minimum=1)

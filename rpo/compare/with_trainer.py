@@ -14,7 +14,7 @@ from rpo.bandit.data import PreferenceCounts
 from rpo.compare.enumerable import EnumerableLM
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
-from rpo.core.objectives import Objective
+from rpo.core.objectives import Objective, require_objective
 from rpo.core.records import Run
 from rpo.llm.config import RPOConfig
 from rpo.llm.data.pairs import PreparedPairs, TokenizedPair
@@ -47,6 +47,9 @@ def fit_with_trainer(
     `fit_language_model`'s has, and is held against `solve` in the same way. objective.base: "chosen",
     "rejected" or "responses". Raises InvalidArgument and what `PreferenceTrainer` raises.
     """
+    checks.instance("lm", lm, EnumerableLM)
+    checks.instance("data", data, PreferenceCounts)
+    require_objective(objective)
     if objective.anchor.role not in ("chosen", "rejected", "responses"):
         raise InvalidArgument(
             "objective.base",

@@ -4,8 +4,8 @@ import importlib
 from types import ModuleType
 
 _MODULES = (
-    *("checks", "conversions", "errors", "gao", "neighbours", "numerics", "objectives", "preferences", "progress"),
-    "records",
+    *("checks", "conversions", "errors", "gao", "lines", "neighbours", "numerics", "objectives", "preferences"),
+    *("progress", "records"),
 )
 
 

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from typing import Any, TypeVar
+import os
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from decimal import Decimal
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rpo.core.errors import InvalidArgument
+from rpo.core.errors import LONGEST, InvalidArgument, shown
 
 Array = NDArray[np.float64]
 T = TypeVar("T")
 
 PROBABILITY_TOLERANCE = 1e-9
+MAX_INTEGER = 2**63 - 1
+MAX_EXACT = 2**53  # up to here float64 holds every integer
+UNREADABLE = (TypeError, ValueError, OverflowError, RuntimeError)  # what NumPy and torch raise for no array of numbers
+MAX_TABLE = 5 * 10**7
 
 
 def positive(name: str, value: object, *, remedy: str = "Pass a finite number above zero.") -> float:
@@ -42,25 +51,53 @@ def fraction(name: str, value: object) -> float:
 
 
 def _number(name: str, value: object, expected: str, remedy: str) -> float:
-    if isinstance(value, (bool, str, bytes)):
-        raise InvalidArgument(name, expected=expected, got=repr(value), remedy=remedy)
     try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        raise InvalidArgument(name, expected=expected, got=repr(value), remedy=remedy) from None
+        plain = _exact(value) if isinstance(value, (int, float)) else _read(value)
+        number = plain if isinstance(plain, float) else float(plain[()])
+    except UNREADABLE:
+        number = math.nan
     if not math.isfinite(number):
-        raise InvalidArgument(name, expected=expected, got=value, remedy=remedy)
+        raise InvalidArgument(name, expected=expected, got=shown(value), remedy=remedy)
     return number
 
 
 def integer(name: str, value: object, *, minimum: int, maximum: int | None = None) -> int:
-    """Return `value` as an int (1e6 is accepted, 1.5 is not), or refuse it outside [minimum, maximum]."""
+    """Return `value` as an int (1e6 is accepted, 1.5 is not), or refuse it outside [minimum, maximum].
+
+    An integer is taken as it is, never through a float. maximum: None is the largest of 64 bits.
+    """
     expected = f"an integer >= {minimum}" if maximum is None else f"an integer in [{minimum}, {maximum}]"
+    maximum = MAX_INTEGER if maximum is None else maximum
     remedy = "Pass a whole number in that range."
-    number = _number(name, value, expected, remedy)
-    if number != int(number) or number < minimum or (maximum is not None and number > maximum):
+    number = int(value) if is_whole(value) else _number(name, value, expected, remedy)
+    if number != int(number) or not minimum <= number <= maximum:
         raise InvalidArgument(name, expected=expected, got=value, remedy=remedy)
     return int(number)
+
+
+def is_whole(value: object) -> TypeGuard[int | np.integer[Any]]:
+    """Return whether `value` is an integer by type; NumPy counts its times among its integers."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.timedelta64))
+
+
+def is_listed(value: object) -> TypeGuard[Iterable[Any]]:
+    """Return whether `value` holds items to go through: no text, no mapping, no array without axes."""
+    plain = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
+    return plain and getattr(value, "ndim", 1) != 0
+
+
+def labels(name: str, value: Any, size: int) -> tuple[str, ...] | None:
+    """Return `value` as a tuple of `size` labels, or None as it is; refuse another number of them, and one text."""
+    if value is None:
+        return None
+    if not is_listed(value):
+        raise InvalidArgument(
+            name, expected=f"{size} labels or None", got=shown(value), remedy="Pass a tuple with one label for each."
+        )
+    found = tuple(value)
+    if len(found) != size:
+        raise InvalidArgument(name, expected=f"{size} labels", got=len(found), remedy="Pass one for each.")
+    return found
 
 
 def instance(name: str, value: Any, kind: type[T], *, remedy: str = "") -> T:
@@ -76,23 +113,78 @@ def instance(name: str, value: Any, kind: type[T], *, remedy: str = "") -> T:
     )
 
 
+def path(name: str, value: Any) -> Path:
+    """Return `value` as a Path, or refuse what names no file."""
+    if not isinstance(value, (str, os.PathLike)) or "\0" in os.fspath(value):
+        raise InvalidArgument(
+            name, expected="the path of a file or folder", got=shown(value), remedy="Pass a string or a pathlib.Path."
+        )
+    return Path(value)
+
+
 def one_of(name: str, value: object, options: Collection[str]) -> str:
     """Return `value`, or refuse it unless it is one of `options`."""
     if not isinstance(value, str) or value not in options:
         raise InvalidArgument(
-            name, expected="one of " + ", ".join(map(repr, options)), got=repr(value), remedy="Choose one of them."
+            name, expected="one of " + ", ".join(map(repr, options)), got=shown(value), remedy="Choose one of them."
         )
     return value
 
 
+def numbers(name: str, value: Any) -> NDArray[Any]:
+    """Return `value` as an array of integers or floats: the one place where a caller's array is read.
+
+    Takes sequences, NumPy, pandas, and torch tensors of any device, without their graph. Refuses what would lose
+    something on the way: masks, imaginary parts, booleans, text, times, fields, objects that are no numbers, and
+    integers that no float64 equals.
+    """
+    try:
+        return _read(value)
+    except UNREADABLE as error:
+        why = " ".join(str(error).split())
+        raise InvalidArgument(
+            name,
+            expected="an array of numbers",
+            got=f"{type(value).__name__} ({why[:LONGEST]})",
+            remedy="Pass a rectangular, dense array of real numbers, without gaps.",
+        ) from None
+
+
+def _read(value: Any) -> NDArray[Any]:
+    """Return `value` as an array of kind integer or float; raise one of UNREADABLE with what it is instead."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        # NumPy has no bfloat16; every one of its values is a float32
+        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    elif isinstance(value, (list, tuple)):
+        # NumPy would turn True beside 0.5 into 1.0, and a masked array in a list into its data
+        value = [item if type(item) is float else _read(item) for item in value]
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise ValueError("masked entries")
+    array = np.asarray(value)
+    kind = array.dtype.kind
+    if kind == "O" or (kind in "iu" and array.size and max(int(array.max()), -int(array.min())) > MAX_EXACT):
+        array = np.array([_exact(item) for item in array.ravel()], dtype=np.float64).reshape(array.shape)
+    elif kind not in "iuf":
+        raise ValueError(f"an array of {array.dtype}")
+    return array
+
+
+def _exact(item: Any) -> float:
+    """Return a number as a float; raise one of UNREADABLE for anything else, and for an integer no float equals."""
+    if isinstance(item, bool) or not isinstance(item, (Real, Decimal)):
+        raise TypeError(f"an entry of type {type(item).__name__}")
+    number = float(item)
+    if isinstance(item, Integral) and math.isfinite(number) and int(number) != item:
+        raise ValueError(f"the integer {shown(int(item))}, which no float64 equals")
+    return number
+
+
 def finite(name: str, value: Any, *, shape: Sequence[int | None] | None = None) -> Array:
     """Return `value` as a float64 array, or refuse NaN, infinity, or another shape (None: any length)."""
-    try:
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise InvalidArgument(
-            name, expected="an array of numbers", got=type(value).__name__, remedy="Pass a rectangular numeric array."
-        ) from None
+    with np.errstate(over="ignore"):  # a long double may be too large: it becomes inf, and is refused
+        array = numbers(name, value).astype(np.float64, copy=False)
     if shape is not None:
         has_shape(name, array, shape)
     bad = np.flatnonzero(~np.isfinite(array))
@@ -114,6 +206,18 @@ def has_shape(name: str, array: Any, shape: Sequence[int | None]) -> None:
         wanted = "(" + ", ".join("any" if s is None else str(s) for s in shape) + ")"
         raise InvalidArgument(
             name, expected=f"shape {wanted}", got=f"shape {actual}", remedy="Reshape or transpose it."
+        )
+
+
+def table_size(name: str, shape: Sequence[int], *, remedy: str) -> None:
+    """Refuse a table of more than 5e7 entries before it is attempted."""
+    entries = math.prod(shape)
+    if entries > MAX_TABLE:
+        raise InvalidArgument(
+            name,
+            expected=f"a table of at most {MAX_TABLE:g} entries",
+            got=f"{' x '.join(map(str, shape))}, {8 * entries / 1e9:.1f} GB",
+            remedy=remedy,
         )
 
 
@@ -155,11 +259,11 @@ def generator(name: str, rng: object) -> np.random.Generator:
         return rng
     if isinstance(rng, np.random.SeedSequence):
         return np.random.default_rng(rng)
-    if isinstance(rng, (int, np.integer)) and not isinstance(rng, bool) and rng >= 0:
+    if is_whole(rng) and rng >= 0:
         return np.random.default_rng(int(rng))
     raise InvalidArgument(
         name,
         expected="a numpy Generator, a SeedSequence or an int >= 0",
-        got=repr(rng),
+        got=shown(rng),
         remedy="Pass rng=0 (or any seed) so that the result can be repeated.",
     )

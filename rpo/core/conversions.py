@@ -24,8 +24,8 @@ from typing import Any
 
 from rpo.core import checks
 from rpo.core.checks import Array
-from rpo.core.errors import InvalidArgument
-from rpo.core.objectives import DPO, RPO
+from rpo.core.errors import InvalidArgument, shown
+from rpo.core.objectives import DPO, RPO, check_objective
 
 # Below it the official trainer silently trains DPO.
 OFFICIAL_LEAST_ETA = 1e-6
@@ -96,7 +96,7 @@ def from_trl(beta: float, loss_weights: Sequence[float]) -> RPO:
         raise InvalidArgument(
             "loss_weights",
             expected='two weights, for loss_type=["sigmoid", "sft"]',
-            got=repr(loss_weights),
+            got=shown(loss_weights),
             remedy="Pass [1.0, w]; TRL's default None means [1.0, 1.0].",
         )
     preference, weight = (checks.nonnegative(f"loss_weights[{k}]", value) for k, value in enumerate(loss_weights))
@@ -131,19 +131,13 @@ def trl_batch_weight(objective: RPO | DPO, chosen_lengths: Any) -> float:
     """
     lengths = _lengths(chosen_lengths)
     # From the sum, the mean length of this batch is no approximation: sum(S) / B = mean(T) sum(S) / sum(T).
-    per_batch = objective.sft_reduction == "sequence_sum"
+    per_batch = check_objective(objective).sft_reduction == "sequence_sum"
     return _convert(objective, "batch_token_mean", lengths, per_batch)[0]
 
 
 def _convert(objective: RPO | DPO, target: str, chosen_lengths: Any, approximate: bool) -> tuple[float, bool, str]:
     """Return (weight of the SFT term under reduction `target`, exact, note)."""
-    if not isinstance(objective, (RPO, DPO)):
-        raise InvalidArgument(
-            "objective",
-            expected="an RPO or DPO",
-            got=type(objective).__name__,
-            remedy="Other objectives have no counterpart there.",
-        )
+    check_objective(objective)
     if objective.eta == 0:
         return 0.0, True, "Exact: eta = 0, so there is no SFT term and the loss is DPO."
     if objective.base != "chosen":
@@ -199,8 +193,6 @@ def _approximation(source: str, target: str, least: float, mean: float, most: fl
 
 
 def _lengths(chosen_lengths: Any) -> Array:
-    if hasattr(chosen_lengths, "detach"):  # a torch tensor, perhaps on a GPU
-        chosen_lengths = chosen_lengths.detach().cpu()
     lengths = checks.finite("chosen_lengths", chosen_lengths, shape=(None,))
     if not lengths.size or lengths.min() <= 0:
         raise InvalidArgument(

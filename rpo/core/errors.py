@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+LONGEST = 200
+
+
+def shown(value: object) -> str:
+    """Return `value` on one line of a message: cut short, and an integer of thousands of digits by its size."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # Python spells out no integer of more than 4,300 digits
+        text = f"an integer of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
+
 
 class RPOError(Exception):
     """Base of every error this package raises on purpose."""
@@ -11,7 +22,8 @@ class InvalidArgument(RPOError, ValueError):
     """An argument that cannot be used; `name`, `expected`, `got`, `remedy` are kept as fields."""
 
     def __init__(self, name: str, *, expected: str, got: object, remedy: str) -> None:
-        self.name, self.expected, self.got, self.remedy = name, expected, str(got), remedy
+        spelled = shown(got) if isinstance(got, int) else str(got)
+        self.name, self.expected, self.got, self.remedy = name, expected, spelled, remedy
         super().__init__(f"{name}: expected {expected}, got {self.got}. {remedy}")
 
 
@@ -37,3 +49,7 @@ class NonFiniteLoss(RPOError):
 
 class InaccurateSolution(UserWarning):
     """A solution whose certificate is over tolerance; its status says by how much."""
+
+
+class LookAlikeLabels(UserWarning):
+    """Labels that a reader cannot tell apart are counted as different responses or prompts."""

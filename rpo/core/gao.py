@@ -91,7 +91,7 @@ class GaoFit:
 
     def predict(self, kl: Any) -> Array:
         """Return gold over the reference's at these KL (any shape, nats), in reward units."""
-        return np.asarray(_design(self.form, np.sqrt(np.asarray(kl, dtype=np.float64))) @ (self.alpha, self.gamma))
+        return np.asarray(_design(self.form, np.sqrt(checks.finite("kl", kl))) @ (self.alpha, self.gamma))
 
     def to_dict(self) -> dict[str, Any]:
         """Return every number a record stores."""
@@ -165,7 +165,10 @@ def bootstrap_gao(
     seeds = kl.shape[0]
     if seeds < 2:
         raise InvalidArgument("kl", expected="at least two seeds (rows)", got=seeds, remedy="Use fit_gao for one.")
-    reference = np.broadcast_to(checks.finite("reference_gold", reference_gold), (seeds,))
+    reference = checks.finite("reference_gold", reference_gold)
+    if reference.ndim:
+        checks.has_shape("reference_gold", reference, (seeds,))
+    reference = np.broadcast_to(reference, (seeds,))
     y = checks.finite("gold", gold, shape=kl.shape) - reference[:, None]
     draws = checks.generator("rng", rng).integers(seeds, size=(count, seeds))
     weights = np.stack([np.bincount(row, minlength=seeds) for row in draws]) / seeds

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from rpo.core import checks, numerics
 from rpo.core.errors import InvalidArgument
-from rpo.core.objectives import LossTerms, _like, preference_loss
+from rpo.core.objectives import LossTerms, _check_alike, _like, preference_loss
 from rpo.core.reduction import SFT_REDUCTIONS, check_weights, reduced
 
 
@@ -41,7 +41,7 @@ class SFT:
         "sequence_sum". weights: (N,), summing to one; None for the mean. Raises InvalidArgument.
         """
         logps = _vector("policy_logps", policy_logps)
-        lengths, weights = _like(lengths, logps), _like(weights, logps)
+        lengths, weights = _like("lengths", lengths, logps), _like("weights", weights, logps)
         check_weights(weights, logps)
         values = reduced(logps, lengths, weights, self.reduction, whose="lengths", setting="reduction")
         loss = numerics.weighted_mean(-values, weights)
@@ -75,9 +75,12 @@ class BradleyTerry:
         chosen_rewards, rejected_rewards: (N,). weights: (N,), summing to one; None for the mean.
         Raises InvalidArgument.
         """
-        chosen, rejected = _vector("chosen_rewards", chosen_rewards), numerics.promote(rejected_rewards)
-        checks.has_shape("rejected_rewards", rejected, tuple(chosen.shape))
-        weights = _like(weights, chosen)
+        chosen, rejected = (
+            _vector("chosen_rewards", chosen_rewards),
+            numerics.promote(rejected_rewards, "rejected_rewards"),
+        )
+        _check_alike("rejected_rewards", rejected, chosen)
+        weights = _like("weights", weights, chosen)
         check_weights(weights, chosen)
         preference = numerics.weighted_mean(preference_loss(chosen - rejected, beta=1.0), weights)
         centering = numerics.weighted_mean((chosen + rejected) ** 2, weights)
@@ -93,7 +96,7 @@ class BradleyTerry:
 
 def _vector(name: str, value: Any) -> Any:
     """Return `value` in at least float32, or refuse it unless its shape is (N,) with N >= 1."""
-    value = numerics.promote(value)
+    value = numerics.promote(value, name)
     if value.ndim != 1 or value.shape[0] == 0:
         raise InvalidArgument(
             name, expected="shape (N,) with N >= 1", got=f"shape {tuple(value.shape)}", remedy="Pass one a row."

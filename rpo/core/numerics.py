@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, kl_div
 
+from rpo.core import checks
+from rpo.core.errors import InvalidArgument
 from rpo.core.jets import Jet
 
 LN2 = math.log(2.0)
@@ -121,15 +123,25 @@ def weighted_mean(values: Any, weights: Any = None) -> Any:
     return (weights * values).sum(-1)
 
 
-def promote(value: Any) -> Any:
-    """Return log-probabilities in at least float32: half precision is promoted, float64 stays float64."""
+def promote(value: Any, name: str = "logps") -> Any:
+    """Return log-probabilities in at least float32: half precision is promoted, float64 stays float64.
+
+    Raises InvalidArgument, by `name`, for what is no array of numbers.
+    """
     kind = backend(value)
     if kind in ("cvxpy", "jet"):
         return value
     if kind == "torch":
         torch = sys.modules["torch"]
+        if not value.is_floating_point() or value.layout != torch.strided:
+            raise InvalidArgument(
+                name,
+                expected="a dense floating-point tensor",
+                got=f"{value.dtype}, {value.layout}",
+                remedy="Convert it first.",
+            )
         return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-    array = np.asarray(value)
+    array = checks.numbers(name, value)
     if array.dtype == np.float16:
         return array.astype(np.float32)
     return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)

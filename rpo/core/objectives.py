@@ -24,6 +24,7 @@ from rpo.core.shapes import Logistic, MarginShape, Shape
 
 # What solvers and trainers evaluate; a method says what it is through link, shape, anchor and preference_weight.
 FORMULA = ("__call__", "terms", "per_pair", "rewards", "at_reference", "derivatives", "loss", "_total")
+LEAST_SCALE = 1e-100  # float64 holds the squares of what lies between it and its inverse
 BASES = ("chosen", "rejected", "responses", "reference", "custom")
 
 
@@ -182,7 +183,9 @@ class Objective(ABC):
             "reference_rejected_logps": reference_rejected_logps,
         }
         logps = {
-            name: numerics.promote(value) for name, value in named.items() if value is not None or self._asks_for(name)
+            name: numerics.promote(value, name)
+            for name, value in named.items()
+            if value is not None or self._asks_for(name)
         }
         policy = logps["policy_chosen_logps"]
         if policy.ndim != 1 or policy.shape[0] == 0:
@@ -193,10 +196,13 @@ class Objective(ABC):
                 remedy="Pass one per pair.",
             )
         for name, value in logps.items():
-            checks.has_shape(name, value, tuple(policy.shape))
-        weights = _like(weights, policy)
+            _check_alike(name, value, policy)
+        weights = _like("weights", weights, policy)
         check_weights(weights, policy)
-        lengths = _like(chosen_lengths, policy), _like(rejected_lengths, policy)
+        lengths = (
+            _like("chosen_lengths", chosen_lengths, policy),
+            _like("rejected_lengths", rejected_lengths, policy),
+        )
         if "lengths" in self.needs:
             for name, value in zip(("chosen_lengths", "rejected_lengths"), lengths, strict=True):
                 remedy = "Pass the number of tokens of each response."
@@ -210,8 +216,8 @@ class Objective(ABC):
         )
         anchor = self.anchor
         if base_logps is not None:
-            base_logps, of_base, whose = numerics.promote(base_logps), base_lengths, "base_lengths"
-            checks.has_shape("base_logps", base_logps, tuple(policy.shape))
+            base_logps, of_base, whose = numerics.promote(base_logps, "base_logps"), base_lengths, "base_lengths"
+            _check_alike("base_logps", base_logps, policy)
         elif anchor.role == "chosen":
             base_logps, of_base, whose = policy, chosen_lengths, "chosen_lengths"
         elif anchor.weight:
@@ -222,7 +228,7 @@ class Objective(ABC):
                 remedy="Pass base_logps, or use base='chosen'.",
             )
         if base_logps is not None:
-            of_base = _like(of_base, base_logps)
+            of_base = _like(whose, of_base, base_logps)
             base_logps = reduced(base_logps, of_base, weights, anchor.reduction, whose=whose, setting="sft_reduction")
         return self.loss(columns, base_logps, weights)
 
@@ -388,26 +394,43 @@ Solvable = RPO | DPO
 
 
 def check_objective(value: object, name: str = "objective") -> Solvable:
-    """Return `value`, or refuse anything but an RPO or DPO itself.
+    """Return `value`, or refuse anything but an RPO or DPO itself, of a beta and eta whose squares float64 holds.
 
     Solvers and certificates use derivatives and signs of these two losses that a subclass, which may override
     any of them, does not promise.
     """
-    if type(value) in (RPO, DPO):
-        return value  # type: ignore[return-value]
-    raise InvalidArgument(
-        name,
-        expected="an RPO or a DPO, not a subclass or another loss",
-        got=f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__,
-        remedy="Pass rpo.RPO(beta=0.1, eta=0.05) or rpo.DPO(beta=0.1): only their optima are certified here; "
-        "rpo.fit minimises any objective.",
-    )
+    if not (isinstance(value, Solvable) and type(value) in (RPO, DPO)):
+        raise InvalidArgument(
+            name,
+            expected="an RPO or a DPO, not a subclass or another loss",
+            got=f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__,
+            remedy="Pass rpo.RPO(beta=0.1, eta=0.05) or rpo.DPO(beta=0.1): only their optima are certified here; "
+            "rpo.fit minimises any objective.",
+        )
+    for which, number in (("beta", value.beta), ("eta", value.eta)):
+        if abs(number) > 1.0 / LEAST_SCALE or (abs(number) < LEAST_SCALE and (which == "beta" or number != 0)):
+            raise InvalidArgument(
+                f"{name}.{which}",
+                expected=f"a number between {LEAST_SCALE:g} and {1.0 / LEAST_SCALE:g}" + " or 0" * (which == "eta"),
+                got=number,
+                remedy="Measure rewards in other units: only beta and eta in units of the reward matter.",
+            )
+    return value
 
 
-def _like(values: Any, logps: Any) -> Any:
+def _check_alike(name: str, value: Any, first: Any) -> None:
+    """Refuse a value of another shape or backend than the first of its kind."""
+    kinds = numerics.backend(value), numerics.backend(first)
+    if kinds[0] != kinds[1]:
+        raise InvalidArgument(name, expected=f"a {kinds[1]} array", got=kinds[0], remedy="Pass all in one of them.")
+    checks.has_shape(name, value, tuple(first.shape))
+
+
+def _like(name: str, values: Any, logps: Any) -> Any:
     """Return `values` (None, a sequence, an array) in the backend and precision of `logps`."""
     if values is None:
         return None
     if numerics.backend(logps) == "torch":
-        return sys.modules["torch"].as_tensor(values, dtype=logps.dtype, device=logps.device)
-    return np.asarray(values, dtype=logps.dtype)
+        given = values if numerics.backend(values) == "torch" else checks.numbers(name, values)
+        return sys.modules["torch"].as_tensor(given, dtype=logps.dtype, device=logps.device)
+    return checks.numbers(name, values).astype(logps.dtype, copy=False)

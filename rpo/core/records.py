@@ -8,24 +8,32 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
+import stat
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rpo.core.errors import InvalidArgument, OutputError
+from rpo.core.errors import InvalidArgument, OutputError, RPOError
+from rpo.core.locks import STAGE, alone, unwritable
 
 if TYPE_CHECKING:
     import pandas
 
 PACKAGES = ("numpy", "scipy", "cvxpy", "clarabel", "torch", "transformers", "accelerate", "peft", "datasets")
 RECORD_VERSION = 1
+SECRET = re.compile(r"(^|[_-])(token|key|password|passwd|secret|credential)s?$", re.IGNORECASE)
+VOCABULARY = re.compile(r"(^|_)(bos|eos|pad|unk|sep|cls|mask|image|audio|video)_token$")
+NOT_KEPT = "Not kept here, for it is secret"
 
 
 @dataclass(kw_only=True)
@@ -57,7 +65,14 @@ class Run:
     @property
     def loss(self) -> float:
         """The last loss logged."""
-        return self.history[-1]["loss"]
+        return self.last_metrics()["loss"]
+
+    def last_metrics(self) -> dict[str, float]:
+        """Return the last value of every metric logged: rows of training and of evaluation hold different ones."""
+        last: dict[str, float] = {}
+        for row in self.history:
+            last |= row
+        return last
 
     def to_frame(self) -> pandas.DataFrame:
         """Return the history as a tidy DataFrame, one row a logged step."""
@@ -73,26 +88,34 @@ class Run:
     def save(self, directory: str | Path, *, overwrite: bool = False) -> Path:
         """Write run.json and arrays.npz into `directory`, both or neither. Raises OutputError."""
         with staged_output(directory, overwrite=overwrite, marker="run.json") as stage:
-            write_json(stage / "run.json", self.to_dict())
-            np.savez_compressed(stage / "arrays.npz", **self.arrays)  # type: ignore[arg-type]
+            self.write(stage)
         return Path(directory)
+
+    def write(self, stage: Path) -> None:
+        """Write the files of `save` into a staging folder. Raises OSError."""
+        write_json(stage / "run.json", self.to_dict())
+        np.savez_compressed(stage / "arrays.npz", **self.arrays)  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, directory: str | Path) -> Run:
         """Read what `save` wrote. Raises OutputError."""
         folder = Path(directory)
         try:
-            record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-            with np.load(folder / "arrays.npz", allow_pickle=False) as stored:
+            record = read_json(folder / "run.json")
+            with open(folder / "arrays.npz", "rb") as file, np.load(file, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
-        except (OSError, ValueError) as error:
+            missing = {"label", "objective", "config", "status", "message", "history"} - record.keys()
+            if missing:
+                raise ValueError(f"run.json lacks {', '.join(sorted(missing))}")
+        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise OutputError(
                 f"directory: expected a folder with run.json and arrays.npz, got {folder} ({error}). "
                 "Pass the folder that Run.save wrote."
             ) from error
         if record.pop("record_version", None) != RECORD_VERSION:
             raise OutputError(f"directory: expected record version {RECORD_VERSION} in {folder}. Save it again.")
-        return cls(arrays=arrays, **record)
+        names = {field.name for field in fields(cls)}
+        return cls(arrays=arrays, **{name: value for name, value in record.items() if name in names})
 
 
 def environment() -> dict[str, str]:
@@ -131,52 +154,139 @@ def jsonable(value: Any) -> Any:
     return value
 
 
+def without_secrets(value: Any, where: str = "") -> tuple[Any, list[str]]:
+    """Return plain data with null for every secret's text, and where those stood ("training.hub_token").
+
+    A secret is what a name says it is: a token, key, password or secret; the names of tokens of a vocabulary
+    (eos_token) are none.
+    """
+    if isinstance(value, dict):
+        found = {}
+        removed: list[str] = []
+        for name, item in value.items():
+            path = f"{where}.{name}" if where else str(name)
+            if isinstance(item, str) and SECRET.search(str(name)) and not VOCABULARY.search(str(name)):
+                found[name] = None
+                removed.append(path)
+            else:
+                found[name], inner = without_secrets(item, path)
+                removed += inner
+        return found, removed
+    if isinstance(value, (list, tuple)):
+        parts = [without_secrets(item, f"{where}[{place}]") for place, item in enumerate(value)]
+        return [part for part, _ in parts], [path for _, inner in parts for path in inner]
+    return value, []
+
+
+def json_text(value: Any) -> str:
+    """Return strict JSON (no bare NaN), indented."""
+    return json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object a JSON file holds. Raises OSError, ValueError, whatever the file is."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"a JSON object expected, got {type(found).__name__}")
+    return found
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write strict JSON (no bare NaN), indented."""
-    path.write_text(json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    """Write `json_text`."""
+    path.write_text(json_text(value), encoding="utf-8")
 
 
 def check_output(directory: str | Path, *, overwrite: bool, marker: str) -> Path:
     """Refuse, before any work, a folder that cannot be written or already holds `marker`."""
     folder = Path(directory)
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"output: expected a folder, got the file {folder}. Choose another path.")
-    if (folder / marker).exists() and not overwrite:
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"output: expected a folder, got the file {folder}. Choose another path.")
+        found = (folder / marker).exists()
+        existing = folder.absolute()
+        while not existing.exists():
+            existing = existing.parent
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OutputError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise unwritable(folder, error) from error
+    if found and not overwrite:
         raise InvalidArgument(
             "output",
             expected="a folder without an earlier result",
             got=f"{folder / marker}",
             remedy="Choose another folder, or pass overwrite (--overwrite true).",
         )
-    existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    try:
-        os.rmdir(tempfile.mkdtemp(prefix=".probe-", dir=existing))
-    except OSError as error:
-        raise OutputError(f"output: expected a writable folder, got {folder} ({error}). Choose another.") from error
     return folder
+
+
+def check_file(name: str, path: str | Path) -> Path:
+    """Refuse a path that cannot become a file: a folder, a device or another special file. Raises OutputError."""
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return Path(path)
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{name}: expected a path that can be written, got {str(path)[:200]!r} ({error}).") from error
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a device or another special file"
+        raise OutputError(f"{name}: expected a file or a new name, got {path}, which is {kind}. Choose another path.")
+    return Path(path)
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all, over an earlier one, in a folder that `alone` has. Raises OutputError."""
+    check_file("output", path)
+    part = path.with_name(f"{STAGE}{path.name}")
+    try:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OutputError(f"output: writing {path} failed ({error}). What is finished is kept.") from error
 
 
 @contextlib.contextmanager
 def staged_output(directory: str | Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
     """Yield an empty staging folder whose files move into `directory` when the block succeeds.
 
-    Each file is moved by an atomic rename, `marker` last, so its presence says the rest is whole. A
-    block that fails leaves `directory` as it was. Raises OutputError.
+    The folder is had alone meanwhile. A block that fails leaves it as it was. Raises OutputError.
     """
-    folder = check_output(directory, overwrite=overwrite, marker=marker)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise OutputError(f"output: expected a writable folder, got {folder} ({error}). Choose another.") from error
-    try:
-        yield stage
-        folder.mkdir(exist_ok=True)
-        for path in sorted(stage.iterdir(), key=lambda item: item.name == marker):
-            os.replace(path, folder / path.name)
-    except OSError as error:
-        raise OutputError(f"output: writing {folder} failed ({error}). Nothing half-written was left.") from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+    check_output(directory, overwrite=overwrite, marker=marker)
+    with alone(directory) as folder:
+        check_output(directory, overwrite=overwrite, marker=marker)  # another run may have ended in between
+        stage = Path(tempfile.mkdtemp(prefix=STAGE, dir=folder))
+        try:
+            yield stage
+            move_in(stage, folder, marker=marker)
+        except RPOError:
+            raise
+        except OSError as error:
+            raise OutputError(f"output: writing {folder} failed ({error}). Nothing half-written was left.") from error
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def move_in(stage: Path, folder: Path, *, marker: str, stale: Sequence[str] = ()) -> None:
+    """Move all of `stage` into `folder`: an earlier result's marker goes first, the new one comes last.
+
+    So a marker says that what stands beside it is whole and its own, whenever a run is killed. stale: patterns of
+    files of an earlier result that must not stand beside the new one. Raises OutputError before anything is moved.
+    """
+    moved = sorted(stage.iterdir(), key=lambda item: item.name == marker)
+    for path in moved:
+        if not (path.is_dir() and (folder / path.name).is_dir()):
+            check_file("output", folder / path.name)
+    (folder / marker).unlink(missing_ok=True)
+    for pattern in stale:
+        for path in folder.glob(pattern):
+            path.unlink()
+    for path in moved:
+        if (folder / path.name).is_dir():
+            shutil.rmtree(folder / path.name)
+        os.replace(path, folder / path.name)

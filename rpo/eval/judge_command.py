@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
-import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from rpo.core import checks
+from rpo.core import checks, shown
 from rpo.core.errors import RPOError
 from rpo.core.records import check_output, environment, staged_output, write_json
 from rpo.eval import matrix
@@ -17,8 +17,9 @@ from rpo.eval.judges import load
 from rpo.eval.judging import Judged, judge_pairs
 from rpo.eval.matchups import Matchups, draw_pairs, read_responses
 from rpo.eval.pacing import Calls
-from rpo.eval.planning import Prices, plan_questions
+from rpo.eval.planning import plan_questions
 from rpo.eval.ranking import Ranking, bradley_terry
+from rpo.eval.spending import Prices
 from rpo.eval.verdicts import VerdictStore, canonical
 from rpo.eval.win_rates import Comparison, compare_models
 
@@ -80,7 +81,7 @@ def judge_command(
         max_wait: the longest wait, in seconds; a server that asks for more ends the run.
         price_input: of a million tokens in, for the cost estimate.
         price_output: of a million tokens out.
-        max_cost: do not start if the estimate is above, or unknown.
+        max_cost: of all requests, retries and earlier runs included; no request starts that may pass it.
         level: of the intervals.
         resamples: of the bootstrap.
         dry_run: print plan and cost only.
@@ -130,7 +131,7 @@ def judge_command(
         "seed": seed,
         "cut_at_length_limit": matchups.cut,
         "judging": judged.to_dict(),
-        "cost": prices.cost(judged.input_tokens, judged.output_tokens),
+        "cost": judged.spent.cost(prices),
         "comparisons": [one.to_dict() for one in comparisons],
         "ranking": None if ranking is None else ranking.to_dict(),
         "environment": environment(),
@@ -140,7 +141,7 @@ def judge_command(
         (stage / "matrix.csv").write_text(matrix.to_csv(comparisons), encoding="utf-8")
         (stage / "config.yaml").write_text(resolved, encoding="utf-8")
         write_json(stage / MARKER, record)
-    print("\n".join(_summary(judged, comparisons, ranking)))
+    print("\n".join(_summary(matchups, judged, comparisons, ranking)))
     print(f"Written to {folder}")
     if not judged.complete:
         raise VerdictsMissing(_missing(judged))
@@ -159,10 +160,10 @@ def _finished(folder: Path) -> bool:
 def _evaluate(
     matchups: Matchups, judged: Judged, level: float, resamples: int, seed: int
 ) -> tuple[list[Comparison], Ranking | None]:
-    """Return comparisons and ranking, or neither while two models have no pair with a result."""
+    """Return comparisons of the models that have pairs with a result, and the ranking of those models."""
     known = [place for place, result in enumerate(judged.results) if result == result]
     pairs = [matchups.pairs[place] for place in known]
-    if len({(pair.model_a, pair.model_b) for pair in pairs}) < math.comb(len(matchups.models), 2):
+    if not pairs:
         return [], None
     ranking = bradley_terry(
         [pair.model_a for pair in pairs],
@@ -171,12 +172,24 @@ def _evaluate(
         [canonical(pair.prompt) for pair in pairs],
         level=level,
     )
-    return compare_models(matchups.pairs, judged.results, level=level, resamples=resamples, rng=seed), ranking
+    met = {(pair.model_a, pair.model_b) for pair in pairs}
+    places = [place for place, pair in enumerate(matchups.pairs) if (pair.model_a, pair.model_b) in met]
+    comparisons = compare_models(
+        [matchups.pairs[place] for place in places], judged.results[places], level=level, resamples=resamples, rng=seed
+    )
+    return comparisons, ranking
 
 
-def _summary(judged: Judged, comparisons: list[Comparison], ranking: Ranking | None) -> list[str]:
-    lines = [matrix.to_text(comparisons)] if comparisons else ["No win rates: two models have no pair with a result"]
+def _summary(matchups: Matchups, judged: Judged, comparisons: list[Comparison], ranking: Ranking | None) -> list[str]:
+    lines = [matrix.to_text(comparisons)] if comparisons else ["No win rates: no pair has a result"]
     lines += [matrix.sentence(one) for one in comparisons]
+    met = {frozenset((one.model_a, one.model_b)) for one in comparisons}
+    lines += [
+        f"No win rate of {shown.line(a)} against {shown.line(b)}: none of their pairs has a result"
+        for a, b in itertools.combinations(matchups.models, 2)
+        if comparisons and {a, b} not in met
+    ]
+    lines += [judged.uninformative] if judged.uninformative else []
     lines += [matrix.ranking_text(ranking)] if ranking is not None and len(ranking.models) > 2 else []
     shares = {
         "both orders agree on {:.1%} of the pairs": judged.consistent,
@@ -184,7 +197,7 @@ def _summary(judged: Judged, comparisons: list[Comparison], ranking: Ranking | N
     }
     parts = [words.format(share) for words, share in shares.items() if share == share]
     parts.append(f"{judged.calls} calls, {sum(judged.troubles.values())} of them failed")
-    parts.append(f"{judged.input_tokens:,} tokens in, {judged.output_tokens:,} out")
+    parts.append(judged.spent.sentence())
     return [*lines, "; ".join(parts)]
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 
+from rpo.core import shown
 from rpo.eval.ranking import Ranking
 from rpo.eval.win_rates import Comparison
 
@@ -14,16 +15,19 @@ Cell = Callable[[float, tuple[float, float]], str]
 
 def to_markdown(comparisons: Sequence[Comparison]) -> str:
     """Return the matrix in percent, with Wilson intervals in brackets."""
-    header, *rows = _cells(
-        comparisons, lambda rate, ends: f"{_percent(rate)} [{_percent(ends[0])}, {_percent(ends[1])}]"
-    )
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in (header, ["---"] * len(header), *rows)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in escaped)
+
+    def cell(rate: float, ends: tuple[float, float]) -> str:
+        return f"{_percent(rate)}" + (f" [{_percent(ends[0])}, {_percent(ends[1])}]" if ends[0] == ends[0] else "")
+
+    (corner, *names), *rows = _cells(comparisons, cell)
+    header = [corner, *map(shown.markdown, names)]
+    lines = [header, ["---"] * len(header), *([shown.markdown(name), *cells] for name, *cells in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def to_text(comparisons: Sequence[Comparison]) -> str:
     """Return the matrix in percent, in aligned columns."""
-    rows = _cells(comparisons, lambda rate, ends: _percent(rate))
+    rows = [list(map(shown.line, row)) for row in _cells(comparisons, lambda rate, ends: _percent(rate))]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
@@ -36,35 +40,39 @@ def to_text(comparisons: Sequence[Comparison]) -> str:
 def to_csv(comparisons: Sequence[Comparison]) -> str:
     """Return the matrix as shares; empty where two models did not meet."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(_cells(comparisons, lambda rate, ends: f"{rate:.10g}", absent=""))
+    rows = _cells(comparisons, lambda rate, ends: f"{rate:.10g}", absent="")
+    csv.writer(text, lineterminator="\n").writerows([*map(shown.cell, row)] for row in rows)
     return text.getvalue()
 
 
 def sentence(comparison: Comparison) -> str:
     """Return a comparison in words."""
     win, controlled = comparison.win, comparison.length_controlled
-    level = f"{100 * win.level:g} %"
-    equal = (
-        f"at equal length {_percent(controlled.rate)} % ({_range(controlled.interval)})"
-        if not controlled.message
-        else f"no rate at equal length: {controlled.message}"
-    )
+    intervals = {f"Wilson {100 * win.level:g} %": win.wilson, "bootstrap": win.bootstrap}
+    known = [f"{name} {_range(ends)}" for name, ends in intervals.items() if ends[0] == ends[0]]
+    known += [f"no {'bootstrap' if known else 'interval'}: {win.message}"] if win.message else []
+    equal = f"no rate at equal length: {controlled.message}"
+    if controlled.rate == controlled.rate:
+        range_ = f"no interval: {controlled.message}" if controlled.message else _range(controlled.interval)
+        equal = f"at equal length {_percent(controlled.rate)} % ({range_})"
     left = f"; {comparison.undecided} pairs without a result are left out" if comparison.undecided else ""
     return (
-        f"{comparison.model_a} against {comparison.model_b}: {_percent(win.rate)} % (Wilson {level} "
-        f"{_range(win.wilson)}, bootstrap {_range(win.bootstrap)}), {win.prompts} prompts: {win.wins} wins, "
-        f"{win.ties} ties, {win.losses} losses; {equal}{left}"
+        f"{shown.line(comparison.model_a)} against {shown.line(comparison.model_b)}: {_percent(win.rate)} % "
+        f"({', '.join(known)}), {win.prompts} prompts: {win.wins} wins, {win.ties} ties, {win.losses} losses; "
+        f"{equal}{left}"
     )
 
 
 def ranking_text(ranking: Ranking) -> str:
-    """Return the ranking, a line a model; or why there is none."""
-    if ranking.message:
-        return f"No Bradley-Terry strengths: {ranking.message}"
-    width = max(map(len, ranking.models))
+    """Return the ranking, a line a model; or why there is none, or no interval."""
+    if ranking.message and any(strength != strength for strength in ranking.strengths):
+        return f"No Bradley-Terry strengths: {shown.line(ranking.message)}"
+    names = list(map(shown.line, ranking.models))
+    width = max(map(len, names))
     lines = [
-        f"{name.ljust(width)}  {strength:+.3f}  ({low:+.3f} to {high:+.3f})"
-        for name, strength, (low, high) in zip(ranking.models, ranking.strengths, ranking.intervals, strict=True)
+        f"{name.ljust(width)}  {strength:+.3f}  "
+        + (f"({low:+.3f} to {high:+.3f})" if low == low else f"(no interval: {ranking.message})")
+        for name, strength, (low, high) in zip(names, ranking.strengths, ranking.intervals, strict=True)
     ]
     return "\n".join([f"Bradley-Terry strengths, log-odds ({100 * ranking.level:g} % interval):", *lines])
 

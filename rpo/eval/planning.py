@@ -11,6 +11,7 @@ from rpo.core import checks
 from rpo.core.errors import InvalidArgument
 from rpo.eval.judges import Judge, Question
 from rpo.eval.scorers import Prompt
+from rpo.eval.spending import ROUNDING, Prices, Spent
 from rpo.eval.verdicts import VerdictStore, question_key
 
 
@@ -30,34 +31,13 @@ class Pair:
         return (shown, Question(self.prompt, self.response_b, self.response_a)) if swap else (shown,)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prices:
-    """Dollars (or any money) per million tokens; None where unknown."""
-
-    input: float | None = None
-    output: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("input", "output"):
-            if getattr(self, name) is not None:
-                checks.nonnegative(f"prices.{name}", getattr(self, name))
-
-    def cost(self, input_tokens: int, output_tokens: int) -> float | None:
-        """Return the price of so many tokens; None where it is unknown."""
-        total = 0.0
-        for tokens, price in ((input_tokens, self.input), (output_tokens, self.output)):
-            if tokens and price is None:
-                return None
-            total += tokens * (price or 0.0) / 1e6
-        return total
-
-
 @dataclass(frozen=True)
 class Plan:
     """What a run will ask: distinct questions without a stored verdict, by key, and their tokens.
 
     keys: of each pair's one or two questions. stored: how many distinct questions have their verdict.
-    Retries are not in the tokens; output_tokens is the most that the replies may have.
+    Retries are not in the tokens; output_tokens is the most that the replies may have. spent: on these questions
+    by earlier runs.
     """
 
     keys: tuple[tuple[str, ...], ...]
@@ -65,15 +45,17 @@ class Plan:
     stored: int
     input_tokens: int
     output_tokens: int
+    spent: Spent
 
     def sentence(self, prices: Prices | None = None) -> str:
         """Return the plan in words."""
         cost = (prices or Prices()).cost(self.input_tokens, self.output_tokens)
         price = "unknown (no price given)" if cost is None else f"up to about {cost:.2f}"
+        before = f". Earlier runs took {self.spent.sentence()}" if self.spent != Spent() else ""
         return (
             f"{len(self.keys)} pairs, {self.stored + len(self.questions)} distinct questions: {self.stored} have a "
             f"verdict, {len(self.questions)} to ask. About {self.input_tokens:,} tokens in, at most "
-            f"{self.output_tokens:,} out, without retries; cost: {price}"
+            f"{self.output_tokens:,} out, without retries; cost: {price}{before}"
         )
 
 
@@ -88,20 +70,27 @@ def plan_questions(pairs: Sequence[Pair], judge: Judge, store: VerdictStore, *, 
         keys.append(tuple(asked) if len(asked) > 1 or not swap else tuple(asked) * 2)
         by_key |= asked
     left = {key: question for key, question in by_key.items() if store.get(key) is None}
+    spent = Spent()
+    for key, question in by_key.items():
+        for usage in store.usages(key):
+            spent.add(usage, judge.tokens(question))
     tokens = np.array([judge.tokens(question) for question in left.values()]).reshape(-1, 2).sum(axis=0)
-    return Plan(tuple(keys), left, len(by_key) - len(left), int(tokens[0]), int(tokens[1]))
+    return Plan(tuple(keys), left, len(by_key) - len(left), int(tokens[0]), int(tokens[1]), spent)
 
 
 def check_cost(plan: Plan, prices: Prices, max_cost: float | None) -> None:
-    """Refuse a plan that costs more than `max_cost`, or an unknown sum. Raises InvalidArgument."""
+    """Refuse a plan that costs more than `max_cost` with what was spent, or an unknown sum. Raises InvalidArgument."""
     if max_cost is None:
         return
     limit = checks.nonnegative("max_cost", max_cost)
-    cost = prices.cost(plan.input_tokens, plan.output_tokens)
-    if cost is None or cost > limit:
+    cost, spent = prices.cost(plan.input_tokens, plan.output_tokens), plan.spent.cost(prices)
+    if cost is None or spent is None or (plan.questions and cost + spent > limit * (1 + ROUNDING)):
+        before = f", after {spent:.4g} spent by earlier runs" if spent else ""
         raise InvalidArgument(
             "max_cost",
             expected=f"questions that cost at most {limit:g}",
-            got="an unknown cost" if cost is None else f"up to {cost:.4g}",
-            remedy="Give the prices per million tokens." if cost is None else "Judge fewer prompts, or raise it.",
+            got="an unknown cost" if cost is None or spent is None else f"up to {cost:.4g}{before}",
+            remedy="Give the prices per million tokens."
+            if cost is None or spent is None
+            else "Judge fewer prompts, or raise it.",
         )

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
-from scipy.stats import norm
 
 from rpo.core import checks
 from rpo.core.checks import Array
-from rpo.core.errors import InvalidArgument
+from rpo.core.errors import InvalidArgument, SolverFailed
 from rpo.eval.logistic import fit_logistic
 
 
@@ -22,8 +21,8 @@ class Ranking:
     """Models from strong to weak.
 
     strengths: log-odds, with mean zero; two models' difference is the log-odds of a win of the one over the
-    other. intervals: at confidence `level`, of the strengths. Where there is no finite answer both are NaN,
-    models stand as they came, and message says why.
+    other. intervals: at confidence `level`, of the strengths. Where there is no finite answer both are NaN
+    and models stand as they came; where errors cannot be told the intervals are. message: why, or "".
     """
 
     models: tuple[str, ...]
@@ -67,8 +66,17 @@ def bradley_terry(
     i, j = np.array([place[name] for name in first]), np.array([place[name] for name in second])
     if (i == j).any():
         raise InvalidArgument("second", expected="another model", got=models[int(i[i == j][0])], remedy="Drop those.")
-    message = _apart(models, i, j, y)
-    if message:
+    message, fitted = _apart(models, i, j, y), None
+    difference = np.zeros((y.size, len(models)))
+    rows = np.arange(y.size)
+    difference[rows, i], difference[rows, j] = 1.0, -1.0
+    if not message:
+        try:
+            # The first model's strength is fixed at zero, and the mean taken off afterwards.
+            fitted = fit_logistic(difference[:, 1:], y, rows if prompts is None else _numbered(prompts))
+        except SolverFailed as error:
+            message = str(error)
+    if fitted is None:
         none = (float("nan"),) * len(models)
         return Ranking(
             models=tuple(models),
@@ -77,20 +85,16 @@ def bradley_terry(
             level=confidence,
             message=message,
         )
-    difference = np.zeros((y.size, len(models)))
-    rows = np.arange(y.size)
-    difference[rows, i], difference[rows, j] = 1.0, -1.0
-    # The first model's strength is fixed at zero, and the mean taken off afterwards.
-    fitted, covariance = fit_logistic(difference[:, 1:], y, rows if prompts is None else _numbered(prompts))
     centre = np.eye(len(models))[:, 1:] - 1.0 / len(models)
-    strengths = centre @ fitted
-    half = norm.ppf(0.5 + confidence / 2) * np.sqrt(np.diag(centre @ covariance @ centre.T))
+    strengths = centre @ fitted.estimate
+    half, message = fitted.half_widths(centre, confidence)
     order = np.argsort(-strengths, kind="stable")
     return Ranking(
         models=tuple(models[k] for k in order),
         strengths=tuple(float(strengths[k]) for k in order),
         intervals=tuple((float(strengths[k] - half[k]), float(strengths[k] + half[k])) for k in order),
         level=confidence,
+        message=message,
     )
 
 

@@ -1,4 +1,4 @@
-"""Verdicts on disk: one JSON line each, written as it comes, so that a killed run asks nothing twice."""
+"""Verdicts, and what replies without one cost, on disk: a JSON line each, so that a killed run asks nothing twice."""
 
 from __future__ import annotations
 
@@ -14,12 +14,19 @@ from types import TracebackType
 from typing import Any
 
 from rpo.core.errors import InvalidArgument, OutputError
-from rpo.eval.judges import CHOICES, Question, Verdict
+from rpo.core.locks import lock
+from rpo.core.records import check_file
+from rpo.eval.judges import CHOICES, JudgeFailed, Question, Usage, Verdict, token_count
 
 
 def canonical(value: Any) -> str:
-    """Return JSON that is the same for equal values."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+    """Return JSON that is the same for equal values. Raises InvalidArgument where they are nested without end."""
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"))
+    except RecursionError:
+        raise InvalidArgument(
+            "prompt", expected="messages nested some levels deep", got="hundreds of levels", remedy="Mend that prompt."
+        ) from None
 
 
 def question_key(question: Question, identity: Mapping[str, Any]) -> str:
@@ -42,12 +49,17 @@ def read_rows(path: Path) -> tuple[list[Any], int]:
         if line.strip():
             try:
                 rows.append(json.loads(line))
-            except ValueError:
+            except (ValueError, RecursionError):
                 if whole + len(line) == len(data) and not line.endswith(b"\n"):
                     break
                 raise OutputError(f"{path}, line {number}: expected JSON. Mend or remove that line.") from None
         whole += len(line)
     return rows, whole
+
+
+def is_cost(row: Any) -> bool:
+    """Return whether a row says what a reply without a verdict cost, and nothing else."""
+    return isinstance(row, dict) and "failure" in row and "verdict" not in row
 
 
 def read_row(row: Any, where: str) -> tuple[Question, Verdict]:
@@ -63,14 +75,18 @@ def read_row(row: Any, where: str) -> tuple[Question, Verdict]:
             where, expected=f"a verdict among {', '.join(CHOICES)}", got=repr(choice), remedy="Mend that line."
         )
     text, model = (str(fields.get(name, "")) for name in ("text", "model"))
-    tokens = [value if isinstance(value := fields.get(name), int) else 0 for name in ("input_tokens", "output_tokens")]
-    return Question(prompt, first, second), Verdict(choice, text, model, *tokens)
+    return Question(prompt, first, second), Verdict(choice, text, model, *_tokens(fields))
+
+
+def _tokens(row: Mapping[str, Any]) -> tuple[int, int]:
+    return token_count(row.get("input_tokens")), token_count(row.get("output_tokens"))
 
 
 class VerdictStore:
     """An append-only JSONL file of verdicts, by `question_key`; whoever opens it has it alone.
 
-    Rows hold the question, the verdict and the judge, so that a file of one judge can be read by `Recorded`.
+    Rows hold the question, the verdict and the judge, so that a file of one judge can be read by `Recorded`; or
+    what a reply without a verdict cost.
     A line that a killed process tore is cut off before the next is written. Nothing is created before the
     first verdict. Thread-safe. Raises OutputError.
     """
@@ -80,6 +96,7 @@ class VerdictStore:
         self._lock = threading.Lock()
         self._file: FileIO | None = None
         self._verdicts: dict[str, Verdict] = {}
+        self._lost: dict[str, list[Usage]] = {}
         self._end = 0
         self._newline = b""  # what a last line without its end still needs
         if self.path.exists():
@@ -100,6 +117,21 @@ class VerdictStore:
         """Return the verdict stored under `key`, or None."""
         return self._verdicts.get(key)
 
+    def usages(self, key: str) -> list[Usage]:
+        """Return what each paid request for the question cost, whether it brought a verdict or not."""
+        verdict = self._verdicts.get(key)
+        return self._lost.get(key, []) + ([] if verdict is None else [verdict.usage])
+
+    def add_cost(self, key: str, failure: JudgeFailed) -> None:
+        """Write what a request without a verdict cost, if it may have. Raises OutputError."""
+        if failure.usage == Usage():
+            return
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        row = {"key": key, "failure": failure.kind, "message": str(failure), **failure.usage._asdict(), "time": now}
+        with self._lock:
+            self._append(self._file or self._open(), (json.dumps(row) + "\n").encode())
+            self._lost.setdefault(key, []).append(failure.usage)
+
     def add(self, questions: Sequence[Question], verdicts: Sequence[Verdict], identity: Mapping[str, Any]) -> None:
         """Write verdicts, all on disk when this returns. Raises OutputError, and the file stays whole."""
         found = {question_key(one, identity): (one, verdict) for one, verdict in zip(questions, verdicts, strict=True)}
@@ -118,17 +150,22 @@ class VerdictStore:
 
     def _open(self) -> FileIO:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            check_file("verdicts", self.path).parent.mkdir(parents=True, exist_ok=True)
             file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
+        except OutputError:
+            raise
         except OSError as error:
             raise OutputError(f"verdicts: expected a writable file, got {self.path} ({error}).") from error
         try:
-            _own(file, self.path)
+            lock(file, f"verdicts: {self.path}")
             rows, self._end = read_rows(self.path)
             kept = self.path.read_bytes()[: self._end]
             self._newline = b"\n" if kept and not kept.endswith(b"\n") else b""
             for number, row in enumerate(rows, 1):
                 where = f"{self.path}, line {number}"
+                if is_cost(row):
+                    self._lost.setdefault(str(row.get("key")), []).append(Usage(*_tokens(row), row.get("told") is True))
+                    continue
                 question, verdict = read_row(row, where)
                 judge = row.get("judge")
                 key = question_key(question, judge if isinstance(judge, dict) else {})
@@ -169,17 +206,3 @@ def _row(key: str, question: Question, verdict: Verdict, identity: Mapping[str, 
         "judge": dict(identity),
         "time": time,
     }
-
-
-def _own(file: FileIO, path: Path) -> None:
-    """Lock the file until it is closed, by whatever death; where the system has no such lock, do without."""
-    try:
-        import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise OutputError(f"verdicts: {path} is in use by another run. Wait for its end.") from None
-    except OSError:
-        return  # a file system without locks

@@ -6,6 +6,7 @@ or means of such. Pairs with the same prompt are not independent: intervals trea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,18 +17,23 @@ from scipy.stats import norm
 
 from rpo.core import checks
 from rpo.core.checks import Array
-from rpo.core.errors import InvalidArgument
+from rpo.core.errors import InvalidArgument, SolverFailed
 from rpo.eval.logistic import fit_logistic
 from rpo.eval.planning import Pair
 from rpo.eval.verdicts import canonical
 
 Interval = tuple[float, float]
 UNKNOWN = (float("nan"), float("nan"))
+EQUAL = 1e-6  # a range of tanh that rounding may blur
+ANYTHING = math.log(99) / 1.96  # standard error of even log-odds whose 95 % interval is 1 % to 99 %
 
 
 @dataclass(frozen=True, kw_only=True)
 class WinRate:
-    """The mean result with two intervals at confidence `level`; wins are results over 0.5, ties 0.5, losses under."""
+    """The mean result with two intervals at confidence `level`; wins are results over 0.5, ties 0.5, losses under.
+
+    message: why an interval is missing (NaN), or "".
+    """
 
     rate: float
     wilson: Interval
@@ -38,13 +44,14 @@ class WinRate:
     prompts: int
     level: float
     resamples: int
+    message: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LengthControlled:
     """The rate at equal length. length_effect: log-odds a unit of tanh; std: of the length difference, in characters.
 
-    message: why there is no rate (NaN), or "".
+    message: why there is no rate or no interval (NaN), or "".
     """
 
     rate: float
@@ -78,8 +85,8 @@ def win_rate(
     mean with the number of prompts as sample size. A tie counts as half a win there, as if it were drawn by a
     coin: no result between 0 and 1 varies more than a coin of its mean, so ties make it wider than it need be,
     never too narrow. The bootstrap draws prompts, with all their pairs, and takes percentiles; it uses what
-    ties save, but is too narrow for few prompts and a point where all results agree. rng: Generator,
-    SeedSequence or int. Raises InvalidArgument. Source: Wilson 1927; Efron 1979.
+    ties save, but is too narrow for few prompts. One prompt has neither interval, results that all agree no
+    bootstrap. rng: Generator, SeedSequence or int. Raises InvalidArgument. Source: Wilson 1927; Efron 1979.
     """
     y = _results(results)
     confidence = checks.fraction("level", level)
@@ -94,10 +101,13 @@ def win_rate(
         means[index] = sums[chosen].sum() / counts[chosen].sum()
     low, high = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
     rate = float(y.mean())
+    alone, agree = counts.size == 1, float(np.ptp(y)) == 0
+    message = f"all results are {rate:g}, so resampling them shows no spread" if agree else ""
     return WinRate(
         rate=rate,
-        wilson=wilson(rate, counts.size, level=confidence),
-        bootstrap=(float(low), float(high)),
+        wilson=UNKNOWN if alone else wilson(rate, counts.size, level=confidence),
+        bootstrap=UNKNOWN if alone or agree else (float(low), float(high)),
+        message="one prompt cannot show how much prompts differ" if alone else message,
         wins=int((y > 0.5).sum()),
         ties=int((y == 0.5).sum()),
         losses=int((y < 0.5).sum()),
@@ -129,30 +139,35 @@ def length_controlled_win_rate(
     clustered by prompt. As AlpacaEval 2's rate, except that theirs has a term for each instruction's difficulty
     (estimated from many models, which a user does not have), an L1 penalty chosen by cross-validation, and
     extra rows of a baseline made longer and shorter; so the numbers are not interchangeable. Nothing is
-    predicted, and the message says why, where lengths differ equally in every pair or tell all wins from all
-    losses. Raises InvalidArgument. Source: Dubois et al. 2024, Section 3.
+    predicted, and the message says why, where lengths differ equally in every pair, tell all wins from all
+    losses, or lie so far from equal that a normal 95 % interval, were the results coins, would reach from
+    under 1 % to over 99 %. Raises InvalidArgument. Source: Dubois et al. 2024, Section 3.
     """
     y = _results(results)
     confidence = checks.fraction("level", level)
     difference = checks.finite("differences", differences, shape=(y.size,))
     groups = _groups(prompts, y.size)
     std = float(difference.std(ddof=1)) if y.size > 1 else 0.0
-    message = ""
-    if std == 0:
-        message = "the lengths differ equally in every pair, so nothing tells length from quality"
-    else:
-        x = np.tanh(difference / std)
-        message = _separated(x, y)
-    if message:
+    x = np.tanh(difference / std) if std > 0 else np.zeros_like(difference)
+    fitted, message = None, _unpredictable(x, y)
+    if not message:
+        try:
+            fitted = fit_logistic(np.stack([np.ones_like(x), x], axis=1), y, groups)
+        except SolverFailed as error:
+            message = str(error)
+        else:
+            if not 0 < fitted.coins[0, 0] <= ANYTHING**2:
+                message = "the lengths are so far from equal, and so alike, that the rate could be anything"
+    if fitted is None or message:
         return LengthControlled(rate=UNKNOWN[0], interval=UNKNOWN, length_effect=UNKNOWN[0], std=std, message=message)
-    estimate, covariance = fit_logistic(np.stack([np.ones_like(x), x], axis=1), y, groups)
-    half = float(norm.ppf(0.5 + confidence / 2) * np.sqrt(covariance[0, 0]))
-    theta = float(estimate[0])
+    theta, effect = map(float, fitted.estimate)
+    (half,), message = fitted.half_widths(np.eye(2)[:1], confidence)
     return LengthControlled(
         rate=float(expit(theta)),
         interval=(float(expit(theta - half)), float(expit(theta + half))),
-        length_effect=float(estimate[1]),
+        length_effect=effect,
         std=std,
+        message=message,
     )
 
 
@@ -217,8 +232,10 @@ def _groups(prompts: Sequence[Any] | None, size: int) -> Any:
     return np.unique(np.asarray(prompts), return_inverse=True)[1]
 
 
-def _separated(x: Array, y: Array) -> str:
-    """Return why the likelihood has no maximum, or "" where it has one (Albert and Anderson 1984, one covariate)."""
+def _unpredictable(x: Array, y: Array) -> str:
+    """Return why the likelihood has no single maximum, or "" where it has (Albert and Anderson 1984, one covariate)."""
+    if np.ptp(x) < EQUAL:
+        return "the lengths differ equally in every pair, so nothing tells length from quality"
     won, lost = x[y > 0], x[y < 1]
     if not won.size or not lost.size:
         return "one model won every pair, so the rate has no estimate inside (0, 1)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 
 from rpo.core import checks
@@ -25,27 +26,40 @@ def explore_command(port: int = 5006, host: str = LOOPBACK, browser: bool = True
         if (error.name or "").split(".")[0] not in ("panel", "param", "bokeh"):
             raise
         raise MissingDependency("The explorer needs panel: pip install 'rpo-lab[explore]'.") from error
-    number = free_port(number, host)
+    address = own_address(host)
+    number = free_port(number, address)
     print(f"Explorer: http://{host}:{number}/ (Ctrl-C ends it)", flush=True)
-    serve(number, host, browser=browser)
+    loopback = {"localhost"} if ipaddress.ip_address(address).is_loopback else set()
+    serve(number, address, {host, address, *loopback}, browser=browser)
 
 
-def free_port(port: int, host: str) -> int:
-    """Return `port`, or for 0 one that is free, or refuse an address that cannot be listened on."""
-    if host in ("", "0.0.0.0") or ":" in host:
+def own_address(host: str) -> str:
+    """Return the IPv4 address that `host` means, or refuse what is none, or all of them (as 0, 0x0 and 0.0.0.0)."""
+    expected = "one IPv4 address or name of this machine"
+    try:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)}
+    except (OSError, UnicodeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidArgument("host", expected=expected, got=f"{host!r} ({reason})", remedy="Check it.") from error
+    if not host.strip() or any(ipaddress.ip_address(address).is_unspecified for address in found):
         raise InvalidArgument(
             "host",
-            expected="one IPv4 address or name of this machine",
+            expected=expected,
             got=repr(host),
             remedy="Only pages from that address may talk to the server, so all of them at once cannot be meant.",
         )
+    return LOOPBACK if LOOPBACK in found else min(found)
+
+
+def free_port(port: int, address: str) -> int:
+    """Return `port`, or for 0 one that is free, or refuse an address that cannot be listened on."""
     try:
-        with socket.create_server((host, port)) as probe:
+        with socket.create_server((address, port)) as probe:
             return int(probe.getsockname()[1])
     except OSError as error:
         raise InvalidArgument(
             "port, host",
             expected="an address that is free",
-            got=f"{host}:{port} ({error.strerror or error})",
+            got=f"{address}:{port} ({error.strerror or error})",
             remedy="Pass another port, or --port 0.",
         ) from error

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import html
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import panel
 import param
 from panel.custom import JSComponent
+from tornado.web import ErrorHandler
 
 from rpo.core.errors import RPOError
 from rpo.core.records import environment
@@ -62,8 +65,12 @@ def _failure(error: Exception) -> str:
     return f'<div role="alert"><p>{html.escape(text)}</p></div>'
 
 
-def serve(port: int, host: str, *, browser: bool) -> None:
-    """Serve the page until interrupted; only pages from this host and port may talk to it. Raises OSError."""
+def serve(port: int, address: str, names: Collection[str], *, browser: bool) -> None:
+    """Serve the page until interrupted, to requests that name this server and no other. Raises OSError.
+
+    names: by which browsers may call it, `address` among them. A page of another origin is refused, and so is another
+    name for this address (as a page gives it that has its own name resolve to this machine).
+    """
     found = environment()
     versions = {name: found[name] for name in SHOWN_VERSIONS if name in found}
 
@@ -75,12 +82,31 @@ def serve(port: int, host: str, *, browser: bool) -> None:
         }
         return Explorer(*read_settings(given), versions)
 
-    panel.serve(
+    own = {f"{name.lower()}:{port}" for name in names} | ({name.lower() for name in names} if port == 80 else set())
+    server = panel.serve(
         {"": session},
         port=port,
-        address=host,
-        websocket_origin=sorted({f"{host}:{port}", f"127.0.0.1:{port}", f"localhost:{port}"}),
+        address=address,
+        websocket_origin=sorted(own),
         show=browser,
+        start=False,
         title=TITLE,
         verbose=False,
     )
+    _answer_only(server._tornado, own)
+    server.start()
+    server.io_loop.start()
+
+
+def _answer_only(application: Any, own: Collection[str]) -> None:
+    """Answer 403 to requests whose Host, or Origin where they have one, is not among `own`."""
+    find = application.find_handler
+
+    def checked(request: Any, **keywords: Any) -> Any:
+        origin = request.headers.get("Origin")
+        named = [request.host, *([] if origin is None else [urlsplit(origin).netloc])]
+        if all(name.lower() in own for name in named):
+            return find(request, **keywords)
+        return application.get_handler_delegate(request, ErrorHandler, {"status_code": 403})
+
+    application.find_handler = checked

@@ -23,6 +23,8 @@ ROUTED = "rpo-segments|"  # before the name of the attention the model had
 ARGUMENT = "rpo_segments"  # of the model's forward, handed on to its attention
 QUERY_BLOCK = 512  # rows of a mask: it is linear in a segment's keys
 HALF = (torch.float16, torch.bfloat16)
+# Tensors that attention may be handed by name: sinks are attended to, positions are in queries and keys already.
+TAKEN = ("s_aux", "position_ids", "cache_position")
 
 
 class Segments:
@@ -51,20 +53,23 @@ class Segments:
         scaling: float,
         window: int | None = None,
         softcap: float | None = None,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return (1, T, H, D) of query (1, H, T, D) and of key and value, which may have fewer heads.
 
         window: how many tokens back a token sees, itself included, by position; None for all.
-        softcap: scores become softcap * tanh(score / softcap).
+        softcap: scores become softcap * tanh(score / softcap). sinks: (H,), the score of one more key, whose
+        value is zero, for every query of a head; None for no such key.
         """
         self.windows.append(window)
         if torch.is_autocast_enabled(query.device.type):  # rotations leave query and key in float32
             half = torch.get_autocast_dtype(query.device.type)
             query, key, value = query.to(half), key.to(half), value.to(half)
-        attend = self.by_segment
-        if query.is_cuda:
-            attend = self.by_varlen if query.dtype in HALF and has_flash_attention() else self.by_flex
-        return attend(query, key, value, scaling=scaling, window=window, softcap=softcap)
+        how: dict[str, Any] = {"scaling": scaling, "window": window, "softcap": softcap}
+        if query.is_cuda and query.dtype in HALF and sinks is None and has_flash_attention():
+            return self.by_varlen(query, key, value, **how)  # its log-sum-exp has no gradient, which sinks need
+        attend = self.by_flex if query.is_cuda else self.by_segment
+        return attend(query, key, value, **how, sinks=sinks)
 
     # --- one call of scaled_dot_product_attention a segment: any device ------------------------------
 
@@ -77,6 +82,7 @@ class Segments:
         scaling: float,
         window: int | None,
         softcap: float | None,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Attend segment by segment, in blocks of queries where a mask is needed."""
         # split, not slices: its gradient is one concatenation, not a row of zeros for every segment.
@@ -85,7 +91,8 @@ class Segments:
         for own, prefix in enumerate(self.prefixes):
             seen = [own] if prefix < 0 else [prefix, own]
             k, v = (torch.cat([pieces[i] for i in seen], 2) for pieces in (keys, values))
-            if softcap is None and self.offset(own) == 0 and (window is None or window >= self.lengths[own]):
+            plain = softcap is None and sinks is None
+            if plain and self.offset(own) == 0 and (window is None or window >= self.lengths[own]):
                 out.append(attention(queries[own], k, v, scaling, causal=True))
                 continue
             position = self.offset(own)
@@ -93,7 +100,7 @@ class Segments:
                 stop = position + q.shape[2]
                 start = 0 if window is None else max(0, position - window + 1)
                 mask = self._mask(q.shape[2], stop - start, window, q.dtype, q.device)
-                out.append(attention(q, k[:, :, start:stop], v[:, :, start:stop], scaling, mask, softcap))
+                out.append(attention(q, k[:, :, start:stop], v[:, :, start:stop], scaling, mask, softcap, sinks))
                 position = stop
         return torch.cat(out, 2).transpose(1, 2)
 
@@ -164,10 +171,13 @@ class Segments:
         scaling: float,
         window: int | None,
         softcap: float | None,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Attend with FlexAttention, which skips the blocks of the row that see nothing of each other."""
+        from torch.nn.attention.flex_attention import AuxRequest
+
         mask = self._once(("flex", window), functools.partial(self._block_mask, window, query.device))
-        out = flex_attention(compiled=query.is_cuda)(
+        made: Any = flex_attention(compiled=query.is_cuda)(
             query,
             key,
             value,
@@ -175,8 +185,13 @@ class Segments:
             block_mask=mask,
             scale=scaling,
             enable_gqa=query.shape[1] != key.shape[1],
+            return_aux=None if sinks is None else AuxRequest(lse=True),
         )
-        return out.transpose(1, 2)
+        if sinks is None:
+            return made.transpose(1, 2)  # type: ignore[no-any-return]
+        out, scores = made[0], made[1].lse
+        # Of exp(lse) + exp(sink), the part that is not the sink's.
+        return (out * (scores - sinks[:, None]).sigmoid()[..., None]).to(out.dtype).transpose(1, 2)
 
     def _block_mask(self, window: int | None, device: torch.device) -> Any:
         from torch.nn.attention.flex_attention import create_block_mask
@@ -202,19 +217,27 @@ def attention(
     scaling: float,
     mask: torch.Tensor | None = None,
     softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
     *,
     causal: bool = False,
 ) -> torch.Tensor:
-    """Return softmax(scaling * query key^T + mask) value, (1, H, Q, D); soft-capped before the mask."""
+    """Return softmax(scaling * query key^T + mask) value, (1, H, Q, D); soft-capped before the mask.
+
+    sinks: (H,), scores that count in the softmax and have no value; `causal` is not for them, nor for soft caps.
+    """
     groups = query.shape[1] // key.shape[1]
-    if softcap is None:
+    if softcap is None and sinks is None:
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=causal, scale=scaling, enable_gqa=groups > 1
         )
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    scores = softcap * torch.tanh(query @ key.mT * (scaling / softcap))
+    scores = query @ key.mT
+    scores = scores * scaling if softcap is None else softcap * torch.tanh(scores * (scaling / softcap))
     scores = scores if mask is None else scores + mask
-    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype) @ value
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)], -1)
+    shares = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
+    return shares[..., : key.shape[2]] @ value
 
 
 @functools.cache
@@ -291,6 +314,15 @@ def _attention(
             got=f"attention dropout {dropout}",
             remedy='Set it, or path="padded".',
         )
+    unknown = [name for name, value in kwargs.items() if isinstance(value, torch.Tensor) and name not in TAKEN]
+    if unknown:
+        raise InvalidArgument(
+            "path",
+            expected='"padded" for a model whose attention takes more than queries, keys, values and sinks',
+            got=", ".join(unknown),
+            remedy='Set path="padded".',
+        )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    window, softcap = kwargs.get("sliding_window"), kwargs.get("softcap")
-    return segments.attend(query, key, value, scaling=scaling, window=window, softcap=softcap), None
+    window, softcap, sinks = (kwargs.get(name) for name in ("sliding_window", "softcap", "s_aux"))
+    out = segments.attend(query, key, value, scaling=scaling, window=window, softcap=softcap, sinks=sinks)
+    return out, None

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import Trainer, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput
 
 from rpo.core.errors import InvalidArgument, NonFiniteLoss
+from rpo.core.locks import alone
 from rpo.core.records import jsonable
 from rpo.llm.checkpoints import (
     CheckpointError,
@@ -199,26 +201,43 @@ class SafeTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train; resume_from_checkpoint: a folder, True for the newest whole one, "auto" for it if there is one.
 
-        Raises CheckpointError for a checkpoint that is incomplete, damaged or another run's; NonFiniteLoss.
+        Raises CheckpointError for a checkpoint that is incomplete, damaged or another run's; NonFiniteLoss, InUse.
         """
-        checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        if self.train_dataset is None:
+            raise InvalidArgument("train_dataset", expected="data to train on", got=None, remedy="Pass it at first.")
+        # Two runs would write the same checkpoints, and the last one would be a mixture.
+        writes = self.args.should_save and self.args.save_strategy != "no"
+        with alone(self.args.output_dir) if writes else contextlib.nullcontext():
+            return self._train(self._checkpoint_to_resume(resume_from_checkpoint), **kwargs)
+
+    def _train(self, checkpoint: Path | None, **kwargs: Any) -> Any:
         if checkpoint is None:
             self._require_fresh_folder()
         stored = None if checkpoint is None else read_manifest(checkpoint)
         self.train_meter, self._skipped = Meter(), 0
         self._rows.clear()
-        self.before_training(resuming=checkpoint is not None)
-        if checkpoint is not None and stored is not None:
-            self._require_same_run(checkpoint, stored)
-            finished = self._finished(checkpoint)
-            if finished is not None:
-                return finished
-        return super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs)
+        if checkpoint is None or stored is None:
+            self.before_training(resuming=False)
+            return super().train(**kwargs)
+        # The data may still get samples of pi_base; all else is held against the checkpoint before hours of scoring.
+        self._require_same_run(checkpoint, stored, but=("data",))
+        self.before_training(resuming=True)
+        self._require_same_run(checkpoint, stored)
+        finished = self._finished(checkpoint)
+        if finished is not None:
+            return finished
+        best = _BestAtHome(best_at_home(checkpoint, self.args.output_dir))
+        self.add_callback(best)
+        try:
+            return super().train(resume_from_checkpoint=str(checkpoint), **kwargs)
+        finally:
+            self.remove_callback(best)
 
     def before_training(self, *, resuming: bool) -> None:
         """Do what needs the policy as it was given: score the reference, check the data."""
 
     def _checkpoint_to_resume(self, wanted: str | bool | None) -> Path | None:
+        wanted = self.args.resume_from_checkpoint if wanted is None else wanted
         if not wanted:
             return None
         if wanted is not True and wanted != "auto":
@@ -248,11 +267,14 @@ class SafeTrainer(Trainer):
             raise CheckpointError(f"resume_from_checkpoint: {checkpoint} is the end of its run. Raise max_steps.")
         self._load_from_checkpoint(str(checkpoint))
         self.state = state
+        state.best_model_checkpoint = best_at_home(checkpoint, self.args.output_dir)
+        if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self._load_best_model()
         losses = [row["loss"] for row in state.log_history if "loss" in row]
         return TrainOutput(state.global_step, losses[-1] if losses else math.nan, {})
 
-    def _require_same_run(self, checkpoint: Path, stored: dict[str, Any]) -> None:
-        now = jsonable(self.run_identity())
+    def _require_same_run(self, checkpoint: Path, stored: dict[str, Any], but: Sequence[str] = ()) -> None:
+        now = {name: value for name, value in jsonable(self.run_identity()).items() if name not in but}
         if not stored.get("resumable", True):
             raise CheckpointError(
                 f"resume_from_checkpoint: expected optimizer and scheduler states, but {checkpoint} was saved with "
@@ -260,8 +282,29 @@ class SafeTrainer(Trainer):
             )
         changed = [name for name in now if stored.get(name) != now[name]]
         if changed:
-            name = changed[0]
+            name, there, here = changed[0], stored.get(changed[0]), now[changed[0]]
+            if isinstance(there, dict) and isinstance(here, dict):  # name what differs, not all of it
+                there, here = (
+                    {key: one.get(key) for key in here if there.get(key) != here[key]} for one in (there, here)
+                )
             raise CheckpointError(
-                f"resume_from_checkpoint: expected {name} {stored.get(name)}, as in {checkpoint}, got {now[name]}. "
-                "Pass the model, data and objective the run began with, or start a new run in another folder."
+                f"resume_from_checkpoint: expected {name} {there}, as in {checkpoint}, got {here}. "
+                "Pass what the run began with, or start a new run in another folder."
             )
+
+
+class _BestAtHome(TrainerCallback):
+    """Tells a run that goes on in a folder that was moved where its best checkpoint lies now."""
+
+    def __init__(self, best: str | None) -> None:
+        self.best = best
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.best_model_checkpoint = self.best
+
+
+def best_at_home(checkpoint: Path, output_dir: str) -> str | None:
+    """Return the best checkpoint that `checkpoint` names, in `output_dir` if it is there, None if it is nowhere."""
+    recorded = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).best_model_checkpoint
+    places = () if recorded is None else (Path(output_dir) / Path(recorded).name, Path(recorded))
+    return next((str(place) for place in places if place.is_dir()), None)

@@ -30,6 +30,7 @@ from safetensors.numpy import save as save_safetensors
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument, OutputError, RPOError
 from rpo.core.progress import track
+from rpo.core.records import check_file
 from rpo.llm.reference import Reference
 from rpo.llm.scoring import Path as ScoringPath
 from rpo.llm.scoring import PromptGroup, check_groups
@@ -136,7 +137,7 @@ class LogpCache:
 
         Safetensors: "digests" (N, 16) uint8, sorted, "logps" (N,), and the key and a checksum as metadata.
         """
-        target = Path(path)
+        target = check_file("path", path)
         digests = sorted(self._values)
         tensors = {
             "digests": np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES),
@@ -268,13 +269,14 @@ def plan_batches(groups: Iterable[PromptGroup], cache: LogpCache, batch_tokens: 
     for place, group in enumerate(groups):
         check_groups([group])
         lacking = {
-            digest: response
-            for digest, response in zip(response_digests(group), group.responses, strict=True)
+            digest: each
+            for digest, *each in zip(response_digests(group), group.responses, group.masks, strict=True)
             if digest not in cache and digest not in planned
         }
         planned.update(lacking)
         if lacking:
-            todos.append(Todo(place, PromptGroup(group.prompt_ids, list(lacking.values())), list(lacking)))
+            responses, masks = zip(*lacking.values(), strict=True)
+            todos.append(Todo(place, PromptGroup(group.prompt_ids, responses, masks), list(lacking)))
 
     def cost(todo: Todo) -> tuple[int, int]:
         return len(todo.digests), len(todo.group.prompt_ids) + max(map(len, todo.group.responses))
@@ -292,14 +294,16 @@ def plan_batches(groups: Iterable[PromptGroup], cache: LogpCache, batch_tokens: 
 
 
 def response_digests(group: PromptGroup) -> list[bytes]:
-    """Return one digest of 16 bytes for each response after the group's prompt; equal tokens, equal digests."""
+    """Return one digest of 16 bytes for each response after the group's prompt; equal tokens scored, equal digests."""
     prompt = array("I", group.prompt_ids).tobytes()  # three times as fast as through NumPy
     # The prompt's length marks where the response begins.
     stem = hashlib.blake2b(len(group.prompt_ids).to_bytes(8, "little") + prompt, digest_size=DIGEST_BYTES)
     digests = []
-    for response in group.responses:
+    for response, mask in zip(group.responses, group.scored or (None,) * len(group.responses), strict=True):
         whole = stem.copy()
         whole.update(array("I", response).tobytes())
+        if mask is not None and not all(mask):
+            whole.update(b"scored" + mask)
         digests.append(whole.digest())
     return digests
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rpo.core.errors import OutputError, RPOError
-from rpo.core.records import write_json
+from rpo.core.records import read_json, write_json
 
 MANIFEST = "manifest.json"
 BLOCK = 1 << 22
@@ -47,27 +46,28 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files, run = manifest["files"], manifest["run"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        manifest = read_json(folder / MANIFEST)
+        files, run = manifest["files"], dict(manifest["run"])
+        listed = {str(name): (int(entry["bytes"]), entry["crc32"]) for name, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"resume_from_checkpoint: expected a complete checkpoint with {MANIFEST}, got {folder} ({error}). "
             f"{_others(folder)}"
         ) from error
-    for name, entry in files.items():
+    for name, (size, crc32) in listed.items():
         path = folder / name
         if not path.is_file():
             found = "is missing"
-        elif path.stat().st_size != entry["bytes"]:
-            found = f"has {path.stat().st_size} bytes in place of {entry['bytes']}"
-        elif entry["crc32"] is not None and _crc32(path) != entry["crc32"]:
+        elif path.stat().st_size != size:
+            found = f"has {path.stat().st_size} bytes in place of {size}"
+        elif crc32 is not None and _crc32(path) != crc32:
             found = "was altered (its checksum differs)"
         else:
             continue
         raise CheckpointError(
             f"resume_from_checkpoint: expected {folder} as it was written, but {name} {found}. {_others(folder)}"
         )
-    return dict(run)
+    return run
 
 
 def complete_checkpoints(output_dir: str | Path) -> list[Path]:

@@ -23,7 +23,7 @@ CHOSEN, REJECTED = 0, 1
 
 def group_of(pair: TokenizedPair) -> PromptGroup:
     """Return the prompt with its m responses: chosen, rejected, then those under pi_base."""
-    return PromptGroup(pair.prompt_ids, (pair.chosen_ids, pair.rejected_ids, *pair.base_ids))
+    return PromptGroup(pair.prompt_ids, pair.responses, pair.scored)
 
 
 class PairDataset(torch.utils.data.Dataset[dict[str, Any]]):
@@ -101,7 +101,9 @@ def data_digest(data: Any) -> str:
         return "streaming"
     digest = hashlib.blake2b(digest_size=16)
     for pair in data.pairs:
-        parts: Sequence[Any] = (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids, *pair.base_ids)
+        parts: Sequence[Any] = (pair.prompt_ids, *pair.responses)
         digest.update(np.asarray([len(part) for part in parts] + [t for part in parts for t in part]).tobytes())
         digest.update(np.float64(pair.weight).tobytes())
+        for mask in pair.scored:
+            digest.update(mask or b"all")
     return digest.hexdigest()

@@ -11,6 +11,8 @@ from transformers import TrainingArguments
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import RPO, Objective, require_objective
+from rpo.core.records import check_file
+from rpo.llm.arguments import check_arguments, check_loading
 
 TRUNCATION_MODES = ("keep_end", "drop")
 BASE_SOURCES = ("chosen", "rejected", "reference", "column")
@@ -25,7 +27,8 @@ def _help(text: str) -> dict[str, str]:
 class TrainerConfig(TrainingArguments):
     """What every trainer here takes besides `TrainingArguments`: data, model and checks. Lengths are in tokens.
 
-    Everything inherited keeps its meaning. Raises InvalidArgument.
+    What is inherited keeps its meaning, or is refused where it has none here (`rpo.llm.arguments`). Raises
+    InvalidArgument.
     """
 
     learning_rate: float = field(default=1e-6, metadata=_help("Peak learning rate of AdamW."))
@@ -65,7 +68,11 @@ class TrainerConfig(TrainingArguments):
 
     # Model.
     model_init_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata=_help("Keywords of rpo.llm.models.load_model, for a model given by name.")
+        default=None,
+        metadata=_help(
+            "Keywords of rpo.llm.models.load_model, for a model given by name; without dtype, weights that are all "
+            "trained are float32, and those under an adapter as stored."
+        ),
     )
     disable_dropout: bool = field(default=True, metadata=_help("No dropout in policy, adapters and reference."))
 
@@ -87,17 +94,21 @@ class TrainerConfig(TrainingArguments):
             if hasattr(given, new) and getattr(given, new) is None and getattr(given, old) is not None:
                 setattr(given, new, getattr(given, old))
                 setattr(given, old, None)
-        super().__post_init__()
+        check_arguments(self)
+        try:
+            super().__post_init__()
+        except (ValueError, TypeError, KeyError, OSError, ImportError) as error:
+            remedy = "Look at the argument it names."
+            raise InvalidArgument(
+                "args",
+                expected="training arguments that transformers takes",
+                got=" ".join(str(error).split()),
+                remedy=remedy,
+            ) from error
+        check_loading(self.accelerator_config)
         self._check()
 
     def _check(self) -> None:
-        if self.logging_nan_inf_filter or self.remove_unused_columns:
-            name = "logging_nan_inf_filter" if self.logging_nan_inf_filter else "remove_unused_columns"
-            raise InvalidArgument(name, expected="False", got=True, remedy="Leave it out.")
-        if self.fp16_full_eval or self.bf16_full_eval:
-            name = "fp16_full_eval" if self.fp16_full_eval else "bf16_full_eval"
-            remedy = "It would cast the weights that are trained and saved; bf16=True computes in bfloat16."
-            raise InvalidArgument(name, expected="False", got=True, remedy=remedy)
         checks.one_of("truncation_mode", self.truncation_mode, TRUNCATION_MODES)
         checks.one_of("on_refused", self.on_refused, ("error", "drop"))
         checks.one_of("path", self.path, ("auto", "shared", "packed", "padded"))
@@ -170,6 +181,8 @@ class RPOConfig(TrainerConfig):
             self.build_objective()
         if self.base is not None:
             self.base_slots(self.base)
+        if self.ref_logps_cache is not None:
+            check_file("ref_logps_cache", self.ref_logps_cache)
 
     def build_objective(self) -> RPO:
         """Return the RPO of beta, eta, sft_reduction and base. Raises InvalidArgument."""
@@ -184,7 +197,6 @@ class RPOConfig(TrainerConfig):
         """Return `objective`, or the one these arguments build; refuse both."""
         if objective is None:
             return self.build_objective()
-        require_objective(objective)
         given = [name for name in ("beta", "eta", "sft_reduction", "base") if getattr(self, name) is not None]
         if given:
             raise InvalidArgument(
@@ -193,18 +205,16 @@ class RPOConfig(TrainerConfig):
                 got="both",
                 remedy="Leave one of them out.",
             )
-        return objective
+        return require_objective(objective)
 
     def base_slots(self, base: str) -> dict[str, float]:
         """Return the weight of each source of pi_base: {"chosen": 1.0} unless the objective says otherwise."""
-        if base == "responses":
-            return {"chosen": 0.5, "rejected": 0.5}
         if base != "custom":
-            if self.base_weights is not None:
-                raise InvalidArgument(
-                    "base_weights", expected='None unless base="custom"', got=f"base={base!r}", remedy="Leave it out."
-                )
-            return {base: 1.0}
+            for name in ("base_weights", "base_column"):
+                if getattr(self, name) is not None:
+                    expected = 'None unless base="custom"'
+                    raise InvalidArgument(name, expected=expected, got=f"base={base!r}", remedy="Leave it out.")
+            return {"chosen": 0.5, "rejected": 0.5} if base == "responses" else {base: 1.0}
         weights = self.base_weights or ({"column": 1.0} if self.base_column else {})
         total = 0.0
         for source, weight in weights.items():
@@ -220,5 +230,12 @@ class RPOConfig(TrainerConfig):
         if "column" in weights and self.base_column is None:
             raise InvalidArgument(
                 "base_column", expected="a column name", got=None, remedy="Name the column with pi_base's responses."
+            )
+        if "column" not in weights and self.base_column is not None:
+            raise InvalidArgument(
+                "base_column",
+                expected="None where base_weights has no column",
+                got=repr(self.base_column),
+                remedy='Give "column" a weight, or leave base_column out.',
             )
         return dict(weights)

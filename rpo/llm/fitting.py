@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -12,10 +13,13 @@ import numpy as np
 from safetensors import SafetensorError
 from transformers import TrainingArguments
 
+from rpo.core import checks
 from rpo.core.errors import InvalidArgument, OutputError
+from rpo.core.locks import STAGE, alone
 from rpo.core.neighbours import SFT, BradleyTerry
 from rpo.core.objectives import Objective
-from rpo.core.records import Run, check_output, jsonable
+from rpo.core.records import Run, check_output, jsonable, move_in
+from rpo.llm.arguments import own_config
 from rpo.llm.base_trainer import SafeTrainer
 from rpo.llm.checkpoints import complete_checkpoints
 from rpo.llm.config import RPOConfig
@@ -25,6 +29,8 @@ from rpo.llm.sft import SFTConfig, SFTTrainer
 from rpo.llm.trainer import PreferenceTrainer
 
 DEFAULT_FOLDER = "rpo-output"
+MARKER = "run.json"
+WEIGHTS = ("adapter_*", "model*.safetensors", "*.index.json")  # else the old would be loaded beside the new
 
 
 def fit(
@@ -80,31 +86,40 @@ def fit(
             got=type(ref_model).__name__ if ref_model is not None else ref_adapter_name,
             remedy="Leave it out.",
         )
-    if not resume_from_checkpoint:
-        check_output(args.output_dir, overwrite=overwrite, marker="run.json")
-    trainer = trainer_class(
-        os.fspath(model) if isinstance(model, os.PathLike) else model,
-        args=args,
-        train_dataset=dataset,
-        eval_dataset=eval_dataset,
-        processing_class=tokenizer,
-        objective=objective,
-        peft_config=peft_config,
-        callbacks=callbacks,
-        **options,
-    )
-    try:
-        output = trainer.train(resume_from_checkpoint=resume_from_checkpoint)
-        if eval_dataset is not None:
-            trainer.evaluate()
-        run = record(trainer, output, label=label)
-        name = dataset_name or (
-            os.fspath(dataset) if isinstance(dataset, (str, os.PathLike)) else type(dataset).__name__
+    args = own_config(args, config_class, DEFAULT_FOLDER)
+    for name, value in (("label", label), ("dataset_name", dataset_name)):
+        if value is not None:
+            checks.instance(name, value, str)
+    if dataset is None:
+        raise InvalidArgument("dataset", expected="preference data", got=None, remedy="Pass rows, a file or a name.")
+    if resume_from_checkpoint is None:
+        resume_from_checkpoint = args.resume_from_checkpoint
+    with alone(args.output_dir) if args.process_index == 0 else contextlib.nullcontext():
+        # A resumed run may find its own earlier result, which it replaces.
+        check_output(args.output_dir, overwrite=overwrite or bool(resume_from_checkpoint), marker=MARKER)
+        trainer = trainer_class(
+            os.fspath(model) if isinstance(model, os.PathLike) else model,
+            args=args,
+            train_dataset=dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            objective=objective,
+            peft_config=peft_config,
+            callbacks=callbacks,
+            **options,
         )
-        save(trainer, run, name)
-    finally:
-        if isinstance(trainer, PreferenceTrainer):
-            trainer.reference.release()  # the adapter that was copied as reference is not part of the result
+        try:
+            output = trainer.train(resume_from_checkpoint=resume_from_checkpoint)
+            if eval_dataset is not None:
+                trainer.evaluate()
+            run = record(trainer, output, label=label)
+            name = dataset_name or (
+                os.fspath(dataset) if isinstance(dataset, (str, os.PathLike)) else type(dataset).__name__
+            )
+            save(trainer, run, name)
+        finally:
+            if isinstance(trainer, PreferenceTrainer):
+                trainer.reference.release()  # the adapter that was copied as reference is not part of the result
     return run
 
 
@@ -130,15 +145,23 @@ def record(trainer: Any, output: Any, *, label: str | None = None) -> Run:
     state, objective, model = trainer.state, trainer.objective, trainer.model
     stopped = state.global_step < state.max_steps
     history = [row for row in state.log_history if "train_runtime" not in row]
+    training = trainer.args.to_dict()
+    # transformers writes <HUB_TOKEN> whether there was one or not.
+    training |= {name: None for name, value in training.items() if value == f"<{name.upper()}>"}
+    best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     resolved: dict[str, Any] = {
         "model": getattr(model.config, "name_or_path", "") or type(model).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "training": jsonable(trainer.args.to_dict()),
+        "training": jsonable(training),
+        "trainable_dtypes": sorted({str(p.dtype) for p in model.parameters() if p.requires_grad}),
+        "adapter": trainer.adapter,
+        "router_weight": trainer.router_weight,
         "path": trainer.path.name,
         "data": trainer.data_reports,
         "self_check": trainer.self_check_results,
         "metrics": output.metrics,
+        "weights_of": None if best is None else Path(best).name,
     }
     if isinstance(trainer, PreferenceTrainer):
         resolved |= {"base": trainer.base.sources, "reference": trainer.reference.describe()}
@@ -148,7 +171,8 @@ def record(trainer: Any, output: Any, *, label: str | None = None) -> Run:
         config=resolved,
         status="stopped_early" if stopped else "completed",
         message=f"Trained {state.global_step} of {state.max_steps} updates"
-        + (", stopped by a callback." if stopped else "; completed says nothing about convergence."),
+        + (", stopped by a callback." if stopped else "; completed says nothing about convergence.")
+        + ("" if best is None else f" The weights are those of {Path(best).name}, the best of them."),
         history=history,
         arrays={"step": np.asarray([row["step"] for row in history])},
         artifact=model,
@@ -160,14 +184,14 @@ def _label(objective: Any) -> str:
 
 
 def save(trainer: SafeTrainer, run: Run, dataset_name: str) -> None:
-    """Write model, tokenizer, model card and run.json to the output folder: staged beside it, then moved.
+    """Write model, tokenizer, model card and run.json to the output folder, staged in it and then moved as a whole.
 
     Weights of an earlier result go. Raises OutputError, which says where the model is if only moving it failed.
     """
     target = Path(trainer.args.output_dir)
     main = trainer.is_world_process_zero()
     try:
-        stage = Path(tempfile.mkdtemp(prefix=".saving-", dir=target)) if main else target / ".saving"
+        stage = Path(tempfile.mkdtemp(prefix=STAGE, dir=target)) if main else target / STAGE
     except OSError as error:
         raise OutputError(f"output_dir: expected a writable folder, got {target} ({error}).") from error
     try:
@@ -188,19 +212,17 @@ def save(trainer: SafeTrainer, run: Run, dataset_name: str) -> None:
             objective=run.objective,
             config=run.config["training"],
             data_report=run.config["data"].get("train", {}),
-            metrics=run.history[-1] if run.history else {},
+            metrics=run.last_metrics(),
             environment=run.environment,
         )
-        for pattern in ("adapter_*", "model*.safetensors", "*.index.json"):  # or the old would be loaded beside the new
-            for path in target.glob(pattern):
-                path.unlink()
-        for path in sorted(stage.iterdir()):
-            if (target / path.name).is_dir():
-                shutil.rmtree(target / path.name)
-            os.replace(path, target / path.name)
+        run.write(stage)
+        move_in(stage, target, marker=MARKER, stale=WEIGHTS)
         stage.rmdir()
-        run.save(target, overwrite=True)
     except OSError as error:
-        raise OutputError(f"output_dir: moving the model into {target} failed ({error}). It is in {stage}.") from error
+        # Under another name, for the next run here clears what it takes for unfinished.
+        kept_in = stage.rename(target / f"unmoved-{stage.name.removeprefix(STAGE)}")
+        raise OutputError(
+            f"output_dir: moving the model into {target} failed ({error}). It is in {kept_in}."
+        ) from error
     if trainer.args.push_to_hub:
         trainer.push_to_hub()

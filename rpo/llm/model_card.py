@@ -65,7 +65,9 @@ def write_model_card(
         front["datasets"] = [dataset]
     name = "DPO" if objective.get("eta", 0) == 0 and "beta" in objective else str(objective.get("name", "RPO"))
     source = _last_part(base_model) or "a model without a name"
-    settings = {key: config[key] for key in SHOWN if config.get(key) is not None}
+    # One of the two decides the length, the other is not used.
+    unused = "num_train_epochs" if (config.get("max_steps") or -1) > 0 else "max_steps"
+    settings = {key: config[key] for key in SHOWN if config.get(key) is not None and key != unused}
     sections = [
         f"# {source}, trained by {name}",
         f"{'An adapter for' if adapter else 'Trained from'} `{source}` on preference pairs of "

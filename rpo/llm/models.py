@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import os
 import shutil
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +18,12 @@ import torch
 from accelerate import PartialState
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument, MissingDependency, RPOError
 from rpo.core.records import staged_output
+from rpo.llm.soundness import ModelNotLoaded, require_causal, require_finite, require_whole
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +31,8 @@ logger = logging.getLogger(__name__)
 SPARE_PADS = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|PAD_TOKEN|>")
 SPECIAL_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}  # in GGUF
 QUANTIZATIONS = ("4bit", "8bit")
-
-
-class ModelNotLoaded(RPOError):
-    """A model or tokenizer that cannot be read; the message says from where, why, and what to do."""
+# Of from_pretrained: what does not fit is reported, all of it at once, and refused by `require_whole`.
+REPORTED: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 
 
 def load_model(
@@ -40,11 +42,14 @@ def load_model(
     quantization: str | None = None,
     attn_implementation: str | None = None,
     revision: str | None = None,
+    is_trainable: bool = False,
 ) -> Any:
     """Return the causal language model of a hub name, a folder, or whatever `from_gguf` takes, in evaluation mode.
 
+    An adapter (of peft) comes on the base model it names, as a PeftModel, frozen unless is_trainable.
     dtype: None and "auto" keep the one stored (float32 for GGUF). quantization: "4bit" (NF4, doubly
     quantised, computing in dtype or bfloat16) or "8bit", frozen, for training adapters; CUDA only.
+    Weights that are missing, unused or not finite, and architectures that are not causal, are refused.
     Raises InvalidArgument, MissingDependency, ModelNotLoaded.
     """
     dtype = _dtype(dtype)
@@ -63,12 +68,36 @@ def load_model(
             return _gguf_model(path, torch.float32 if dtype == "auto" else dtype, **keywords)
     if Path(name_or_path).is_dir():
         _require_safetensors(Path(name_or_path))
+    if is_adapter(name_or_path, revision=revision):
+        return _adapter_on_its_base(
+            name_or_path,
+            revision=revision,
+            is_trainable=is_trainable,
+            dtype=dtype,
+            quantization=quantization,
+            attn_implementation=attn_implementation,
+        )
     with _loading(name_or_path):
         # No revision stays None: "main" would let transformers fetch an unreviewed conversion of a
         # repository without safetensors.
-        return AutoModelForCausalLM.from_pretrained(
-            name_or_path, dtype=dtype, revision=revision, use_safetensors=True, trust_remote_code=False, **keywords
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name_or_path,
+            dtype=dtype,
+            revision=revision,
+            use_safetensors=True,
+            trust_remote_code=False,
+            **REPORTED,
+            **keywords,
         )
+    return _sound(name_or_path, model, info)
+
+
+def is_adapter(name_or_path: str | Path, *, revision: str | None = None) -> bool:
+    """Return whether a name or folder holds an adapter of peft. Raises ModelNotLoaded."""
+    if _is_gguf(name_or_path):
+        return False
+    with _loading(name_or_path):
+        return find_adapter_config_file(os.fspath(name_or_path), revision=revision) is not None
 
 
 def load_tokenizer(name_or_path: str | Path, *, revision: str | None = None) -> Any:
@@ -222,6 +251,49 @@ def _require_safetensors(folder: Path) -> None:
         )
 
 
+def _sound(source: object, model: Any, info: dict[str, Any]) -> Any:
+    """Return the model, refused if it is not whole, finite and causal. Raises InvalidArgument, ModelNotLoaded."""
+    require_whole(source, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
+    require_finite(source, model)
+    require_causal(model)
+    return model
+
+
+def _adapter_on_its_base(source: str | Path, *, revision: str | None, is_trainable: bool, **options: Any) -> Any:
+    """Return the adapter by peft, which knows all of its weights (DoRA's magnitudes too), on the base that it names."""
+    peft = require_peft()
+    if (Path(source) / "config.json").is_file() and any(Path(source).glob("model*.safetensors")):
+        raise ModelNotLoaded(
+            f"name_or_path: expected a model or an adapter, got {source} with both. Move one of them to another folder."
+        )
+    with _loading(source):
+        config = peft.PeftConfig.from_pretrained(source, revision=revision)
+    try:
+        base = load_model(config.base_model_name_or_path or "", revision=config.revision, **options)
+    except ModelNotLoaded as error:
+        raise ModelNotLoaded(f"name_or_path: {source} is an adapter, whose base model is not there. {error}") from error
+    return with_stored_adapter(base, source, revision=revision, is_trainable=is_trainable)
+
+
+def with_stored_adapter(
+    base: Any, source: str | Path, *, revision: str | None = None, is_trainable: bool = False
+) -> Any:
+    """Return a base model under a stored adapter, frozen unless is_trainable, every weight of it accounted for.
+
+    The global random state stays. Raises MissingDependency, ModelNotLoaded.
+    """
+    peft = require_peft()
+    with _loading(source), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Found missing adapter keys")  # refused below
+        model = peft.PeftModel.from_pretrained(base, source, revision=revision, is_trainable=is_trainable)
+        stored = peft.utils.load_peft_weights(os.fspath(source), device="cpu", revision=revision)
+        expected = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+    whole = {f"base_model.model.{name}" for name in base.state_dict()}  # embeddings that were saved beside it
+    require_whole(source, expected.keys() - stored.keys(), stored.keys() - expected.keys() - whole)
+    require_finite(source, model)
+    return model.eval()
+
+
 @contextlib.contextmanager
 def _loading(source: object) -> Iterator[None]:
     """Turn what goes wrong while reading `source` into one typed error."""
@@ -283,14 +355,16 @@ def _gguf_file(path: str | Path) -> Iterator[Path]:
 def _gguf_model(path: Path, dtype: torch.dtype, **keywords: Any) -> Any:
     # Dequantised on request, or transformers would keep the blocks, or say they are kept, and refuse to save.
     with _loading(path):
-        model = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(
             path.parent,
             gguf_file=path.name,
             dtype=dtype,
             quantization_config=GgufConfig(dequantize=True),
             trust_remote_code=False,
+            **REPORTED,
             **keywords,
         )
+    _sound(path, model, info)
     model.config.name_or_path = model.name_or_path = path.stem
     return model
 

@@ -5,20 +5,31 @@ Shapes: B pairs of a micro-batch; m scores a pair.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path as FilePath
 from typing import Any
 
 import torch
 
 from rpo.core.errors import InvalidArgument
+from rpo.llm.adapters import adapter_start
+from rpo.llm.arguments import check_fit, optimizer_settings
 from rpo.llm.base_trainer import SafeTrainer
 from rpo.llm.batching import BudgetCollator, TokenBudget
 from rpo.llm.collate import PairCollator, PairDataset, batch_totals, data_digest
 from rpo.llm.config import TrainerConfig
 from rpo.llm.data import PairStream, PreparedPairs, TokenizedPair, load_preferences, prepare_pairs, stream_pairs
+from rpo.llm.data.loading import SUFFIXES
+from rpo.llm.data.report import warn_of_unused_prompts
 from rpo.llm.models import check_embeddings, disable_dropout
+from rpo.llm.movement import MovedShare, warn_of_half_precision
+from rpo.llm.router import require_router_loss, router_losses, router_weight
 from rpo.llm.sampling import stop_token_ids
 from rpo.llm.selfcheck import check_data, check_gradient
+
+logger = logging.getLogger(__name__)
 
 
 class PairTrainer(TokenBudget, SafeTrainer):
@@ -51,7 +62,7 @@ class PairTrainer(TokenBudget, SafeTrainer):
         self._eval_totals: torch.Tensor | None = None
         self._digest: str | None = None
         train = self._prepare("train", train_dataset, args)
-        if isinstance(eval_dataset, Mapping) and not hasattr(eval_dataset, "column_names"):
+        if isinstance(eval_dataset, Mapping):  # a DatasetDict is one of evaluation sets too
             evaluation: Any = {name: self._prepare(f"eval_{name}", data, args) for name, data in eval_dataset.items()}
         else:
             evaluation = self._prepare("eval", eval_dataset, args)
@@ -60,6 +71,8 @@ class PairTrainer(TokenBudget, SafeTrainer):
         # A batch's tensors have no common first dimension to cut along: every process reads for itself.
         args.accelerator_config.dispatch_batches = False
         self._require_trainable(model, train)
+        check_fit(args, train, evaluation)
+        self.adapter, self.router_weight = adapter_start(model), router_weight(model)
         super().__init__(
             model=model,
             args=args,
@@ -70,6 +83,8 @@ class PairTrainer(TokenBudget, SafeTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # which keep float32 weights of their own
+            warn_of_half_precision(model)
 
     @staticmethod
     def _collator(collator: PairCollator, args: TrainerConfig) -> PairCollator:
@@ -112,7 +127,7 @@ class PairTrainer(TokenBudget, SafeTrainer):
         if data is None or isinstance(data, (PairStream, PairDataset)):
             return data
         if not isinstance(data, PreparedPairs):
-            rows = self.load_rows(data)
+            rows = self.load_rows(one_split(name, data))
             options: dict[str, Any] = {
                 "max_length": args.max_length,
                 "max_prompt_length": args.max_prompt_length,
@@ -125,6 +140,7 @@ class PairTrainer(TokenBudget, SafeTrainer):
             if not hasattr(rows, "__len__"):
                 return stream_pairs(rows, self.tokenizer, **options)
             data = prepare_pairs(rows, self.tokenizer, **options)
+        warn_of_unused_prompts(data.report)
         self.data_reports[name] = data.report.to_dict()
         return PairDataset(data)
 
@@ -136,6 +152,8 @@ class PairTrainer(TokenBudget, SafeTrainer):
     def before_training(self, *, resuming: bool) -> None:
         """Check the data before the first update."""
         self._checked = self._checked or resuming
+        if not self._checked:
+            self.add_callback(MovedShare(self))
         if not self._checked and isinstance(self.train_dataset, PairDataset):
             counts = self.data_reports.get("train", {})
             self.self_check_results |= self.check_data(self.train_dataset.pairs, counts)
@@ -195,7 +213,8 @@ class PairTrainer(TokenBudget, SafeTrainer):
         num_items_in_batch: torch.Tensor | None = None,
     ) -> Any:
         """Return the micro-batch's share of the global batch's mean loss (of its own, when evaluating)."""
-        scores = self.scores(model, inputs)
+        with router_losses(self.model) if self.router_weight else contextlib.nullcontext([]) as router:
+            scores = self.scores(model, inputs)
         self.require_finite(scores, inputs["rows"])
         own = self.batch_totals(inputs)
         totals = num_items_in_batch
@@ -204,6 +223,9 @@ class PairTrainer(TokenBudget, SafeTrainer):
         # A process may hold nothing but repeats in the last round: any weights will do, since none counts.
         weights = inputs["weights"] / own[0] if own[0] > 0 else torch.full_like(inputs["weights"], 1 / len(scores))
         loss, metrics = self.batch_loss(scores, inputs, weights.to(scores), totals)
+        if self.router_weight:
+            metrics["loss/router"] = require_router_loss(self.model, router).to(loss)
+            loss = loss + self.router_weight * metrics["loss/router"]
         if self.model.training:
             self.train_meter.add(metrics, inputs["weights"])  # the loss itself is logged by Trainer
         else:
@@ -225,7 +247,7 @@ class PairTrainer(TokenBudget, SafeTrainer):
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def run_identity(self) -> dict[str, Any]:
-        """Return objective, data, their order and batches: what a checkpoint can only be continued with."""
+        """Return objective, data, their order and batches, and the optimizer: what a checkpoint is continued with."""
         if self._digest is None:
             self._digest = data_digest(self.train_dataset)
         args = self.args
@@ -234,6 +256,7 @@ class PairTrainer(TokenBudget, SafeTrainer):
             "data": self._digest,
             "seed": args.seed if args.data_seed is None else args.data_seed,
             "pairs_per_update": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            "optimizer": optimizer_settings(args),
         }
 
     @staticmethod
@@ -245,3 +268,24 @@ class PairTrainer(TokenBudget, SafeTrainer):
                 got="none that requires a gradient",
                 remedy="Load an adapter with is_trainable=True, or pass peft_config.",
             )
+
+
+def one_split(name: str, data: Any) -> Any:
+    """Return the split "train" of a data set with several, and say so. Raises InvalidArgument where there is none."""
+    if isinstance(data, (str, FilePath)):
+        if FilePath(data).suffix.lower() not in SUFFIXES:
+            logger.warning("%s data: the split 'train' of %s. For another, pass its rows.", name, data)
+        return data
+    if type(data).__name__ not in ("DatasetDict", "IterableDatasetDict"):
+        return data
+    names = ", ".join(map(repr, data))
+    if "train" not in data:
+        raise InvalidArgument(
+            f"{name}_dataset",
+            expected="rows, or splits of which one is called 'train'",
+            got=f"the splits {names}",
+            remedy=f"Pass one of them, {name}_dataset=data[{next(iter(data), 'train')!r}].",
+        )
+    if len(data) > 1:
+        logger.warning("%s data: the split 'train' of %s.", name, names)
+    return data["train"]

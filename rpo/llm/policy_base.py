@@ -42,9 +42,8 @@ class BaseSlots:
 
     def tokens_of(self, pair: TokenizedPair) -> float:
         """Return pi_base's mean length at a pair's prompt, in tokens."""
-        responses = (pair.chosen_ids, pair.rejected_ids, *pair.base_ids)
-        weights = self.weights(len(responses))
-        return sum(weight * len(ids) for weight, ids in zip(weights, responses, strict=True))
+        weights = self.weights(len(pair.responses))
+        return sum(weight * length for weight, length in zip(weights, pair.lengths, strict=True))
 
     def reduce(
         self, logps: torch.Tensor, lengths: torch.Tensor, sft_reduction: str, mean_length: torch.Tensor
@@ -63,6 +62,10 @@ class BaseSlots:
 def with_samples(pairs: Sequence[TokenizedPair], samples: Sequence[Sequence[Any]]) -> list[TokenizedPair]:
     """Return the pairs with sampled responses (token ids) added to those scored under pi_base."""
     return [
-        replace(pair, base_ids=(*pair.base_ids, *(tuple(ids) for ids in drawn)))
+        replace(
+            pair,
+            base_ids=(*pair.base_ids, *(tuple(ids) for ids in drawn)),
+            scored=(*pair.scored, *[None] * len(drawn)) if pair.scored else (),
+        )
         for pair, drawn in zip(pairs, samples, strict=True)
     ]

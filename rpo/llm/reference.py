@@ -112,7 +112,7 @@ class AsGiven(Reference):
 
     def _compute_fingerprint(self) -> str:
         # An adapter that does nothing yet is random inside; without it, runs of all seeds share cached values.
-        untouched = _adapter_is_all_that_differs(self.model) and _is_untouched(self.model)
+        untouched = adapter_is_untouched(self.model)
         return weights_fingerprint(self.model, adapters=() if untouched else None)
 
 
@@ -215,11 +215,10 @@ def resolve_reference(policy: Any, ref_model: Any = None, *, ref_adapter_name: s
         return FrozenModel(_separate_model(policy, ref_model))
     if ref_adapter_name is not None:
         return NamedAdapter(_require_peft("model", policy), ref_adapter_name)
-    if _adapter_is_all_that_differs(policy):
-        if _is_untouched(policy):
-            return DisabledAdapter(policy)
-        if _is_copyable(policy):
-            return NamedAdapter(policy, _copy_adapter(policy), owned=True)
+    if adapter_is_untouched(policy):
+        return DisabledAdapter(policy)
+    if _adapter_is_all_that_differs(policy) and _is_copyable(policy):
+        return NamedAdapter(policy, _copy_adapter(policy), owned=True)
     return FrozenModel(copy.deepcopy(policy))
 
 
@@ -293,6 +292,11 @@ def _separate_model(policy: Any, ref_model: Any) -> torch.nn.Module:
 def _vocabulary(model: Any) -> int | None:
     config: Any = getattr(model, "config", None)
     return config.get_text_config().vocab_size if hasattr(config, "get_text_config") else None
+
+
+def adapter_is_untouched(policy: Any) -> bool:
+    """Return whether the policy is, for now, the base under one adapter that does nothing yet."""
+    return _adapter_is_all_that_differs(policy) and _is_untouched(policy)
 
 
 def _adapter_is_all_that_differs(policy: Any) -> bool:

@@ -54,7 +54,7 @@ class ReferencePass:
             except CacheMismatch:
                 if strict:
                     raise
-        groups = [PromptGroup(pair.prompt_ids, (pair.chosen_ids, pair.rejected_ids)) for pair in pairs]
+        groups = [PromptGroup(pair.prompt_ids, pair.responses[:2], pair.scored[:2]) for pair in pairs]
         with rng_kept(reference.model), on_device(reference.model, self.accelerator.device):
             precompute(
                 reference,

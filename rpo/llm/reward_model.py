@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
@@ -19,19 +19,22 @@ from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rpo.core import checks, numerics
-from rpo.core.errors import InvalidArgument, MissingDependency
+from rpo.core.errors import InvalidArgument
 from rpo.core.neighbours import BradleyTerry
 from rpo.core.progress import track
 from rpo.llm import models
 from rpo.llm.adapters import with_adapter
+from rpo.llm.arguments import check_objects, own_config
 from rpo.llm.collate import CHOSEN, REJECTED, PairCollator
 from rpo.llm.config import TrainerConfig
 from rpo.llm.data import prepare_pairs
-from rpo.llm.models import ModelNotLoaded, load_model, load_tokenizer
+from rpo.llm.models import load_model, load_tokenizer
+from rpo.llm.movement import load_to_train
 from rpo.llm.pair_trainer import PairTrainer
 from rpo.llm.sampling import evaluation_mode
 from rpo.llm.scoring import PaddedPath, PromptGroup
 from rpo.llm.sft import require_objective
+from rpo.llm.soundness import ModelNotLoaded, require_finite, require_whole
 
 logger = logging.getLogger(__name__)
 
@@ -82,12 +85,14 @@ class RewardTrainer(PairTrainer):
         callbacks: list[Any] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
-        args = RewardConfig(output_dir="reward-output") if args is None else args
+        args = own_config(args, RewardConfig, "reward-output")
+        check_objects(model, processing_class, peft_config, callbacks)
         objective = args.resolve_bradley_terry(objective)
         if isinstance(model, (str, FilePath)):
             processing_class = load_tokenizer(model) if processing_class is None else processing_class
-            options: Any = args.model_init_kwargs or {}
-            model = load_reward_model(model, new_head_seed=args.seed, **options)
+            model = load_to_train(
+                model, args.model_init_kwargs, peft_config, load=load_reward_model, new_head_seed=args.seed
+            )
         else:
             model = as_reward_model(model, new_head_seed=args.seed)
         pad = share_pad_token(model, processing_class)
@@ -195,6 +200,7 @@ def load_reward_model(
     dtype: torch.dtype | str | None = None,
     attn_implementation: str | None = None,
     revision: str | None = None,
+    is_trainable: bool = False,
 ) -> Any:
     """Return the reward model of a hub name or folder, in evaluation mode; other arguments as of `load_model`.
 
@@ -206,8 +212,9 @@ def load_reward_model(
         return as_reward_model(model, new_head_seed=new_head_seed)
     if FilePath(name_or_path).is_dir():
         models._require_safetensors(FilePath(name_or_path))
-        if (FilePath(name_or_path) / "adapter_config.json").is_file():
-            return _with_stored_adapter(name_or_path, dtype=dtype, attn_implementation=attn_implementation)
+    if models.is_adapter(name_or_path, revision=revision):
+        options = {"dtype": dtype, "attn_implementation": attn_implementation}
+        return _with_stored_adapter(name_or_path, revision=revision, is_trainable=is_trainable, **options)
     more = {"attn_implementation": attn_implementation} if attn_implementation else {}
     with _seeded(new_head_seed or 0), models._loading(name_or_path):
         model, found = AutoModelForSequenceClassification.from_pretrained(
@@ -217,27 +224,38 @@ def load_reward_model(
             revision=revision,
             use_safetensors=True,
             trust_remote_code=False,
-            output_loading_info=True,
+            **models.REPORTED,
             **more,
         )
     missing = sorted(found["missing_keys"])
-    backbone = [name for name in missing if name.startswith(f"{model.base_model_prefix}.")]
-    if backbone or (missing and new_head_seed is None):
+    if missing and new_head_seed is None:
         raise ModelNotLoaded(
             f"name_or_path: expected a trained reward model, got {name_or_path} without {', '.join(missing[:4])}. "
             "Train one with RewardTrainer and pass its folder."
         )
+
+    def counted(names: Iterable[str]) -> set[str]:
+        """Without a language model's head, which gives way to the new one."""
+        return {name for name in names if not missing or name.startswith(f"{model.base_model_prefix}.")}
+
+    require_whole(name_or_path, counted(missing), counted(found["unexpected_keys"]), found["mismatched_keys"])
+    require_finite(name_or_path, model)
+    if missing:
+        logger.warning("%s has no reward head: %s is new, from seed %s.", name_or_path, missing[0], new_head_seed)
     return model
 
 
-def _with_stored_adapter(folder: str | FilePath, **options: Any) -> Any:
+def _with_stored_adapter(source: str | FilePath, *, revision: str | None, is_trainable: bool, **options: Any) -> Any:
     """Return the base model of an adapter under it, by peft: transformers 5.17 leaves the adapter's own head out."""
-    try:
-        from peft import PeftConfig, PeftModel
-    except ImportError as error:
-        raise MissingDependency("name_or_path: an adapter needs peft: pip install 'rpo-lab[peft]'.") from error
-    base = load_reward_model(PeftConfig.from_pretrained(folder).base_model_name_or_path, new_head_seed=0, **options)
-    return PeftModel.from_pretrained(base, folder).eval()
+    stored = models.require_peft().PeftConfig.from_pretrained(source, revision=revision)
+    if stored.task_type != "SEQ_CLS":
+        raise ModelNotLoaded(
+            f"name_or_path: expected an adapter with a reward head (task_type SEQ_CLS), got {source} of "
+            f"{stored.task_type}. Merge a language model's adapter first: "
+            "load_model(source).merge_and_unload().save_pretrained(new_folder)."
+        )
+    base = load_reward_model(stored.base_model_name_or_path, new_head_seed=0, revision=stored.revision, **options)
+    return models.with_stored_adapter(base, source, revision=revision, is_trainable=is_trainable)
 
 
 def as_reward_model(model: Any, *, new_head_seed: int | None = None) -> Any:

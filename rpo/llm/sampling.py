@@ -16,6 +16,7 @@ from rpo.core.errors import InvalidArgument
 from rpo.core.progress import track
 from rpo.llm.head import takes_logits_to_keep
 from rpo.llm.logprobs import token_logps
+from rpo.llm.router import without_router
 
 Message: TypeAlias = Mapping[str, Any]
 SampledIds: TypeAlias = tuple[int, ...]  # a response, with the stop token where one was reached
@@ -220,7 +221,7 @@ def _sample_batch(
     step = torch.tensor([[pad_token_id] * (longest - len(ids)) + list(ids) for ids in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    only_last = {"logits_to_keep": 1} if takes_logits_to_keep(model) else {}
+    more = without_router(model) | ({"logits_to_keep": 1} if takes_logits_to_keep(model) else {})
     cache, tokens = None, []
     finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     for _ in range(max_new_tokens):
@@ -230,7 +231,7 @@ def _sample_batch(
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
-            **only_last,
+            **more,
         )
         cache = output.past_key_values
         token = decoding(token_logps(output.logits[:, -1]), generator)

@@ -17,10 +17,21 @@ from rpo.llm.head import plain_token_logps, token_logps_of
 
 
 class PromptGroup(NamedTuple):
-    """One prompt (at least one token) and the responses (at least one token each) scored after it."""
+    """One prompt (at least one token) and the responses (at least one token each) scored after it.
+
+    scored: for each response None, or 1 or 0 for each of its tokens, of which those with 0 are read and not
+    scored; empty where all are. Log-probabilities and lengths are of the scored tokens.
+    """
 
     prompt_ids: Sequence[int]
     responses: Sequence[Sequence[int]]
+    scored: Sequence[bytes | None] = ()
+
+    @property
+    def masks(self) -> list[bytes]:
+        """1 or 0 for each token of each response."""
+        given = self.scored or (None,) * len(self.responses)
+        return [b"\1" * len(ids) if mask is None else mask for ids, mask in zip(self.responses, given, strict=True)]
 
 
 @runtime_checkable
@@ -30,7 +41,7 @@ class Path(Protocol):
     name: str
 
     def collate(self, groups: Sequence[PromptGroup]) -> dict[str, torch.Tensor]:
-        """Return the batch as CPU tensors, among them "lengths": (G, m), response tokens."""
+        """Return the batch as CPU tensors, among them "lengths": (G, m), response tokens scored."""
         ...
 
     def logps(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -67,22 +78,24 @@ class PaddedPath:
         """Return the batch; row g*m + k is response k of group g.
 
         "input_ids", "attention_mask": (B, T) int64. "response_mask": (B, T) bool, true at the
-        response's tokens. "lengths": (G, m) int64. With left padding also "position_ids": (B, T).
+        response's scored tokens. "lengths": (G, m) int64. With left padding also "position_ids": (B, T).
         Raises InvalidArgument for no groups, ragged groups, an empty prompt or an empty response.
         """
         check_groups(groups)
-        rows = [(group.prompt_ids, response) for group in groups for response in group.responses]
-        longest = max(len(prompt) + len(response) for prompt, response in rows)
+        rows = [
+            (group.prompt_ids, *each) for group in groups for each in zip(group.responses, group.masks, strict=True)
+        ]
+        longest = max(len(prompt) + len(response) for prompt, response, _ in rows)
         width = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
         input_ids = torch.full((len(rows), width), self.pad_token_id)
         attention_mask = torch.zeros_like(input_ids)
         response_mask = torch.zeros_like(input_ids, dtype=torch.bool)
-        for row, (prompt, response) in enumerate(rows):
+        for row, (prompt, response, mask) in enumerate(rows):
             length = len(prompt) + len(response)
             start = 0 if self.padding_side == "right" else width - length
             input_ids[row, start : start + length] = torch.tensor([*prompt, *response])
             attention_mask[row, start : start + length] = 1
-            response_mask[row, start + len(prompt) : start + length] = True
+            response_mask[row, start + len(prompt) : start + length] = torch.tensor(list(mask), dtype=torch.bool)
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -96,13 +109,18 @@ class PaddedPath:
     def logps(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return summed log-probabilities, (G, m), nats; the model may be wrapped by DDP, accelerate or peft."""
         mask = inputs["response_mask"][:, 1:]
+        logps = self.token_logps(model, inputs)
+        # Back to rows by position: index_add would add in any order on a GPU.
+        return logps.new_zeros(mask.shape).masked_scatter(mask, logps).sum(-1).view(inputs["lengths"].shape)
+
+    def token_logps(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the log-probability of every response token, (K,), row by row."""
+        mask = inputs["response_mask"][:, 1:]
         rows, columns = mask.nonzero(as_tuple=True)  # a response token at columns + 1, predicted at columns
         ids = inputs["input_ids"]
         passed = {key: inputs[key] for key in ("input_ids", "attention_mask", "position_ids") if key in inputs}
         logps_of = token_logps_of if self.fused_head else plain_token_logps
-        logps = logps_of(model, rows * ids.shape[1] + columns, ids[rows, columns + 1], **passed)
-        # Back to rows by position: index_add would add in any order on a GPU.
-        return logps.new_zeros(mask.shape).masked_scatter(mask, logps).sum(-1).view(inputs["lengths"].shape)
+        return logps_of(model, rows * ids.shape[1] + columns, ids[rows, columns + 1], **passed)
 
 
 PATHS: dict[str, type[Path]] = {PaddedPath.name: PaddedPath}
@@ -123,7 +141,7 @@ def check_groups(groups: Sequence[PromptGroup]) -> None:
             got="none",
             remedy="Drop empty batches.",
         )
-    for place, (prompt, responses) in enumerate(groups):
+    for place, (prompt, responses, scored) in enumerate(groups):
         if len(responses) != len(groups[0].responses):
             raise InvalidArgument(
                 f"groups[{place}].responses",
@@ -146,3 +164,10 @@ def check_groups(groups: Sequence[PromptGroup]) -> None:
                     got="an empty response",
                     remedy="Drop the pair, or end every response with its end-of-turn token.",
                 )
+        if scored and [len(mask) for mask in groups[place].masks if any(mask)] != list(map(len, responses)):
+            raise InvalidArgument(
+                f"groups[{place}].scored",
+                expected="1 or 0 for each token of each response, a 1 in each",
+                got=list(scored),
+                remedy="Drop responses of which nothing is scored.",
+            )

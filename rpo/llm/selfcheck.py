@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -42,9 +43,11 @@ def check_data(
     if eos_token_ids:
         ended = sum(pair.chosen_ids[-1] in eos_token_ids for pair in pairs) / total
         if ended == 0:
+            last, count = Counter(pair.chosen_ids[-1] for pair in pairs).most_common(1)[0]
             raise _fail(
-                "no chosen response ends with an end-of-turn token, so the model would not learn to stop; "
-                "check the chat template and eos_token."
+                f"no chosen response ends with a token at which the model stops ({sorted(eos_token_ids)}), so it would "
+                f"not learn to; {count} of {len(pairs)} end with {last}. Set eos_token, or eos_token_id of the "
+                "generation settings, to what the chat template ends an answer with."
             )
         found["chosen_ending_with_eos"] = ended
     return found

@@ -15,14 +15,17 @@ from rpo.core.errors import InvalidArgument
 from rpo.core.neighbours import SFT
 from rpo.core.reduction import over_tokens
 from rpo.llm.adapters import with_adapter
+from rpo.llm.arguments import check_objects, own_config
 from rpo.llm.collate import PairCollator
 from rpo.llm.config import TrainerConfig
 from rpo.llm.data import PreparedPairs, TokenizedPair, load_preferences
 from rpo.llm.data.responses import RESPONSES, response_rows
-from rpo.llm.models import load_model, load_tokenizer
+from rpo.llm.models import load_tokenizer
+from rpo.llm.movement import load_to_train
 from rpo.llm.packing import choose_path
 from rpo.llm.pair_trainer import PairTrainer
 from rpo.llm.scoring import Path, PromptGroup, pad_token
+from rpo.llm.soundness import require_causal
 
 
 @dataclass
@@ -61,13 +64,14 @@ class SFTTrainer(PairTrainer):
         callbacks: list[Any] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
-        args = SFTConfig(output_dir="sft-output") if args is None else args
+        args = own_config(args, SFTConfig, "sft-output")
+        check_objects(model, processing_class, peft_config, callbacks)
         objective = require_objective(objective, SFT)
         if isinstance(model, (str, FilePath)):
             processing_class = load_tokenizer(model) if processing_class is None else processing_class
-            options: Any = args.model_init_kwargs or {}
-            model = load_model(model, **options)
+            model = load_to_train(model, args.model_init_kwargs, peft_config)
         self.response = args.response
+        require_causal(model)
         model = with_adapter(model, peft_config, seed=args.seed)
         super().__init__(
             model,
@@ -75,8 +79,8 @@ class SFTTrainer(PairTrainer):
             objective,
             PairCollator(
                 choose_path(model, pad_token(processing_class), args.path) if path is None else path,
-                group_of=lambda pair: PromptGroup(pair.prompt_ids, (learnt_ids(pair, args.response),)),
-                tokens_of=lambda pair: len(learnt_ids(pair, args.response)),
+                group_of=lambda pair: learnt(pair, args.response),
+                tokens_of=lambda pair: pair.lengths[RESPONSES.index(args.response)],
             ),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -98,8 +102,11 @@ class SFTTrainer(PairTrainer):
 
     def check_data(self, pairs: Sequence[TokenizedPair], counts: dict[str, Any]) -> dict[str, Any]:
         """Return what was found about truncation and ends of turn. Raises SelfCheckFailed."""
-        learnt = [replace(pair, chosen_ids=learnt_ids(pair, self.response), rejected_ids=()) for pair in pairs]
-        return super().check_data(learnt, counts)
+        alone = [
+            replace(pair, chosen_ids=pair.responses[RESPONSES.index(self.response)], rejected_ids=(), scored=())
+            for pair in pairs
+        ]
+        return super().check_data(alone, counts)
 
     def scores(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the responses' summed log-probabilities, (B, 1), in nats."""
@@ -121,9 +128,10 @@ class SFTTrainer(PairTrainer):
         return super().run_identity() | {"response": self.response}
 
 
-def learnt_ids(pair: TokenizedPair, response: str) -> tuple[int, ...]:
-    """Return the tokens of the chosen or the rejected response."""
-    return pair.chosen_ids if response == "chosen" else pair.rejected_ids
+def learnt(pair: TokenizedPair, response: str) -> PromptGroup:
+    """Return the prompt with the chosen or the rejected response alone."""
+    k = RESPONSES.index(response)
+    return PromptGroup(pair.prompt_ids, (pair.responses[k],), pair.scored[k : k + 1])
 
 
 def require_objective(objective: Any, kind: Any) -> Any:

@@ -16,12 +16,14 @@ from rpo.core.columns import Columns
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import LossTerms, Objective
 from rpo.llm.adapters import with_adapter
+from rpo.llm.arguments import check_objects, own_config
 from rpo.llm.callbacks import DisplacementEarlyStopping, SampledKLCallback
 from rpo.llm.collate import CHOSEN, REJECTED, PairCollator, PairDataset
 from rpo.llm.config import RPOConfig
 from rpo.llm.data import PairStream, PreparedPairs
 from rpo.llm.diagnostics import displacement_values, split_gradients
-from rpo.llm.models import load_model, load_tokenizer
+from rpo.llm.models import load_tokenizer
+from rpo.llm.movement import load_to_train
 from rpo.llm.packing import choose_path
 from rpo.llm.pair_trainer import PairTrainer
 from rpo.llm.policy_base import BaseSlots, with_samples
@@ -29,6 +31,7 @@ from rpo.llm.reference import AsGiven, NoReference, Reference, resolve_reference
 from rpo.llm.reference_pass import CACHE_NAME, ReferencePass, on_device
 from rpo.llm.scoring import Path, pad_token
 from rpo.llm.selfcheck import check_start
+from rpo.llm.soundness import require_causal
 
 
 class PreferenceTrainer(PairTrainer):
@@ -59,14 +62,15 @@ class PreferenceTrainer(PairTrainer):
         callbacks: list[Any] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
-        args = RPOConfig(output_dir="rpo-output") if args is None else args
+        args = own_config(args, RPOConfig, "rpo-output")
+        check_objects(model, processing_class, peft_config, callbacks)
         resolved = args.resolve_objective(objective)
         self.needs_reference = "reference" in resolved.needs
         self.base = BaseSlots(args.base_slots(resolved.anchor.role), args.base_num_samples)
         if isinstance(model, (str, FilePath)):
             processing_class = load_tokenizer(model) if processing_class is None else processing_class
-            options: Any = args.model_init_kwargs or {}
-            model = load_model(model, **options)
+            model = load_to_train(model, args.model_init_kwargs, peft_config)
+        require_causal(model)
         model = with_adapter(model, peft_config, seed=args.seed)
         # Where the policy as given is the reference and its values are computed now, no second model is kept.
         kept = not args.precompute_ref_log_probs or args.kl_steps > 0
@@ -127,7 +131,7 @@ class PreferenceTrainer(PairTrainer):
         super().before_training(resuming=resuming)
         self.reference.fingerprint()  # before anything is sharded: checkpoints name it
         for data in (self.train_dataset, *self._evaluations()):
-            self._score(data, resuming=resuming)
+            self._score(data)
         self._prepare_reference()
         self._digest = None  # samples of pi_base may have joined
 
@@ -136,7 +140,7 @@ class PreferenceTrainer(PairTrainer):
             self.reference.prepare(self.accelerator)
             self._prepared = True
 
-    def _score(self, data: Any, *, resuming: bool = False) -> None:
+    def _score(self, data: Any) -> None:
         """Fill in, once, what is known of a data set before training."""
         args = self.args
         if not isinstance(data, PairDataset) or data.scored:
@@ -169,7 +173,7 @@ class PreferenceTrainer(PairTrainer):
         if args.precompute_ref_log_probs and self.needs_reference:
             # A file of our own from an earlier run in this folder gives way; one that was named does not.
             file = FilePath(args.output_dir) / CACHE_NAME if given is None else given
-            strict = resuming or given is not None
+            strict = given is not None
             data.known["reference_logps"] = scorer.logps(self.reference, data.pairs, file=file, strict=strict)
         # Where the policy started is known from the reference, or scored where displacement is to be measured.
         separate = self.needs_reference and not self.starts_at_reference

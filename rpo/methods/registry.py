@@ -11,6 +11,7 @@ from dataclasses import MISSING, dataclass, fields
 from rpo.core import checks
 from rpo.core.objectives import Objective
 
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """One registered method.
@@ -69,15 +70,15 @@ METHODS: dict[str, Method] = {
 
 def table() -> str:
     """Return the registered methods as a Markdown table, sorted as registered."""
-    rows = [("method", "needs", "optimum", "source", "equation", "held to")]
+    head = ("method", "needs", "optimum", "source", "equation", "held to")
+    rows: list[tuple[str, ...]] = [head, ("---",) * len(head)]
     for method in METHODS.values():
         kind = method.load()
-        made = kind(**{name: 0.1 for name in _without_default(kind)})
+        made = kind(**dict.fromkeys(_without_default(kind), 0.1))
         needs = ", ".join(sorted(made.needs)) or "nothing"
         source = method.paper if method.arxiv == "none" else f"{method.paper}, arXiv {method.arxiv}"
         optimum = "certified" if method.certified else "convex" if made.convex_in_logits else "stationary"
         rows.append((f"`{method.name}`", needs, optimum, source, method.equation, method.oracle))
-    rows.insert(1, ("---",) * len(rows[0]))
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 

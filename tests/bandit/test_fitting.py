@@ -195,3 +195,15 @@ def test_bad_options_are_refused(
 def test_a_linear_policy_needs_features() -> None:
     with pytest.raises(InvalidArgument, match=r"problem.features: expected an \(X, A, D\) array"):
         instances.coverage_skew(rng=0).linear_softmax_policy()
+
+
+@pytest.mark.parametrize("optimizer", ["newton", "lbfgs", "gradient_descent"])
+def test_a_tolerance_that_every_policy_meets_is_refused(
+    problem: ContextualBandit, pairs: PreferenceCounts, optimizer: str
+) -> None:
+    """Gradients are of order beta: at 1e-10 the default 1e-10 would call the reference itself converged."""
+    objective = DPO(beta=1e-10, base="reference")
+    with pytest.raises(InvalidArgument, match=r"^tolerance: expected at most 0.001 beta = 1e-13.*Pass tolerance=1e-19"):
+        fit(problem.softmax_policy(), pairs, objective, optimizer=optimizer)
+    run = fit(problem.softmax_policy(), pairs, objective, optimizer=optimizer, tolerance=1e-13, max_steps=20)
+    assert run.status == "converged" or run.loss > solve(problem, pairs, objective, method="newton").loss

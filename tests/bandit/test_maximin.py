@@ -606,6 +606,32 @@ def test_another_loss_than_rpo_and_dpo_is_never_solved_as_if_it_were_one(door: s
         doors[door]()
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.1])
+@pytest.mark.parametrize("beta", [5e-324, 1e-300, 1e-101, 1e-100, 1e-20, 1e20, 1e100, 1e101, 1e300])
+def test_a_temperature_beyond_float64_is_refused_and_any_other_answered(beta: float, eta: float) -> None:
+    """Squares of beta under- or overflow outside [1e-100, 1e100]. DPO tends to the best responses, and to pi_ref."""
+    problem, data, _ = two_components()
+    objective = RPO(beta=beta, eta=eta, base="reference")
+    for reward_class in (Box(3.0), Unconstrained(), LinearBall(problem.features, 1.0)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", InaccurateSolution)
+            if not 1e-100 <= beta <= 1e100:
+                with pytest.raises(InvalidArgument, match=r"^objective\.beta: expected a number between 1e-100"):
+                    solve(problem, data, objective, reward_class=reward_class, method="newton")
+                continue
+            found = solve(problem, data, objective, reward_class=reward_class, method="newton")
+        batch = solve_batch(data.wins()[None], objective, reference=problem.reference, reward_class=reward_class)
+        for policy, reward in ((found.policy, found.reward), (batch.policy[0], batch.reward[0])):
+            assert np.allclose(policy.sum(axis=1), 1.0) and (policy >= 0).all()
+            if beta >= 1e20:
+                assert np.allclose(policy, problem.reference)
+            elif eta == 0 and isinstance(reward_class, Box):
+                assert found.status == "certified"
+                assert (policy * (reward.max(axis=1, keepdims=True) - reward)).max() < 1e-12
+    with pytest.raises(InvalidArgument, match="^features: expected a largest entry between"):
+        LinearBall(problem.features * 1e150, 1.0)
+
+
 def test_another_reward_class_than_the_three_is_refused() -> None:
     """A subclass may widen the set; its support function would be the narrower one's."""
     problem, data, _ = two_components()

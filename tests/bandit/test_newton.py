@@ -8,9 +8,17 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import expit
 
+from rpo.bandit.solver import newton
 from rpo.bandit.solver.newton import minimize_ball, minimize_box
 
 Function = Callable[[Any], tuple[float, Any, Any]]
+
+
+@pytest.fixture(params=["spectrum", "factor"], autouse=True)
+def systems(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few variables are solved for through the spectrum; `factor` solves for them as for many."""
+    if request.param == "factor":
+        monkeypatch.setattr(newton, "LARGE", 0)
 
 
 def logistic(seed: int, n: int = 5, rank: int = 5, curvature: float = 0.0) -> Function:

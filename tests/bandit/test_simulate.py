@@ -1,5 +1,6 @@
 """`simulate`: closed forms, seeds, failures as rows, and tables that do not depend on how they were computed."""
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,8 @@ from scipy.special import expit
 from rpo.bandit import Baseline, Box, ContextualBandit, LinearBall, PolicyResult, Unconstrained, instances, solve
 from rpo.bandit.baselines.plain import BestOfN, Greedy, ReferencePolicy
 from rpo.bandit.simulation.cell import Cell
-from rpo.bandit.simulation.engine import make_plan, simulate
+from rpo.bandit.simulation.code import code_digest
+from rpo.bandit.simulation.engine import FailedRows, make_plan, simulate
 from rpo.bandit.simulation.entrants import Maximin, from_dict
 from rpo.bandit.simulation.grid import canonical
 from rpo.bandit.simulation.store import CorruptShard, GridMismatch, GridStore, MixedCode
@@ -294,7 +297,9 @@ def test_baselines_run_beside_objectives() -> None:
     ],
 )
 def test_what_a_baseline_does_wrong_is_a_row(what: str, status: str, message: str) -> None:
-    frame = simulate(two_arms, [Coin(what=what), DPO(beta=1.0)], {"n": [5], "lead": [1.0]}, 3, rng=0)
+    told = pytest.warns(FailedRows, match=f"^3 of 6 rows failed .*3 of coin.*coin at seed 0: .*{message}")
+    with told if status == "failed" else contextlib.nullcontext():
+        frame = simulate(two_arms, [Coin(what=what), DPO(beta=1.0)], {"n": [5], "lead": [1.0]}, 3, rng=0)
     coin = frame[frame["method"] == "coin"]
     assert list(coin["status"]) == [status] * 3
     assert all(message in text for text in coin["message"])
@@ -315,12 +320,15 @@ def test_a_baselines_own_randomness_is_seeded_and_its_own() -> None:
 
 def test_draws_without_a_minimiser_or_without_a_problem_are_rows() -> None:
     """One comparison in the unconstrained class has no minimiser at eta = 0 (the loser's reward runs away)."""
-    frame = simulate(two_arms, {"free": Maximin(DPO(beta=1.0), Unconstrained())}, {"n": [1], "lead": [1.0]}, 3, rng=0)
+    free = {"free": Maximin(DPO(beta=1.0), Unconstrained())}
+    with pytest.warns(FailedRows, match="3 of free"):
+        frame = simulate(two_arms, free, {"n": [1], "lead": [1.0]}, 3, rng=0)
     assert list(frame["status"]) == ["failed"] * 3
     assert all("no minimiser" in text and "Unconstrained" in text for text in frame["message"])
     assert frame["gap"].isna().all()
     broken_at_odd_draws.calls = 0  # type: ignore[attr-defined]
-    frame = simulate(broken_at_odd_draws, DPO(beta=1.0), {"n": [5]}, 4, rng=0)
+    with pytest.warns(FailedRows, match="2 of 4 rows .* seed 0: ZeroDivisionError: no such world"):
+        frame = simulate(broken_at_odd_draws, DPO(beta=1.0), {"n": [5]}, 4, rng=0)
     assert list(frame["status"]) == ["failed", "certified", "failed", "certified"]
     assert frame["message"][0] == "ZeroDivisionError: no such world"
     assert list(frame["gap"].isna()) == [True, False, True, False]
@@ -337,7 +345,8 @@ def test_one_draw_the_solver_refuses_does_not_take_its_neighbours(monkeypatch: p
         return original(wins, *arguments, **options)
 
     monkeypatch.setattr(cell, "solve_batch", picky)
-    frame = simulate(two_arms, DPO(beta=1.0), {"n": [5], "lead": [1.0]}, 20, rng=0)
+    with pytest.warns(FailedRows, match="LinAlgError: singular"):
+        frame = simulate(two_arms, DPO(beta=1.0), {"n": [5], "lead": [1.0]}, 20, rng=0)
     assert set(frame["status"]) == {"failed", "certified"}
     assert set(frame["message"]) == {"", "LinAlgError: singular"}
 
@@ -480,6 +489,197 @@ def test_another_version_of_what_computes_is_refused_and_a_broken_manifest_too(t
     path.write_text("{")
     with pytest.raises(OutputError, match="cannot be read"):
         simulate("coverage_skew", [RPO], SMALL, 2, rng=0, output=tmp_path)
+
+
+OWN = """
+import dataclasses
+import functools
+import numpy as np
+import HELPER_MODULE
+from HELPER_MODULE import helped
+from rpo.bandit import Baseline, Box, ContextualBandit, PolicyResult
+from rpo.bandit.simulation import Maximin
+from rpo.core.objectives import RPO
+
+NUMBER, TABLE, NAMES = 1.0, {"a": [1, 2]}, frozenset({"x", "y", "z"})
+
+def helper(x):
+    return x + 1
+
+def instance(*, rng):
+    return helper(NUMBER) + TABLE["a"][0] + helped() + HELPER_MODULE.other() + len(NAMES & {"p", "q", "x"})
+
+def factory(scale, table=np.ones(2)):
+    def made(*, rng):
+        return scale * table
+    return made
+
+closed = factory(2.0)
+closed_array = factory(np.array([1.0, 2.0]))
+
+def default(*, rng, scale=3.0):
+    return scale
+
+class Parent(Baseline):
+    power = 4
+    def inherited(self):
+        return 5
+
+@dataclasses.dataclass(frozen=True)
+class Mine(Parent):
+    beta: float = 0.5
+    rule: object = None
+    extra: list = dataclasses.field(default_factory=list)
+    @property
+    def label(self):
+        return "mine"
+    def solve(self, problem, data, *, rng=None):
+        return self.inherited() + self._twice(6)
+    @functools.cache
+    def _cached(self):
+        return 7
+    @staticmethod
+    def _twice(x):
+        return [helper(y) * 8 for y in range(x)]
+
+mine = Mine()
+ruled = Mine(rule=instance)
+maximin = Maximin(RPO(beta=0.5, eta=0.1), lambda problem: Box(9.0))
+based = Maximin(RPO(beta=0.5, eta=0.1, base="custom"), base_policy=default)
+bandit = type("Own", (ContextualBandit,), {"draw_pairs": helper})(d0=np.ones(1), reference=np.full((1, 2), 0.5))
+
+def elsewhere():
+    return 10
+"""
+OWN_HELPER = """
+def helped():
+    return 11
+def other():
+    return below()
+def below():
+    return 12
+"""
+
+
+def load_own(change: tuple[str, str] = ("", ""), name: str = "rpo_test_own") -> Any:
+    """Return the module above, and the one that it imports, with `change` made to their text."""
+    for module, text in ((f"{name}_helper", OWN_HELPER), (name, OWN.replace("HELPER_MODULE", f"{name}_helper"))):
+        sys.modules[module] = loaded = ModuleType(module)
+        exec(compile(text.replace(*change) if change[0] else text, f"<{module}>", "exec"), vars(loaded))
+    return loaded
+
+
+@pytest.mark.parametrize(
+    ("change", "touched"),
+    [
+        (("x + 1", "x + 2"), {"instance", "mine", "ruled", "bandit"}),
+        (("NUMBER, TABLE, NAMES = 1.0", "NUMBER, TABLE, NAMES = 1.5"), {"instance", "ruled"}),
+        (("[1, 2]", "[1, 3]"), {"instance", "ruled"}),
+        (('"y", "z"})', '"y", "w"})'), {"instance", "ruled"}),
+        (("return 11", "return 0"), {"instance", "ruled"}),
+        (("return 12", "return 0"), {"instance", "ruled"}),
+        (("factory(2.0)", "factory(2.5)"), {"closed"}),
+        (("np.ones(2)", "np.zeros(2)"), {"closed", "closed_array"}),
+        (("[1.0, 2.0]", "[1.0, 2.5]"), {"closed_array"}),
+        (("scale=3.0", "scale=3.5"), {"default", "based"}),
+        (("power = 4", "power = 5"), {"mine", "ruled"}),
+        (("return 5", "return 6"), {"mine", "ruled"}),
+        (("* 8", "* 9"), {"mine", "ruled"}),
+        (("return 7", "return 0"), {"mine", "ruled"}),
+        (("beta: float = 0.5", "beta: float = 0.6"), {"mine", "ruled"}),
+        (("Box(9.0)", "Box(9.5)"), {"maximin"}),
+        (("return 10", "return 0"), set()),
+        (("def factory", "# a comment\n\ndef factory"), set()),
+    ],
+)
+def test_the_digest_of_own_code_changes_with_what_runs_and_only_then(
+    change: tuple[str, str], touched: set[str]
+) -> None:
+    """Body, helper, constant, imported module, closure, default, base class, class attribute, decorated method."""
+    names = ("instance", "closed", "closed_array", "default", "mine", "ruled", "maximin", "based", "bandit")
+    before, same, after = (load_own(made) for made in (("", ""), ("", ""), change))
+    digests = [{name: code_digest(name, getattr(own, name)) for name in names} for own in (before, same, after)]
+    assert digests[0] == digests[1] and None not in digests[0].values()
+    assert {name for name in names if digests[0][name] != digests[2][name]} == touched
+
+
+def test_the_digest_does_not_depend_on_the_process_and_the_package_has_none(tmp_path: Path) -> None:
+    (tmp_path / "own_helper.py").write_text(OWN_HELPER)
+    (tmp_path / "own.py").write_text(OWN.replace("HELPER_MODULE", "own_helper"))
+    code = (
+        "import own; from rpo.bandit.simulation.code import code_digest as d; print(d('', own.mine), d('', own.ruled))"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
+        ).stdout
+        for seed in ("1", "2")
+    }  # fmt: skip
+    assert len(found) == 1 and len(found.pop()) == 66
+    for own in (instances.coverage_skew, Greedy(), Maximin(RPO(beta=1.0, eta=0.1), Box(1.0)), two_arms(lead=1.0)):
+        assert code_digest("a", own) is None
+
+
+@pytest.mark.parametrize("held", [object(), np.random.default_rng(0), iter([1]), len])
+def test_what_cannot_be_told_from_its_later_self_is_refused_with_output_alone(held: Any, tmp_path: Path) -> None:
+    def instance(*, rng: Any) -> ContextualBandit:
+        return two_arms(lead=1.0 if held else 0.5)
+
+    simulate(instance, DPO(beta=1.0), {"n": [5]}, 1, rng=0)
+    if held is len:  # Python's own: its version tells
+        simulate(instance, DPO(beta=1.0), {"n": [5]}, 1, rng=0, output=tmp_path)
+        return
+    with pytest.raises(InvalidArgument, match=r"^instance with output: expected Python code.*or run without output"):
+        simulate(instance, DPO(beta=1.0), {"n": [5]}, 1, rng=0, output=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_of_own_code_that_has_changed_are_not_taken(tmp_path: Path, solved_chunks: list[Any]) -> None:
+    """The same name, the same grid, another reward: refused; told apart from a run that continues."""
+
+    def run(lead: float, **more: Any) -> pandas.DataFrame:
+        def mine(*, rng: Any) -> ContextualBandit:
+            return two_arms(lead=lead)
+
+        return simulate(mine, [ReferencePolicy(), Coin()], {"n": [5]}, 3, rng=0, output=tmp_path, **more)
+
+    first = run(1.0)
+    assert first.attrs["rows_reused"] == 0 and run(1.0).attrs["rows_reused"] == len(first) == 6
+    assert len(solved_chunks) == 1
+    with pytest.raises(GridMismatch, match=r"code\.instance.*overwrite"):
+        run(1.5)
+    assert (run(1.5, overwrite=True)["gap"] == 0.75).all()
+
+
+class Flaky(Coin):
+    """Fails until the file is there."""
+
+    where = Path()
+
+    def solve(self, problem: Any, data: Any, *, rng: Any = None) -> PolicyResult:
+        self.where.read_text()
+        return super().solve(problem, data, rng=rng)
+
+
+def test_rows_that_failed_are_tried_again_and_an_answer_of_none_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, solved_chunks: list[Any]
+) -> None:
+    monkeypatch.setattr(Flaky, "where", tmp_path / "there")
+    options: dict[str, Any] = {"seeds": 2, "rng": 0, "output": tmp_path / "out"}
+    grid = {"n": [5], "lead": [1.0, 2.0]}
+    with pytest.warns(FailedRows, match=r"^4 of 4 rows failed .*\(4 of coin\).*coin at seed 0: FileNotFoundError"):
+        simulate(two_arms, Flaky(), grid, **options)
+    (tmp_path / "there").write_text("")
+    mended = simulate(two_arms, Flaky(), grid, **options)
+    assert list(mended["status"]) == ["exact"] * 4 and mended.attrs["rows_reused"] == 0
+    assert len(solved_chunks) == 4
+    assert simulate(two_arms, Flaky(), grid, **options).attrs["rows_reused"] == 4
+    free = {"free": Maximin(DPO(beta=1.0), Unconstrained())}
+    for reused in (0, 2):
+        with pytest.warns(FailedRows, match=r"2 of 2 rows failed .*no minimiser exists on this data"):
+            frame = simulate(two_arms, free, {"n": [1], "lead": [1.0]}, 2, rng=0, output=tmp_path / "free")
+        assert frame.attrs["rows_reused"] == reused
 
 
 def test_overwrite_removes_only_what_a_simulation_wrote(tmp_path: Path) -> None:

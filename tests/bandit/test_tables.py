@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+import reprlib
 import sys
 from pathlib import Path
 
@@ -11,8 +13,9 @@ import numpy as np
 import pytest
 
 from rpo.bandit.data import PreferenceCounts
+from rpo.bandit.table_rows import ONE_HOT_WINNER
 from rpo.bandit.tables import bandit_from_preferences, read_preferences
-from rpo.core.errors import InvalidArgument, MissingDependency, OutputError
+from rpo.core.errors import InvalidArgument, LookAlikeLabels, MissingDependency, OutputError
 
 PAIRS = [("q2", "b", "a"), ("q1", "a", "b"), ("q2", "b", "a"), ("q2", "c", "b")]
 # Sorted labels: prompts q1, q2 -> 0, 1; responses a, b, c -> 0, 1, 2.
@@ -148,9 +151,9 @@ def test_the_limit_of_csv_is_left_as_it_was(tmp_path):
         read_preferences(write(tmp_path / "t.csv", "chosen,rejected\na,b\n"))
         assert csv.field_size_limit() == 1234
         with pytest.raises(InvalidArgument) as caught:
-            read_preferences(write(tmp_path / "t.csv", "chosen,rejected\na,a\n"))
+            read_preferences(write(tmp_path / "t.csv", "chosen,rejected\na\n"))
         assert csv.field_size_limit() == 1234
-        assert caught.value.name == "rejected"
+        assert caught.value.name == "path"
     finally:
         csv.field_size_limit(before)
 
@@ -169,6 +172,7 @@ def test_prompt_column_by_name(tmp_path):
 REFUSED_CSV = {
     "columns": ("chosen,loser\na,b\n", r"columns: expected \(chosen, rejected\) or .*got 'chosen', 'loser'"),
     "both layouts": ("chosen,rejected,model_a,model_b,winner\na,b,a,b,tie\n", "columns: expected"),
+    "both winners": ("model_a,model_b,winner,winner_model_a,winner_model_b,winner_tie\na,b,tie,0,0,1\n", "columns: "),
     "repeated": ("chosen,rejected,chosen\na,b,c\n", "columns: expected"),
     "no header": ("", "columns: expected .*got none"),
     "no rows": ("chosen,rejected\n", "path: expected at least one preference, got no rows"),
@@ -176,18 +180,12 @@ REFUSED_CSV = {
         "model_a,model_b,winner\na,b,tie\n",
         r"path: expected at least one preference, got only dropped rows in .*\{'tie': 1\}",
     ),
-    "missing label": ("chosen,rejected\na,b\n,b\n", "chosen: expected a label.*a missing value at line 3"),
-    "missing prompt": ("prompt,chosen,rejected\np,a,b\n,a,b\n", "prompt: expected a label.*at line 3"),
-    "itself": ("chosen,rejected\na,b\nb,a\na,a\n", "rejected: expected a response other than chosen, got 'a' .*line 4"),
-    "itself, tied": ("model_a,model_b,winner\na,a,tie\n", "model_b: expected a response other than model_a.*line 2"),
-    "winner": ("model_a,model_b,winner\na,b,Model_A\n", "winner: expected one of 'model_a'.*got 'Model_A' at line 2"),
-    "count zero": ("chosen,rejected,count\na,b,0\n", "count: expected a finite number > 0.*'0' at line 2"),
-    "count negative": ("chosen,rejected,count\na,b,1\na,b,-1\n", "count: .*'-1' at line 3"),
-    "count infinite": ("chosen,rejected,count\na,b,inf\n", "count: .*'inf' at line 2"),
-    "count nan": ("chosen,rejected,count\na,b,nan\n", "count: .*'nan' at line 2"),
-    "count text": ("chosen,rejected,count\na,b,many\n", "count: .*'many' at line 2"),
-    "count underscore": ("chosen,rejected,count\na,b,1_000\n", "count: .*'1_000' at line 2"),
-    "count empty": ("chosen,rejected,count\na,b,\n", "count: .*'' at line 2"),
+    "only bad cells": (
+        "chosen,rejected\n,b\n",
+        r"path: expected at least one preference, got only dropped rows in .*missing chosen, first '' at line 2",
+    ),
+    "NUL": ("chosen,rejected\na,b\na\0,b\n", r"chosen: expected labels .* got a NUL character at line 3 of .*t\.csv"),
+    "NUL in a column": ("chosen,rej\0ected\na,b\n", r"path: expected a well-formed .*a NUL character in the column"),
     "short row": (
         "chosen,rejected\na\n",
         "path: expected a well-formed .csv file, got 1 cells at line 2 and 2 in the header",
@@ -205,6 +203,7 @@ def test_csv_refusals(tmp_path, case):
         read_preferences(write(tmp_path / "t.csv", text))
 
 
+NESTED = "[" * 100_000 + "]" * 100_000
 REFUSED_JSON = {
     "empty": ("", "columns: expected .*got none"),
     "malformed": (
@@ -212,14 +211,23 @@ REFUSED_JSON = {
         "path: expected a well-formed .jsonl file.*line 2",
     ),
     "not an object": ('["a", "b"]\n', "path: .*got a list and not an object at line 1"),
-    "null": ('{"chosen": null, "rejected": "b"}\n', "chosen: expected a label.*missing value at line 1"),
-    "nan": ('{"chosen": NaN, "rejected": "b"}\n', "chosen: expected a label.*missing value at line 1"),
-    "missing key": ('{"chosen": "a", "rejected": "b"}\n{"chosen": "a"}\n', "rejected: .*missing value at line 2"),
+    "deep": (
+        f'{{"chosen": {NESTED}, "rejected": "b"}}\n',
+        r"path: expected a well-formed .jsonl file.*line 1 in .*t\.j",
+    ),
     "conversation": (
         '{"chosen": [{"role": "user", "content": "hi"}], "rejected": "b"}\n',
-        "chosen: expected a short label.*got a list at line 1.*Conversations are not labels",
+        "chosen is no short label, first a list at line 1.*Conversations are not labels",
     ),
-    "count true": ('{"chosen": "a", "rejected": "b", "count": true}\n', "count: .*True at line 1"),
+    "surrogate": (
+        '{"chosen": "a", "rejected": "b"}\n{"chosen": "a\\ud800", "rejected": "b"}\n',
+        r"chosen: expected labels .* got half of a surrogate pair at line 2 of .*t\.jsonl",
+    ),
+    "surrogate prompt": (
+        '{"prompt": "\\udfff", "chosen": "a", "rejected": "b"}\n',
+        "prompt: .*surrogate pair at line 1",
+    ),
+    "surrogate column": ('{"chosen": "a", "rejected": "b", "\\udfff": 1}\n', "path: .*surrogate pair in the column"),
     "late count": (
         '{"chosen": "a", "rejected": "b"}\n{"chosen": "a", "rejected": "b", "count": 9}\n',
         "count: expected the same columns in every row, got 'count' at line 2",
@@ -239,14 +247,148 @@ def test_json_refusals(tmp_path, case):
         read_preferences(write(tmp_path / "t.jsonl", text))
 
 
-def test_parquet_refusals(tmp_path):
-    """Rows count from 1; a null is missing, a list is a conversation, and text is no Parquet file."""
-    path = save(tmp_path / "null.parquet", ["chosen", "rejected"], [("a", "b"), (None, "b")])
-    with pytest.raises(InvalidArgument, match=r"chosen: expected a label.*missing value at row 2"):
-        read_preferences(path)
-    path = save(tmp_path / "list.parquet", ["chosen", "rejected"], [([{"role": "user"}], [{"role": "user"}])])
-    with pytest.raises(InvalidArgument, match=r"chosen: expected a short label.*got a list at row 1"):
-        read_preferences(path)
+HUGE = 10**400
+# One good comparison of a and b, then this row, then the reason for which it is left out.
+BAD_CELLS = {
+    "null": ({"chosen": None}, "missing chosen, first None"),
+    "not a number": ({"rejected": math.nan}, "missing rejected, first nan"),
+    "empty": ({"prompt": ""}, "missing prompt, first ''"),
+    "dict": ({"chosen": {"role": "user"}}, "chosen is no short label, first a dict"),
+    "list": ({"rejected": ["a", "b"]}, "rejected is no short label, first a list"),
+    "itself": ({"chosen": "b"}, "a response against itself, first 'b'"),
+    "count zero": ({"count": 0}, "count is no finite number > 0, first 0"),
+    "count negative": ({"count": -1}, "count is no finite number > 0, first -1"),
+    "count N/A": ({"count": "N/A"}, "count is no finite number > 0, first 'N/A'"),
+    "count null": ({"count": None}, "count is no finite number > 0, first None"),
+    "count true": ({"count": True}, "count is no finite number > 0, first True"),
+    "count underscore": ({"count": "1_000"}, "count is no finite number > 0, first '1_000'"),
+    "count infinite": ({"count": math.inf}, "count is no finite number > 0, first inf"),
+    "count huge": ({"count": HUGE}, f"count is no finite number > 0, first {reprlib.repr(HUGE)}"),
+    "count list": ({"count": [1]}, "count is no finite number > 0, first [1]"),
+    "winner": ({"winner": "Model_A"}, "winner is not model_a, model_b or a tie, first 'Model_A'"),
+    "winner null": ({"winner": None}, "winner is not model_a, model_b or a tie, first None"),
+    "winner dict": ({"winner": {"a": 1}}, "winner is not model_a, model_b or a tie, first {'a': 1}"),
+    "inconsistent": ({"winner": "tie (inconsistent)"}, "tie, inconsistent"),
+    "itself in a match": ({"winner": "model_a", "model_a": "b"}, "a response against itself, first 'b'"),
+    "two winners": ({"winner_tie": 1}, "winner is not model_a, model_b or a tie, first 1, 0, 1"),
+    "no winner": ({"winner_model_a": 0}, "winner is not model_a, model_b or a tie, first 0, 0, 0"),
+    "half a winner": ({"winner_model_a": 0.5}, "winner is not model_a, model_b or a tie, first 0.5, 0, 0"),
+    "winner list": ({"winner_model_a": [1]}, "winner is not model_a, model_b or a tie, first [1], 0, 0"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CELLS)
+def test_one_bad_cell_costs_its_row_and_is_counted(tmp_path, case):
+    """The good rows before and after it are kept: two wins of a over b."""
+    bad, reason = BAD_CELLS[case]
+    good = {"prompt": "q", "count": 1}
+    if "winner" in bad:
+        good |= {"model_a": "a", "model_b": "b", "winner": "model_a"}
+    elif any(name.startswith("winner") for name in bad):
+        good |= {"model_a": "a", "model_b": "b", "winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0}
+    else:
+        good |= {"chosen": "a", "rejected": "b"}
+    path = write(tmp_path / "t.jsonl", "".join(json.dumps(row) + "\n" for row in (good, {**good, **bad}, good)))
+    table = read_preferences(path)
+    assert as_dict(table.counts) == {(0, 0, 1): 2.0}
+    assert table.dropped == {reason if reason.startswith("tie") else f"{reason} at line 2": 1}
+
+
+def test_bad_cells_of_csv_and_parquet(tmp_path):
+    """Cells of CSV are text, so only an empty one is missing; Parquet has nulls, lists and bytes."""
+    table = read_preferences(write(tmp_path / "t.csv", "chosen,rejected,count\na,b,1\n,b,1\na,b,\nb,b,1\na,b,inf\n"))
+    assert table.dropped == {
+        "missing chosen, first '' at line 3": 1,
+        "count is no finite number > 0, first '' at line 4": 2,
+        "a response against itself, first 'b' at line 5": 1,
+    }
+    table = read_preferences(save(tmp_path / "null.parquet", ["chosen", "rejected"], [("a", "b"), (None, "b")]))
+    assert table.dropped == {"missing chosen, first None at row 2": 1}
+    for cell, kind in (([{"role": "user"}], "list"), (b"a", "bytes"), ({"role": "user"}, "dict")):
+        path = save(tmp_path / "odd.parquet", ["chosen", "rejected"], [(cell, "b")])
+        with pytest.raises(InvalidArgument, match=rf"chosen is no short label, first a {kind} at row 1.*Conversations"):
+            read_preferences(path)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_kaggle_layout_with_one_column_for_each_outcome(tmp_path, suffix):
+    """x beats y once, y beats x twice, one tie; the responses' texts and the id are not read."""
+    columns = ["id", "model_a", "model_b", "prompt", "response_a", "response_b", *ONE_HOT_WINNER]
+    flags = [(1, 0, 0), (0, 1, 0), (0, 1, 0), (0, 0, 1)]
+    rows = [(i, "x", "y", '["hi"]', "['u']", "['v']", *flag) for i, flag in enumerate(flags)]
+    table = read_preferences(save(tmp_path / f"t{suffix}", columns, rows))
+    assert as_dict(table.counts) == {(0, 0, 1): 1.0, (0, 1, 0): 2.0}
+    assert (table.dropped, table.unused_columns) == ({"tie": 1}, ("id", "response_a", "response_b"))
+    assert table.counts.prompt_labels == ('["hi"]',)
+    half = read_preferences(tmp_path / f"t{suffix}", ties="half")
+    assert as_dict(half.counts) == {(0, 0, 1): 1.5, (0, 1, 0): 2.5}
+
+
+def test_lines_end_at_a_newline_only(tmp_path):
+    """U+2028, U+2029 and U+0085 are text; str.splitlines would cut the line there."""
+    label = "a\u2028b\u2029c\u0085d"
+    path = write(tmp_path / "t.jsonl", json.dumps({"chosen": label, "rejected": "z"}, ensure_ascii=False) + "\n")
+    assert read_preferences(path).counts.response_labels == (label, "z")
+    assert read_preferences(write(tmp_path / "t.csv", f"chosen,rejected\n{label},z\n")).counts.response_labels == (
+        label,
+        "z",
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("A", "A "),
+        ("A", "\u00a0A"),
+        ("a b", "a  b"),
+        ("\u00e9", "e\u0301"),
+        ("A", "A\u200b"),
+        (1, 1.0),
+        ("2.5", "2.50"),
+    ],
+)
+def test_labels_that_look_alike_are_named_once_and_never_merged(tmp_path, one, other):
+    rows = [{"chosen": one, "rejected": "z"}, {"chosen": other, "rejected": "z"}, {"chosen": other, "rejected": "z"}]
+    path = write(tmp_path / "t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.warns(LookAlikeLabels, match="1 group.*counted as different") as caught:
+        table = read_preferences(path)
+    assert len(caught) == 1
+    assert table.look_alikes == (tuple(sorted((str(one), str(other)))),)
+    assert all(repr(str(label)) in str(caught[0].message) for label in (one, other))
+    assert len(table.counts.response_labels) == 3
+    path = write(tmp_path / "p.jsonl", "".join(json.dumps({"prompt": q, **rows[0]}) + "\n" for q in (one, other)))
+    with pytest.warns(LookAlikeLabels):
+        assert len(read_preferences(path).counts.prompt_labels) == 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("A", "a"), ("7", "007"), ("1", "10"), ("10", "100"), ("v1.0", "v1"), ("é", "e")]
+)
+def test_labels_that_look_different_are_no_concern(tmp_path, one, other):
+    table = read_preferences(write(tmp_path / "t.csv", f"chosen,rejected\n{one},{other}\n"))
+    assert table.look_alikes == ()
+
+
+def test_damaged_files_are_refused_by_name_or_read(tmp_path):
+    """Every cut and every flipped byte gives a table or one typed error that names the file."""
+    good = save(tmp_path / "good.parquet", ["prompt", "chosen", "rejected"], PAIRS * 20).read_bytes()
+    rng = np.random.default_rng(0)
+    refused = named = 0
+    for trial in range(200):
+        data = bytearray(good)
+        if trial % 2:
+            data = data[: rng.integers(len(data))]
+        else:
+            for at in rng.integers(len(data), size=3):
+                data[at] = rng.integers(256)
+        path = tmp_path / "damaged.parquet"
+        path.write_bytes(bytes(data))
+        try:
+            read_preferences(path)
+        except (InvalidArgument, OutputError) as error:
+            refused += "damaged.parquet" in str(error)
+            named += 1
+    assert refused == named > 100
     with pytest.raises(InvalidArgument, match=r"path: expected a well-formed \.parquet file"):
         read_preferences(write(tmp_path / "text.parquet", "chosen,rejected\na,b\n"))
 
@@ -271,8 +413,11 @@ def test_other_refusals(tmp_path):
         read_preferences(write(tmp_path / "t.xlsx", "chosen,rejected\na,b\n"))
     with pytest.raises(InvalidArgument, match="ties: expected one of 'drop', 'half', 'error'"):
         read_preferences(tmp_path / "t.csv", ties="keep")
+    for path in (None, 3, "a\0.csv"):
+        with pytest.raises(InvalidArgument, match="path: expected the name of a file"):
+            read_preferences(path)  # type: ignore[arg-type]
     (tmp_path / "latin.csv").write_bytes("chosen,rejected\nné,b\n".encode("latin-1"))
-    with pytest.raises(InvalidArgument, match="path: expected UTF-8 text"):
+    with pytest.raises(InvalidArgument, match=r"path: expected UTF-8 text, got .*latin\.csv: .* at line 2"):
         read_preferences(tmp_path / "latin.csv")
 
 

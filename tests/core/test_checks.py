@@ -1,13 +1,18 @@
 """Each check accepts what it should unchanged, and refuses the rest by name."""
 
 import math
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
+import torch
 
+from rpo.bandit import Existence
 from rpo.core import checks
-from rpo.core.errors import InvalidArgument, RPOError
+from rpo.core.errors import InvalidArgument, RPOError, shown
 
 
 def test_error_carries_its_fields_and_is_a_value_error() -> None:
@@ -75,6 +80,60 @@ def test_finite_says_what_is_wrong_and_where(value: Any, message: str) -> None:
 
 def test_finite_keeps_the_values() -> None:
     assert checks.finite("table", [[1, 2]], shape=(None, 2)).tolist() == [[1.0, 2.0]]
+    same = np.array([0.1, 2.0])
+    assert checks.finite("table", same) is same
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.ma.array([1.0, 2.5], mask=False),
+        np.array([1, 2.5], dtype=object),
+        [Fraction(1), Decimal("2.5")],
+        (np.float32(1), np.longdouble(2.5)),
+        pandas.Series([1.0, 2.5]),
+        pandas.array([1.0, 2.5], dtype="Float64"),
+        torch.tensor([1.0, 2.5], requires_grad=True),
+        torch.tensor([1.0, 2.5], dtype=torch.bfloat16),
+        [torch.tensor(1.0, requires_grad=True), torch.tensor(2.5)],
+    ],
+)
+def test_what_holds_numbers_is_read_rightly(value: Any) -> None:
+    found = checks.finite("table", value)
+    assert type(found) is np.ndarray and found.dtype == np.float64 and found.tolist() == [1.0, 2.5]
+
+
+def test_integers_that_no_float_equals_are_refused_and_others_exact() -> None:
+    """2^53 + 1 is the first; a power of two is a float however large."""
+    assert checks.finite("table", [2**53, 2**60]).tolist() == [2.0**53, 2.0**60]
+    for value in ([2**53 + 1, 0.5], np.array([2**53 + 1]), np.array([2**64 - 1], dtype=np.uint64), 2**53 + 1):
+        with pytest.raises(InvalidArgument, match=r"^table: expected an array of numbers.*which no float64 equals"):
+            checks.finite("table", value)
+    for exact in (2**53 + 1, np.int64(2**53 + 1), 2**63 - 1):
+        assert checks.integer("seed", exact, minimum=0) == exact
+    for large in (2**63, 10**400, 10**5000, np.timedelta64(3, "s"), torch.tensor(True)):
+        with pytest.raises(InvalidArgument, match=r"^seed: expected an integer >= 0, got .{1,260}\. Pass a whole"):
+            checks.integer("seed", large, minimum=0)
+
+
+def test_a_message_is_one_line_and_not_long() -> None:
+    assert shown(10**5000) == "an integer of 16610 bits"
+    assert "\n" not in shown(np.zeros((9, 9))) and len(shown("x" * 10_000)) < 240
+    assert shown("a") == "'a'"
+
+
+def test_instance_labels_and_path_refuse_by_name() -> None:
+    assert checks.instance("data", 3, int) == 3 and checks.labels("names", ["a", "b"], 2) == ("a", "b")
+    with pytest.raises(
+        InvalidArgument, match=r"^data: expected an Existence, got the class int\. Pass an Existence\.$"
+    ):
+        checks.instance("data", int, Existence)
+    for value in ("ab", 3, ["a"], np.ma.masked, {"a": 1, "b": 2}):
+        with pytest.raises(InvalidArgument, match=r"^names: expected 2 labels"):
+            checks.labels("names", value, 2)
+    for value in ("a\0b", 3, None, b"a"):
+        with pytest.raises(InvalidArgument, match=r"^output: expected the path"):
+            checks.path("output", value)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,25 @@
 """A record comes back as it was saved, and nothing half-written is ever left."""
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from rpo.core.errors import InvalidArgument, OutputError
-from rpo.core.records import Run, check_output, environment, jsonable, staged_output, write_json
+from rpo.core.records import (
+    Run,
+    check_file,
+    check_output,
+    environment,
+    jsonable,
+    staged_output,
+    without_secrets,
+    write_file,
+    write_json,
+)
 
 
 def make_run() -> Run:
@@ -66,6 +78,92 @@ def test_a_failing_block_leaves_nothing_and_keeps_what_was_there(tmp_path: Path)
         _ = 1 / 0
     assert Run.load(target).label == "table"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("after", range(4))
+def test_an_earlier_result_goes_before_the_new_one_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    """Stopped dead after 0 to 3 of the moves, the marker stands beside its own files or not at all."""
+    for value in ("old", "new"):
+        moves = 0
+        replace = os.replace
+
+        def counted(source: Any, target: Any, value: str = value, replace: Any = replace) -> None:
+            nonlocal moves
+            if value == "new" and moves == after:
+                raise KeyboardInterrupt
+            moves += 1
+            replace(source, target)
+
+        monkeypatch.setattr(os, "replace", counted)
+        try:
+            with staged_output(tmp_path / "out", overwrite=True, marker="m.json") as stage:
+                for name in ("m.json", "a.csv", "z.csv"):
+                    (stage / name).write_text(value)
+        except KeyboardInterrupt:
+            pass
+        monkeypatch.undo()
+    found = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+    assert "m.json" not in found or set(found.values()) == {"new"}
+    assert ("m.json" in found) == (after == 3)
+
+
+def test_special_files_are_never_replaced(tmp_path: Path) -> None:
+    """A pipe of this test's own, in the place of a file of the result: refused, and an earlier result stays whole."""
+    make_run().save(tmp_path / "out")
+    (tmp_path / "out" / "arrays.npz").unlink()
+    os.mkfifo(tmp_path / "out" / "arrays.npz")
+    with pytest.raises(OutputError, match="arrays.npz, which is a device or another special file"):
+        make_run().save(tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / "arrays.npz").is_fifo() and (tmp_path / "out" / "run.json").exists()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path / "link", tmp_path):
+        with pytest.raises(OutputError, match="thing: expected a file or a new name"):
+            check_file("thing", path)
+        with pytest.raises(OutputError):
+            write_file(path, "text")
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
+    write_file(tmp_path / "new", "text")  # control
+    write_file(check_file("thing", tmp_path / "new"), "other")
+    assert (tmp_path / "new").read_text() == "other"
+
+
+DAMAGE = {
+    "no npz": ("arrays.npz", None),
+    "npz cut": ("arrays.npz", lambda data: data[:40]),
+    "npz flipped": ("arrays.npz", lambda data: data[:60] + bytes(byte ^ 255 for byte in data[60:90]) + data[90:]),
+    "npz empty": ("arrays.npz", lambda data: b""),
+    "npz is an npy": ("arrays.npz", lambda data: b"\x93NUMPY\x01\x00v\x00" + b"x" * 118),
+    "json cut": ("run.json", lambda data: data[:40]),
+    "json a list": ("run.json", lambda data: b"[1]"),
+    "json deep": ("run.json", lambda data: b"[" * 100_000),
+    "json not UTF-8": ("run.json", lambda data: b"\xff\xfe" + data),
+    "json without fields": ("run.json", lambda data: b'{"record_version": 1}'),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_record_is_a_typed_error(tmp_path: Path, name: str) -> None:
+    make_run().save(tmp_path)
+    file, change = DAMAGE[name]
+    path = tmp_path / file
+    path.unlink() if change is None else path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(OutputError, match=r"expected a folder with run.json and arrays.npz"):
+        Run.load(tmp_path)
+
+
+def test_secrets_are_found_by_their_names() -> None:
+    given = {
+        "hub_token": "hf_x",
+        "inner": [{"api_key": "k", "OPENAI-KEY": "k", "password": "p", "client_secret": "s"}],
+        "eos_token": "</s>", "max_tokens": 5, "api_key_env": "NAME", "token": None, "keys": 3, "monkey": "m",
+    }  # fmt: skip
+    kept, found = without_secrets(given)
+    names = ["api_key", "OPENAI-KEY", "password", "client_secret"]
+    assert found == ["hub_token", *(f"inner[0].{name}" for name in names)]
+    assert kept == {**given, "hub_token": None, "inner": [dict.fromkeys(names)]}
 
 
 def test_a_file_or_an_unwritable_place_is_refused_before_any_work(tmp_path: Path) -> None:

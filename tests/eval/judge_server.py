@@ -22,7 +22,7 @@ QUESTION = re.compile(
     re.DOTALL,
 )
 Asked = tuple[str, str, str]
-FAULTS = ("500", "503", "429", "drop", "cut", "hang", "html", "no choices", "outside", "prose")
+FAULTS = ("500", "503", "429", "drop", "cut", "hang", "html", "no choices", "outside", "prose", "length", "thinking")
 
 
 def quality(text: str) -> int:
@@ -76,6 +76,7 @@ class JudgeServer:
         self.bodies: list[dict[str, Any]] = []
         self.times: list[float] = []
         self.at_once = self.most_at_once = 0
+        self.usage: tuple[int, int] | None = (100, 10)
         self.closing = threading.Event()
         self._lock = threading.Lock()
         self._server = _Quiet(("127.0.0.1", 0), _handler(self))
@@ -137,7 +138,7 @@ def _handler(server: JudgeServer) -> type[BaseHTTPRequestHandler]:
                     server.closing.wait(server.delay)
                 if fault is None:
                     words = f'Because.\n{{"verdict": "{server.answer(asked)}"}}'
-                    self.send(200, completion(words))
+                    self.send(200, completion(words, usage=server.usage))
                     answered = asked
                 else:
                     self.fail(fault)
@@ -162,9 +163,15 @@ def _handler(server: JudgeServer) -> type[BaseHTTPRequestHandler]:
             elif fault == "no choices":
                 self.send(200, json.dumps({"choices": []}))
             elif fault == "outside":
-                self.send(200, completion('{"verdict": "C"}'))
+                self.send(200, completion('{"verdict": "C"}', usage=server.usage))
             elif fault == "prose":
-                self.send(200, completion("Answer A is better, I think."))
+                self.send(200, completion("Answer A is better, I think.", usage=server.usage))
+            elif fault == "length":
+                self.send(200, completion('{"verdict": "A"}', "length", usage=server.usage))
+            elif fault == "thinking":
+                self.send(200, completion('<think>Say, {"verdict": "A"}', usage=server.usage))
+            elif fault.startswith("307"):
+                self.send(307, "", headers={"Location": fault.partition(" ")[2]})
             elif fault.startswith("429"):
                 self.send(429, error("slow down"), headers={"Retry-After": fault.partition(" ")[2] or "0.01"})
             elif fault == "quota":
@@ -201,17 +208,18 @@ def _handler(server: JudgeServer) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def completion(words: str) -> str:
-    return json.dumps(
-        {
-            "id": "1",
-            "object": "chat.completion",
-            "created": 0,
-            "model": "judge-2026",
-            "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": words}}],
-            "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
-        }
-    )
+def completion(words: Any, reason: str | None = "stop", usage: tuple[int, int] | None = (100, 10), **more: Any) -> str:
+    message = {"role": "assistant", "content": words, **more}
+    body: dict[str, Any] = {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "judge-2026",
+        "choices": [{"index": 0, "finish_reason": reason, "message": message}],
+    }
+    if usage is not None:
+        body["usage"] = {"prompt_tokens": usage[0], "completion_tokens": usage[1], "total_tokens": sum(usage)}
+    return json.dumps(body)
 
 
 def error(message: str, code: str | None = None) -> str:

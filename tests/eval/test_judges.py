@@ -2,21 +2,22 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from judge_server import JudgeServer
+from judge_server import JudgeServer, completion
 
 from rpo.core.errors import InvalidArgument, OutputError
-from rpo.eval.judges import JudgeFailed, Question, Verdict, load
+from rpo.eval.judges import UNTOLD, JudgeFailed, Question, Usage, Verdict, load
 from rpo.eval.judges.endpoint import Endpoint, _address, _retry_after
 from rpo.eval.judges.recorded import Recorded
 from rpo.eval.judges.scored import Scored
-from rpo.eval.judges.wording import TEMPLATE_VERSION, messages, read_verdict
+from rpo.eval.judges.wording import TEMPLATE_VERSION, messages, prompt_text, read_verdict
 from rpo.eval.scorers import Function, Length
-from rpo.eval.verdicts import VerdictStore
+from rpo.eval.verdicts import VerdictStore, question_key
 
 KEY = "sk-never-shown-4711"
 WORSE, BETTER = Question("p", "q1", "q2"), Question("p", "q3", "q2")
@@ -36,11 +37,34 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
         ('{\n  "verdict": "tie"\n}', "tie"),
         ('{"verdict": "A"} is what I would say, but {"verdict": "B"}', "second"),
         ('{"verdict": "A"} or maybe not', None),
-        ('{"verdict": "a"}', None),
+        ('{"verdict": "a"}', "first"),
+        ('{"verdict": "Tie"}', "tie"),
+        ('**{"verdict": "B"}**', "second"),
+        ('`{"verdict": "B"}`.', "second"),
+        ("{'verdict': 'B'}", "second"),
+        ("{\u201cverdict\u201d: \u201cB\u201d}", "second"),
+        ('{"verdict": "**B**"}', "second"),
+        ('{"verdict": "A"}<|eot_id|>', "first"),
+        ('{"verdict": "A"}</s>', "first"),
+        ('{"verdict": "A"} <end_of_turn>\n', "first"),
+        ('{"verdict": "A"}<\uff5cend\u2581of\u2581sentence\uff5c>', "first"),
+        ("Because.\nTie", "tie"),
+        ("**Tie**", "tie"),
+        ("Because.\n**Verdict:** B", "second"),
+        ("My final verdict is A.", "first"),
+        ("So it is [[B]]", "second"),
+        ("[[A]]", "first"),
+        ("[[C]]", None),
+        ("Both are a", None),
+        ("Neither A nor B", None),
+        ("It is not A", None),
+        ('Not {"verdict": "A"}?', None),
+        ("A" + "*" * 2000, None),
+        ("*" * 50000 + "{" * 50000, None),
         ('{"verdict": "C"}', None),
         ('{"verdict": ["A"]}', None),
         ('{"verdict": "A", "confidence": 1}', None),
-        ("A", None),
+        ("A", "first"),
         ("", None),
         (None, None),
         ([{"text": "A"}], None),
@@ -48,6 +72,98 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_only_a_verdict_at_the_end_is_one(reply: Any, choice: str | None) -> None:
     assert read_verdict(reply) == choice
+
+
+@pytest.mark.parametrize(
+    ("opens", "closes"),
+    [
+        ("<think>", "</think>"),
+        ("<THINK>\n", "</Think>"),
+        ("<thinking>", "</thinking>"),
+        ("<thought>", "</thought>"),
+        ("<reasoning>", "</reasoning>"),
+        ("<seed:think>", "</seed:think>"),
+        ("[THINK]", "[/THINK]"),
+        ("\u25c1think\u25b7", "\u25c1/think\u25b7"),
+        ("<|START_THINKING|>", "<|END_THINKING|>"),
+        ("<|begin_of_thought|>", "<|end_of_thought|>"),
+        ("<|channel>thought\n", "<channel|>"),
+        ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+    ],
+)
+def test_what_is_thought_aloud_is_no_verdict(opens: str, closes: str) -> None:
+    """Only what follows the reasoning is the answer; a reply cut before that has none."""
+    thought, answer = 'Say {"verdict": "A"}.\n{"verdict": "A"}', '\n{"verdict": "B"}'
+    assert read_verdict(opens + thought) is None
+    assert read_verdict(opens + thought + closes) is None
+    assert read_verdict(opens + thought + closes + answer) == "second"
+    assert read_verdict(thought + closes + answer) == "second"  # some templates open it in the question
+    assert read_verdict(opens + closes + opens + thought) is None
+    assert read_verdict(answer + opens + thought) is None
+    assert read_verdict(thought + answer) == "second"  # control
+
+
+def answered(body: str) -> Verdict | JudgeFailed:
+    return Endpoint("m", base_url="http://localhost/v1")._read(body, str, WORSE)
+
+
+def test_a_reply_that_did_not_end_or_says_it_elsewhere_is_no_verdict() -> None:
+    """Why it ended is the server's word; a field beside the content holds no verdict, nor does a part that thinks."""
+    words = 'So.\n{"verdict": "A"}'
+    for reason in ("length", "content_filter", "max_tokens", "abort", ["length"]):
+        found = answered(completion(words, reason, usage=(7, 9)))  # type: ignore[arg-type]
+        assert isinstance(found, JudgeFailed) and found.kind == "cut" and found.answered
+        assert str(reason) in str(found) and found.usage == Usage(7, 9)
+    for reason in ("stop", None, "eos_token", ""):
+        assert isinstance(answered(completion(words, reason)), Verdict)
+    for field in ("reasoning_content", "reasoning"):
+        for content in (None, ""):
+            found = answered(completion(content, **{field: words}))
+            assert isinstance(found, JudgeFailed) and found.kind == "invalid"
+    parts = [{"type": "thinking", "text": words}, {"type": "text", "text": '{"verdict": "B"}'}]
+    found = answered(completion(parts))
+    assert isinstance(found, Verdict) and found.choice == "second"
+    assert isinstance(answered(completion(parts[:1])), JudgeFailed)
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["[" * 100000, "[]", "{}", '{"choices": [1]}', '{"choices": {"0": 1}}', '{"choices": [[]], "usage": []}', "7"],
+)
+def test_bodies_that_are_no_completion_are_failures(body: str) -> None:
+    found = answered(body)
+    assert isinstance(found, JudgeFailed) and found.kind == "unreadable" and found.usage == UNTOLD
+
+
+def test_counts_that_are_none_are_untold() -> None:
+    for usage in ((-1, -5), (10**400, 0), (0, 0), None):
+        found = answered(completion('{"verdict": "A"}', usage=usage))
+        assert isinstance(found, Verdict) and found.usage == UNTOLD and found.input_tokens == 0
+    assert answered(completion("no", usage=(3, 0))).usage == Usage(3, 0)
+
+
+def test_a_question_asked_again_is_asked_in_other_words() -> None:
+    """The same roles, the same question, a reminder after it; the stored key is that of the question."""
+    first, again = messages(WORSE), messages(replace(WORSE, again=True))
+    assert [one["role"] for one in again] == [one["role"] for one in first]
+    assert again[0] == first[0] and again[1]["content"].startswith(first[1]["content"]) and again[1] != first[1]
+    assert question_key(replace(WORSE, again=True), {}) == question_key(WORSE, {})
+
+
+def test_a_redirect_is_not_followed() -> None:
+    """The other server would answer; it gets neither question nor key, and nothing passes for the first one's."""
+    with JudgeServer() as other:
+        there = other.url + "/chat/completions"
+        with (
+            JudgeServer(fault=lambda asked, attempt: f"307 {there}") as server,
+            Endpoint("m", base_url=server.url) as judge,
+            pytest.raises(JudgeFailed) as caught,
+        ):
+            judge([WORSE])
+        assert other.asked.total() == 0 and server.asked.total() == 1
+        assert caught.value.fatal and there in str(caught.value) and "give it as base_url" in str(caught.value)
+        with Endpoint("m", base_url=other.url) as judge:  # control
+            assert judge([WORSE])[0].choice == "second"
 
 
 def test_the_question_shows_everything_in_order() -> None:
@@ -60,6 +176,12 @@ def test_the_question_shows_everything_in_order() -> None:
     assert places == sorted(places)
     lone = messages(Question([{"role": "user", "content": "ask"}], "a", "b"))
     assert lone == messages(Question("ask", "a", "b"))
+    parts = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "sk"}]}]
+    assert messages(Question(parts, "a", "b")) == lone
+    called = [{"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}, {"role": "tool", "content": "7"}]
+    assert prompt_text(called) == 'assistant: {"tool_calls": [{"name": "f"}]}\n\ntool: 7'
+    with pytest.raises(InvalidArgument, match="messages of text"):
+        messages(Question([{"role": "user", "content": [{"type": "image", "image": "x"}]}], "a", "b"))
 
 
 def test_a_scorer_decides_by_its_scores() -> None:
@@ -100,6 +222,7 @@ def test_recorded_verdicts_are_given_for_the_recorded_order_alone(tmp_path: Path
 
 def test_a_store_can_be_read_as_recorded_verdicts(tmp_path: Path) -> None:
     with VerdictStore(tmp_path / "verdicts.jsonl") as store:
+        store.add_cost(question_key(BETTER, {"kind": "test"}), JudgeFailed("invalid", "prose", usage=Usage(5, 5)))
         store.add([BETTER], [Verdict("first", "clear", "gpt", 5, 6)], {"kind": "test"})
     assert load(f"recorded:{tmp_path / 'verdicts.jsonl'}")([BETTER]) == [Verdict("first", "clear", "gpt", 5, 6)]
 
@@ -169,8 +292,10 @@ def test_an_endpoint_is_asked_and_its_verdict_read() -> None:
         ("cut", "connection", True, False),
         ("hang", "timeout", True, False),
         ("trickle", "timeout", True, False),
-        ("html", "invalid", True, False),
-        ("no choices", "invalid", True, False),
+        ("html", "unreadable", True, False),
+        ("no choices", "unreadable", True, False),
+        ("length", "cut", True, False),
+        ("thinking", "invalid", True, False),
         ("outside", "invalid", True, False),
         ("prose", "invalid", True, False),
         ("echo", "HTTP 500", True, False),
@@ -186,6 +311,10 @@ def test_every_fault_is_a_failure_that_says_what_helps(fault: str, kind: str, re
     error = caught.value
     assert (error.kind, error.retry, error.fatal) == (kind, retry, fatal)
     assert error.retry_after == (0.01 if fault == "429" else None)
+    counted = fault in ("outside", "prose", "length", "thinking")
+    refused = kind.startswith("HTTP")
+    assert error.usage == (Usage(100, 10) if counted else Usage() if refused else UNTOLD)
+    assert error.common == (fault in ("400", "401", "404"))
     assert server.asked.total() == 1 and set(server.keys) == {f"Bearer {KEY}"}
     assert error.__cause__ is None and error.__context__ is None and KEY not in str(error)
 

@@ -15,14 +15,15 @@ import pytest
 from judge_server import FAULTS, Asked, JudgeServer, often, pairs, quality, truth
 
 from rpo.core.errors import InvalidArgument, OutputError
-from rpo.eval.judges import JudgeFailed, Question, Verdict
+from rpo.eval.judges import UNTOLD, JudgeFailed, Question, Usage, Verdict
 from rpo.eval.judges.endpoint import Endpoint
 from rpo.eval.judges.scored import Scored
 from rpo.eval.judging import Judged, judge_pairs
 from rpo.eval.pacing import Calls, Pacer
-from rpo.eval.planning import Pair, Prices, plan_questions
+from rpo.eval.planning import Pair, plan_questions
 from rpo.eval.scorers import Function
-from rpo.eval.verdicts import VerdictStore, read_rows
+from rpo.eval.spending import Budget, Prices, Spent
+from rpo.eval.verdicts import VerdictStore, is_cost, read_rows
 
 ROOT = Path(__file__).parents[2]
 QUICK = Calls(first_wait=0.01, max_wait=2.0, attempts=25, concurrency=8)
@@ -49,15 +50,26 @@ class Says:
         return [Verdict(self.answer(question)) for question in questions]
 
 
+def verdict_rows(path: Path) -> list[Any]:
+    return [row for row in read_rows(path)[0] if not is_cost(row)]
+
+
 def judged(tmp_path: Path, given: Sequence[Pair], judge: Any, **settings: Any) -> Judged:
     with VerdictStore(tmp_path / "verdicts.jsonl") as store:
         return judge_pairs(given, judge, store, **{"calls": QUICK, "progress": False, **settings})
 
 
 def test_a_server_that_fails_hangs_and_talks_nonsense_loses_and_invents_nothing(tmp_path: Path) -> None:
-    """30 % of the requests fail in ten ways. The truth is the server's; each question is answered once."""
+    """30 % of the requests fail in twelve ways. The truth is the server's; each question is answered once.
+
+    Every reply of the judge costs 100 tokens in and 10 out, those without a verdict too. The judge draws its replies:
+    one that does not is asked twice at most.
+    """
     given = pairs(60)
-    with JudgeServer(fault=often(0.3)) as server, Endpoint("gpt-4", base_url=server.url, timeout=1.0) as judge:
+    with (
+        JudgeServer(fault=often(0.3, seed=1)) as server,
+        Endpoint("gpt-4", base_url=server.url, timeout=1.0, temperature=0.7) as judge,
+    ):
         found = judged(tmp_path, given, judge)
         assert found.complete and found.results.tolist() == expected(given)
         assert set(server.answered.values()) == {1} and len(server.answered) == 120 == found.questions
@@ -66,11 +78,16 @@ def test_a_server_that_fails_hangs_and_talks_nonsense_loses_and_invents_nothing(
         asked = server.asked.total()
         assert 160 < asked <= found.calls and sum(found.troubles.values()) == found.calls - 120
         assert found.consistent == 1.0 and not found.failures and found.not_asked == 0
-        assert (found.input_tokens, found.output_tokens, found.models) == (12000, 1200, ("judge-2026",))
+        counted = 120 + sum(server.faults[name] for name in ("outside", "prose", "length", "thinking"))
+        assert counted > 130 and found.models == ("judge-2026",)
+        assert (found.spent.input_tokens, found.spent.output_tokens) == (100 * counted, 10 * counted)
+        uncounted = sum(server.faults[name] for name in ("hang", "cut", "html", "no choices"))
+        assert uncounted <= found.spent.untold <= uncounted + found.troubles["connection"]
         again = judged(tmp_path, given, judge)
+        assert again.spent == found.spent
         assert server.asked.total() == asked and (again.calls, again.stored) == (0, 120)
     assert again.results.tolist() == found.results.tolist()
-    rows, _ = read_rows(tmp_path / "verdicts.jsonl")
+    rows = verdict_rows(tmp_path / "verdicts.jsonl")
     answers = {"A": "first", "B": "second", "tie": "tie"}
     assert len(rows) == 120
     assert all(row["verdict"] == answers[truth((row["prompt"], row["first"], row["second"]))] for row in rows)
@@ -83,7 +100,7 @@ def test_what_stays_without_a_verdict_is_counted_and_asked_again(tmp_path: Path)
     def fault(asked: Asked, attempt: int) -> str | None:
         return {given[2].response_a: "prose", given[5].response_a: "500"}.get(asked[1])
 
-    with JudgeServer(fault=fault) as server, Endpoint("gpt-4", base_url=server.url) as judge:
+    with JudgeServer(fault=fault) as server, Endpoint("gpt-4", base_url=server.url, temperature=1.0) as judge:
         calls = Calls(first_wait=0.001, attempts=3)
         found = judged(tmp_path, given, judge, calls=calls)
         assert not found.complete and np.flatnonzero(np.isnan(found.results)).tolist() == [2, 5]
@@ -108,37 +125,32 @@ from rpo.eval.judging import judge_pairs
 from rpo.eval.pacing import Calls
 from rpo.eval.verdicts import VerdictStore
 url, path = sys.argv[1:]
-with VerdictStore(path) as store, Endpoint("gpt-4", base_url=url, timeout=1.0) as judge:
-    calls = Calls(first_wait=0.01, attempts=25)
-    print(judge_pairs(pairs(40), judge, store, calls=calls).results.tolist())
+with VerdictStore(path) as store, Endpoint("gpt-4", base_url=url) as judge:
+    try:
+        judge_pairs(pairs(40), judge, store, calls=Calls(concurrency=4), progress=False)
+    except KeyboardInterrupt:
+        sys.exit(130)
 """
 
 
-def test_a_killed_run_goes_on_and_asks_nothing_twice(tmp_path: Path) -> None:
-    """SIGKILL in the midst of faults, a torn line added; what was stored is not asked again, the rest is."""
+@pytest.mark.parametrize("fault", [None, "hang"])
+def test_ctrl_c_keeps_what_is_under_way_and_a_second_one_gives_it_up(tmp_path: Path, fault: str | None) -> None:
+    """Replies take 0.5 s: those of four threads are stored. From a server that hangs (30 s) a second Ctrl-C parts."""
     path = tmp_path / "verdicts.jsonl"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with JudgeServer(fault=often(0.3, seed=1), delay=0.02) as server:
-        command = [sys.executable, "-c", SCRIPT, server.url, str(path)]
-        first = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        while server.answered.total() < 30 and time.monotonic() < deadline:
+    with JudgeServer(fault=lambda asked, attempt: fault, delay=0.5) as server:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        run = subprocess.Popen([sys.executable, "-c", SCRIPT, server.url, str(path)], cwd=ROOT, env=environment)
+        while server.at_once < 4 and run.poll() is None:
             time.sleep(0.005)
-        first.send_signal(signal.SIGKILL)
-        assert first.wait() == -signal.SIGKILL
-        with path.open("ab") as file:
-            file.write(b'{"key": "torn')
-        rows, _ = read_rows(path)
-        kept = {(row["prompt"], row["first"], row["second"]) for row in rows}
-        assert 30 - QUICK.concurrency <= len(kept) < 80
-        time.sleep(0.1)  # requests of the dead client run out
-        before = dict(server.answered)
-        second = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-        assert second.stdout == f"{expected(pairs(40))}\n"
-        assert len(server.answered) == 80
-        assert all(server.answered[asked] == before[asked] == 1 for asked in kept)
-        asked_twice = {asked for asked, count in server.answered.items() if count > 1}
-        assert len(asked_twice) <= QUICK.concurrency and not asked_twice & kept
+        for _ in range(2 if fault else 1):
+            time.sleep(0.2)
+            run.send_signal(signal.SIGINT)
+        start = time.monotonic()
+        assert run.wait(20) == 130 and time.monotonic() - start < 10
+        assert server.asked.total() == 4
+    rows, _ = read_rows(path)
+    assert len(rows) == 4 and len(verdict_rows(path)) == (0 if fault else 4)
+    assert {row.get("failure") for row in rows} == {"given up" if fault else None}
 
 
 def test_a_judge_that_always_prefers_the_first_gives_50_percent_after_the_swap(tmp_path: Path) -> None:
@@ -147,9 +159,12 @@ def test_a_judge_that_always_prefers_the_first_gives_50_percent_after_the_swap(t
         swapped = judged(tmp_path, given, judge)
         assert set(swapped.results) == {0.5} and swapped.results.mean() == 0.5
         assert swapped.first_preferred == 1.0 and swapped.consistent == 0.0
+        assert "no information: every one prefers what was shown first, in both orders" in swapped.uninformative
         alone = judged(tmp_path, given, judge, swap=False)  # control
         assert alone.results.mean() == 1.0 and alone.calls == 0
         assert alone.consistent != alone.consistent
+        assert "Every verdict prefers what was shown first; only the other order" in alone.uninformative
+        assert swapped.to_dict()["uninformative"] == swapped.uninformative
 
 
 def test_a_pair_is_the_mean_of_its_two_orders(tmp_path: Path) -> None:
@@ -165,6 +180,8 @@ def test_a_pair_is_the_mean_of_its_two_orders(tmp_path: Path) -> None:
     assert found.choices[1] == ("first", "tie")
     assert found.consistent == 3 / 9  # first+second, tie+tie, second+first
     assert found.first_preferred == 0.5  # 6 of 12
+    assert found.uninformative == ""
+    assert "every one is a tie" in judged(tmp_path, given, Says(lambda question: "tie", "ties")).uninformative
 
 
 def test_identical_questions_are_asked_once(tmp_path: Path) -> None:
@@ -193,6 +210,109 @@ def test_a_run_that_cannot_succeed_stops_at_once(tmp_path: Path, fault: str, wor
     assert server.asked.total() <= 4 and word in found.stopped
     assert np.isnan(found.results).all() and len(found.failures) + found.not_asked == 40
     assert not (tmp_path / "verdicts.jsonl").exists()
+
+
+@pytest.mark.parametrize(("temperature", "options", "most"), [(0.0, {}, 2), (None, {"seed": 1}, 2), (0.7, {}, 5)])
+def test_the_same_bytes_are_not_sent_again_where_they_bring_the_same_reply(
+    tmp_path: Path, temperature: float | None, options: dict[str, Any], most: int
+) -> None:
+    """A question is sent once as it is and once with a reminder; where replies are drawn it is tried five times."""
+    given, calls = pairs(3), Calls(attempts=5, first_wait=0.0)
+    for fault in ("prose", "length", "thinking"):
+        (tmp_path / fault).mkdir()
+        with (
+            JudgeServer(fault=lambda asked, attempt, fault=fault: fault) as server,
+            Endpoint("m", base_url=server.url, temperature=temperature, options=options) as judge,
+        ):
+            found = judged(tmp_path / fault, given, judge, calls=calls)
+        sent = [str(body) for body in server.bodies]
+        assert found.calls == len(sent) == 6 * most and len(set(sent)) == 12
+        assert np.isnan(found.results).all() and found.invalid == 6
+        assert found.spent == Spent(input_tokens=100 * len(sent), output_tokens=10 * len(sent))
+
+
+def test_a_reply_without_a_verdict_is_followed_by_a_reminder_that_helps(tmp_path: Path) -> None:
+    fault = lambda asked, attempt: "prose" if attempt == 1 else None  # noqa: E731
+    with JudgeServer(fault=fault) as server, Endpoint("m", base_url=server.url) as judge:
+        found = judged(tmp_path, pairs(3), judge)
+    assert found.complete and found.results.tolist() == expected(pairs(3)) and found.calls == 12
+
+
+@pytest.mark.parametrize(("status", "fault"), [("400", "400"), ("422", "422"), ("413", "413")])
+def test_a_refusal_of_every_request_stops_after_a_few(tmp_path: Path, status: str, fault: str) -> None:
+    """One thread: three of 200 requests. Control: after a first verdict, refusals may be of some questions alone."""
+    with JudgeServer(fault=lambda asked, attempt: fault) as server, Endpoint("m", base_url=server.url) as judge:
+        found = judged(tmp_path, pairs(100), judge, calls=Calls(concurrency=1))
+    assert server.asked.total() == 3 and f"HTTP {status}: 'status {status}'" in found.stopped
+    assert found.not_asked == 197 and found.spent == Spent()
+    some = lambda asked, attempt: None if asked[0] in ("p0", "p9") else fault  # noqa: E731
+    with JudgeServer(fault=some) as server, Endpoint("m", base_url=server.url) as judge:
+        found = judged(tmp_path, pairs(5), judge, calls=Calls(concurrency=1))
+    assert found.stopped == "" and len(found.failures) == 8 and found.results[0] == expected(pairs(5))[0]
+
+
+def test_no_request_starts_that_could_pass_the_limit(tmp_path: Path) -> None:
+    """Every second reply is no verdict, and costs as much: 300 in, 500 out, at 10 and 30 a million 0.018.
+
+    40 questions as planned, at most 512 out, fit under 0.8, which their retries do not. Eight threads; then one more
+    run, which may not begin; with a higher limit what is left is asked, and all of it is counted once.
+    """
+    prices, limit = Prices(input=10.0, output=30.0), 0.8
+    fault = lambda asked, attempt: "prose" if attempt % 2 else None  # noqa: E731
+    with JudgeServer(fault=fault, delay=0.01) as server, Endpoint("m", base_url=server.url, temperature=1.0) as judge:
+        server.usage = (300, 500)
+        found = judged(tmp_path, pairs(20), judge, prices=prices, max_cost=limit)
+        assert "max_cost: 0." in found.stopped and 0 < found.not_asked < 40
+        billed = 0.018 * server.asked.total()
+        assert limit - 8 * 0.018 < billed <= limit and found.spent.cost(prices) == pytest.approx(billed)
+        asked = server.asked.total()
+        with pytest.raises(InvalidArgument, match="after 0.7.* spent by earlier runs"):
+            judged(tmp_path, pairs(20), judge, prices=prices, max_cost=limit)
+        assert server.asked.total() == asked
+        rest = judged(tmp_path, pairs(20), judge, prices=prices, max_cost=3.0)
+        assert rest.complete and rest.spent.cost(prices) == pytest.approx(0.018 * server.asked.total())
+        assert server.asked.total() == 80 or rest.calls + asked == server.asked.total()
+
+
+def test_a_judge_dearer_than_its_estimate_is_found_out_by_the_first_reply(tmp_path: Path) -> None:
+    """20,000 tokens in, of which 170 were expected: 0.2 a request. Under 0.5 there are two, never eight."""
+    prices = Prices(input=10.0, output=30.0)
+    with JudgeServer() as server, Endpoint("m", base_url=server.url) as judge:
+        server.usage = (20000, 10)
+        found = judged(tmp_path, pairs(8), judge, prices=prices, max_cost=0.5)
+    assert server.asked.total() == 2 and "max_cost: 0.4" in found.stopped
+
+
+def test_what_a_judge_does_not_count_is_estimated(tmp_path: Path) -> None:
+    """No usage in the replies; and replies that come too late, for which a judge may charge."""
+    with JudgeServer() as server, Endpoint("m", base_url=server.url, timeout=0.3) as judge:
+        server.usage, given = None, pairs(3)
+        found = judged(tmp_path, given[:2], judge)
+        tokens = np.array([judge.tokens(one) for pair in given[:2] for one in pair.questions(True)]).sum(axis=0)
+        assert found.spent == Spent(untold=4, untold_input_tokens=tokens[0], untold_output_tokens=2048)
+        assert "4 requests whose tokens the judge did not tell" in found.spent.sentence()
+        server.usage, server.fault = (100, 10), lambda asked, attempt: "hang"
+        late = judged(tmp_path, given, judge, calls=Calls(attempts=1))
+        assert (late.spent.untold, late.spent.input_tokens, late.spent.untold_output_tokens) == (6, 0, 3072)
+        assert judged(tmp_path, given, judge, calls=Calls(attempts=1)).spent.untold == 8
+
+
+def test_a_budget_waits_for_what_is_under_way() -> None:
+    """The price of one request is 0.03; two fit under 0.07; a third waits, and starts once one came cheaper."""
+    budget = Budget(Spent(input_tokens=1), Prices(input=10.0, output=20.0), 0.07, threading.Event())
+    one, two = (budget.start((1000, 1000)) for _ in range(2))
+    assert one == two == pytest.approx(0.03)
+    got: list[float | None] = []
+    thread = threading.Thread(target=lambda: got.append(budget.start((1000, 1000))))
+    thread.start()
+    thread.join(0.3)
+    assert thread.is_alive()
+    budget.end(one or 0.0, Usage(100, 10), (1000, 1000))
+    thread.join(5.0)
+    assert got == [pytest.approx(0.03)]
+    budget.end(0.03, UNTOLD, (1000, 1000))
+    budget.end(0.03, Usage(1000, 1000), (1000, 1000))
+    assert budget.start((1000, 1000)) is None and "max_cost: 0.06" in budget.refusal((1000, 1000))
 
 
 def test_a_dead_server_is_given_up(tmp_path: Path) -> None:

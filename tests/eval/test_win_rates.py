@@ -8,8 +8,9 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from scipy.stats import binom
 
-from rpo.core.errors import InvalidArgument
+from rpo.core.errors import InvalidArgument, SolverFailed
 from rpo.eval import matrix
+from rpo.eval.logistic import fit_logistic
 from rpo.eval.planning import Pair
 from rpo.eval.ranking import bradley_terry
 from rpo.eval.win_rates import compare_models, length_controlled_win_rate, wilson, win_rate
@@ -132,15 +133,100 @@ def test_length_controlled_rate_agrees_with_another_optimiser_and_with_symmetry(
         ([0.0, 0.0, 1.0], [1.0, 2.0, 3.0], "lengths alone"),
         ([1.0, 0.5, 0.0], [1.0, 2.0, 3.0], "lengths alone"),
         ([1.0], [1.0], "equally"),
-        ([1.0, 0.0, 1.0], [1.0, 2.0, 3.0], ""),
-        ([0.5, 0.5, 1.0], [1.0, 2.0, 3.0], ""),
+        ([1.0, 0.0, 1.0], [1.0, 2.0, 3.0], "could be anything"),
+        ([1.0, 0.0, 1.0] * 50, [10000.0, 10003.0, 10001.0] * 50, "equally"),
+        ([1.0, 0.0, 0.5, 0.0] * 10, [700.0, 400.0, 450.0, 750.0] * 10, "could be anything"),
+        ([1.0, 0.0, 1.0], [-1.0, 0.0, 1.0], ""),
+        ([0.5, 0.5, 1.0, 0.0], [-1.0, 0.0, 1.0, 1.0], ""),
     ],
 )
-def test_no_length_controlled_rate_where_the_likelihood_has_no_maximum(
+def test_no_length_controlled_rate_where_nothing_shows_it(
     results: list[float], differences: list[float], word: str
 ) -> None:
+    """No maximum of the likelihood; or equal length far from all lengths, whose tanh are then 1 but for some digits."""
     found = length_controlled_win_rate(results, differences)
     assert word in found.message and (found.message == "") == (word == "") == np.isfinite(found.rate)
+    assert np.isfinite(found.interval).all() == (word == "")
+
+
+def test_length_controlled_rates_of_any_lengths_are_numbers_with_intervals_or_say_why_not() -> None:
+    """2,000 draws of few prompts, far and near lengths; before rounding is reached nothing overflows or is singular."""
+    rng = np.random.default_rng(5)
+    kinds = {"rate": 0, "no rate": 0, "no interval": 0}
+    for _ in range(2000):
+        size, offset, spread = rng.integers(2, 40), rng.choice([0, 30, 1000, 1e5]), rng.choice([0, 1, 30, 300])
+        difference = offset + np.round(spread * rng.normal(size=size))
+        y = rng.choice([0.0, 0.5, 1.0] if rng.random() < 0.8 else [0.5], size=size)
+        found = length_controlled_win_rate(y, difference, np.arange(size) // rng.integers(1, 4))
+        finite = np.isfinite(found.rate), np.isfinite(found.interval).all()
+        assert finite[1] == (found.message == "") and (finite[0] or not finite[1])
+        assert not finite[1] or found.interval[0] < found.rate < found.interval[1]
+        kinds["rate" if finite[1] else "no interval" if finite[0] else "no rate"] += 1
+    assert min(kinds.values()) > 40, kinds
+
+
+def test_errors_have_the_factor_of_few_clusters() -> None:
+    """A rate alone, from 2, 3 and 1 pairs of 3 prompts, by hand.
+
+    y = 1 1 | 1 0 0 | 0: p = 1/2 and sigma' = 1/4, so the bread is 1 / (6 / 4) = 2/3. Clusters' scores, sums of y - p:
+    1, -1/2, -1/2, whose squares sum to 3/2. Sandwich 4/9 * 3/2 = 2/3, times C / (C - 1) = 3/2: 1.
+    """
+    y, prompts = np.array([1.0, 1.0, 1.0, 0.0, 0.0, 0.0]), np.array([0, 0, 1, 1, 1, 2])
+    found = fit_logistic(np.ones((6, 1)), y, prompts)
+    assert found.estimate == pytest.approx([0.0]) and found.covariance == pytest.approx(np.array([[1.0]]))
+    assert found.coins == pytest.approx(np.array([[2 / 3]]))
+    (half,), message = found.half_widths(np.ones((1, 1)), 0.95)
+    assert half == pytest.approx(Z) and message == ""
+
+
+def test_clustered_errors_agree_with_a_sum_over_prompts_written_out() -> None:
+    """Two columns, 40 rows of 11 unequal prompts: V = C / (C - 1) H^-1 (sum_c s_c s_c') H^-1, an entry at a time."""
+    rng = np.random.default_rng(6)
+    x, prompts = rng.normal(size=40), rng.integers(0, 12, 40)
+    y = rng.choice([0.0, 0.25, 0.5, 1.0], size=40)
+    found = fit_logistic(np.stack([np.ones(40), x], axis=1), y, prompts)
+    a, b = found.estimate
+    p = [1 / (1 + np.exp(-(a + b * value))) for value in x]
+    h = [sum(q * (1 - q) * value**power for q, value in zip(p, x, strict=True)) for power in range(3)]
+    inverse = np.array([[h[2], -h[1]], [-h[1], h[0]]]) / (h[0] * h[2] - h[1] ** 2)
+    names, meat = sorted(set(prompts.tolist())), np.zeros((2, 2))
+    for name in names:
+        rows = [k for k in range(40) if prompts[k] == name]
+        s = np.array([sum(y[k] - p[k] for k in rows), sum((y[k] - p[k]) * x[k] for k in rows)])
+        meat += np.outer(s, s)
+    count = len(names)
+    assert count == 11  # one of the twelve is not drawn
+    assert found.covariance == pytest.approx(inverse @ meat @ inverse * count / (count - 1), rel=1e-8)
+    assert found.coins == pytest.approx(inverse, rel=1e-8)
+
+
+def test_a_design_that_is_singular_is_refused_by_type() -> None:
+    with pytest.raises(SolverFailed, match="singular"):
+        fit_logistic(np.ones((4, 2)), np.array([1.0, 0.0, 1.0, 0.0]), np.arange(4))
+
+
+def test_one_prompt_and_results_without_spread_have_no_interval() -> None:
+    """Three answers to one prompt; eight prompts all split; three models on two prompts, of which a mean takes one."""
+    one = win_rate([1.0, 0.0, 1.0], ["p"] * 3, rng=0)
+    assert np.isnan([*one.wilson, *one.bootstrap]).all() and "one prompt" in one.message
+    split = win_rate([0.5] * 8, rng=0)
+    assert split.wilson == wilson(0.5, 8) and np.isnan(split.bootstrap).all() and "all results are 0.5" in split.message
+    assert win_rate([1.0, 0.0], rng=0).message == ""  # control
+    for results, prompts, word in (
+        ([0.5] * 4, ["p", "q", "r", "s"], "all alike"),
+        ([1.0, 0.5, 0.0, 1.0], ["p"] * 4, "one prompt"),
+    ):
+        found = bradley_terry(["a"] * 4, ["b"] * 4, results, prompts)
+        assert np.isfinite(found.strengths).all() and np.isnan(found.intervals).all() and word in found.message
+        text = matrix.ranking_text(found)
+        assert f"(no interval: {found.message})" in text and "nan" not in text
+    pairs = [pair("a", "b", f"p{k}", k) for k in range(8)]
+    (found,) = compare_models(pairs, [0.5] * 8, rng=0)
+    text = matrix.sentence(found)
+    assert "no bootstrap: all results are 0.5" in text and "at equal length 50.0 % (no interval: " in text
+    (found,) = compare_models(pairs[:1], [1.0], rng=0)
+    assert "100.0 % (no interval: one prompt" in matrix.sentence(found) and "nan" not in matrix.sentence(found)
+    assert "nan" not in matrix.to_markdown([found]) + matrix.to_text([found]) + matrix.to_csv([found])
 
 
 def tournament(rng: np.random.Generator, strengths: Any, count: int, shared: float = 0.0) -> tuple[Any, ...]:
@@ -236,7 +322,7 @@ def test_the_matrix_shows_each_rate_from_both_sides() -> None:
     low, high = (f"{100 * end:.1f}" for end in wilson(0.75, 4))
     lines = matrix.to_markdown(found).splitlines()
     assert lines[0] == "| win rate of row against column | a | b\\|c | d |"
-    assert f"| a | - | 75.0 [{low}, {high}] | 100.0 [20.7, 100.0] |" == lines[2]
+    assert f"| a | - | 75.0 [{low}, {high}] | 100.0 |" == lines[2]  # one prompt has no interval
     assert lines[3].startswith("| b\\|c | 25.0 [") and lines[3].endswith("| - | - |")
     assert matrix.to_csv(found).splitlines()[1:] == ["a,,0.75,1", "b|c,0.25,,", "d,0,,"]
     assert matrix.to_text(found).splitlines()[1].split() == ["a", "-", "75.0", "100.0"]

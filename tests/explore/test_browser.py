@@ -202,12 +202,35 @@ def test_it_listens_on_loopback_only_and_answers_its_own_pages_only(server: tupl
     assert upgrade(server[0], own) == 101  # control: its own page may
 
 
-def upgrade(address: str, origin: str) -> int:
+def test_another_name_for_its_address_is_refused(server: tuple[str, int]) -> None:
+    """A page whose own name was made to resolve to 127.0.0.1 sends that name as Host: page, socket, script alike."""
+    port = urlsplit(server[0]).port
+    for host, status in (
+        (f"evil.example:{port}", 403),
+        ("127.0.0.1:1", 403),
+        (f"127.0.0.1:{port}", 200),
+        (f"LocalHost:{port}", 200),
+    ):
+        assert get(server[0], {"Host": host}) == status, host
+    assert get(server[0], {"Origin": "http://evil.example"}) == 403
+    assert upgrade(server[0], f"http://evil.example:{port}", host=f"evil.example:{port}") == 403
+
+
+def get(address: str, headers: dict[str, str]) -> int:
+    connection = http.client.HTTPConnection(str(urlsplit(address).hostname), urlsplit(address).port, timeout=20)
+    connection.request("GET", "/", headers=headers)
+    with contextlib.closing(connection):
+        return connection.getresponse().status
+
+
+def upgrade(address: str, origin: str, **headers: str) -> int:
     """Return the status of a request for a web socket by a page of `origin`."""
     parts = urlsplit(address)
     connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=10)
     key = {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version": "13"}
-    connection.request("GET", "/ws", headers={"Upgrade": "websocket", "Connection": "Upgrade", "Origin": origin, **key})
+    connection.request(
+        "GET", "/ws", headers={"Upgrade": "websocket", "Connection": "Upgrade", "Origin": origin, **key, **headers}
+    )
     with contextlib.closing(connection):
         return connection.getresponse().status
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from rpo.core.errors import InvalidArgument, MissingDependency
-from rpo.explore.command import LOOPBACK, explore_command, free_port
+from rpo.explore.command import LOOPBACK, explore_command, free_port, own_address
 
 
 def test_without_panel_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,10 +25,18 @@ def test_a_taken_port_is_refused_and_a_free_one_is_kept() -> None:
     assert free_port(0, LOOPBACK) > 0
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "host.invalid"])
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "0", "0x0", "0.0", "00", "0x0.0x0", "0.0.0", "", " ", "::", "::0", "host.invalid", "a" * 300]
+)
 def test_hosts_that_cannot_be_one_address_are_refused(host: str) -> None:
-    with pytest.raises(InvalidArgument, match="host"):
-        free_port(0, host)
+    with pytest.raises(InvalidArgument, match="host: expected one IPv4 address"):
+        own_address(host)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1", "0x7f000001"])
+def test_other_spellings_of_loopback_are_loopback(host: str) -> None:
+    """The control of the refusals: what names one address is taken, and bound by that address."""
+    assert own_address(host) == LOOPBACK
 
 
 @pytest.mark.parametrize("port", [-1, 65536, 1.5])

@@ -30,7 +30,7 @@ COMMON: dict[str, Any] = {
     "eos_token_id": EOS,
     "bos_token_id": None,
 }
-# What a family adds: tied and untied heads, soft-capping, sliding windows, learned positions all occur.
+# What a family adds: tied and untied heads, soft-capping, sliding windows, learned positions, sinks, experts all occur.
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"tie_word_embeddings": False},
     "qwen2": {"tie_word_embeddings": True},
@@ -44,6 +44,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     "mistral": {"sliding_window": WINDOW, "head_dim": 8},
+    "gpt_oss": {
+        "sliding_window": WINDOW,
+        "head_dim": 8,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "router_aux_loss_coef": 0.0,  # TRL would add it, asked for or not
+        "experts_implementation": "eager",  # the only one in float64
+    },
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from rpo.core.errors import InvalidArgument
 from rpo.llm import attention
 from rpo.llm.attention import ROUTED, Segments, forward_arguments, route
 from rpo.llm.head import plain_token_logps
-from rpo.llm.packing import SharedPrefixPath
+from rpo.llm.packing import SharedPrefixPath, misfit
 from rpo.llm.scoring import PaddedPath, PromptGroup
 
 LENGTHS, PREFIXES = [7, 3, 1, 4, 9, 2, 1], [-1, 0, 0, 0, -1, 4, -1]
@@ -35,14 +36,19 @@ def dense_mask(lengths: list[int], prefixes: list[int], window: int | None) -> t
     return seen
 
 
-def by_hand(query: Any, key: Any, value: Any, seen: torch.Tensor, scaling: float, softcap: float | None) -> Any:
-    """Return softmax of all T x T scores, one head at a time, in float64."""
+def by_hand(
+    query: Any, key: Any, value: Any, seen: torch.Tensor, scaling: float, softcap: float | None, sinks: Any = None
+) -> Any:
+    """Return softmax of all T x T scores, one head at a time, in float64; a sink is one more score, and no value."""
     out = []
     for head in range(query.shape[1]):
         k, v = (tensor[0, head * key.shape[1] // query.shape[1]].double() for tensor in (key, value))
         scores = scaling * query[0, head].double() @ k.T
         scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
-        out.append(scores.masked_fill(~seen, float("-inf")).softmax(-1) @ v)
+        scores = scores.masked_fill(~seen, float("-inf"))
+        if sinks is not None:
+            scores = torch.cat([scores, sinks[head].double().expand(len(scores), 1)], 1)
+        out.append(scores.softmax(-1)[:, : len(v)] @ v)
     return torch.stack(out, 1)[None]
 
 
@@ -132,6 +138,28 @@ def test_who_sees_whom_written_out() -> None:
     ]
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@every_kind
+@pytest.mark.parametrize("kernel", ["by_segment", "by_flex"])
+def test_sinks_take_their_part_of_the_softmax(kernel, window, softcap) -> None:
+    """Output to 1e-12 in float64, and gradients, the sinks' too; `attend` hands them on. Control: without sinks."""
+    inputs, segments = tensors(), Segments(LENGTHS, PREFIXES)
+    sinks = torch.tensor([0.0, 2.0, -3.0, 1.0], dtype=torch.float64, requires_grad=True)
+    seen = dense_mask(LENGTHS, PREFIXES, window)
+    exact = by_hand(*inputs, seen, 0.5, softcap, sinks)
+    given = [tensor.detach() for tensor in (*inputs, sinks)] if kernel == "by_flex" else [*inputs, sinks]
+    out = getattr(segments, kernel)(*given[:3], scaling=0.5, window=window, softcap=softcap, sinks=given[3])
+    torch.testing.assert_close(out, exact, rtol=0, atol=1e-12)
+    assert (out - by_hand(*inputs, seen, 0.5, softcap)).abs().max() > 1e-2
+    if kernel == "by_segment":
+        attended = segments.attend(*inputs, scaling=0.5, window=window, softcap=softcap, sinks=sinks)
+        direction = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
+        sides = (torch.autograd.grad((made * direction).sum(), [*inputs, sinks]) for made in (attended, exact))
+        for gradient, expected in zip(*sides, strict=True):
+            torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-12)
+            assert expected.norm() > 1e-2
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: kernels of one call a layer")
 @every_kind
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -174,6 +202,26 @@ def test_without_segments_a_routed_model_is_what_it_was(tiny_model, tmp_path, fa
     assert all(map(torch.equal, results(), before))
     model.save_pretrained(tmp_path)
     assert "rpo" not in (tmp_path / "config.json").read_text()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_tensor_that_attention_does_not_take_is_refused(monkeypatch, tiny_model, dtype) -> None:
+    """A layer that hands over one more by name, of which the result would not know, is padded, in 16 bits too."""
+    model = tiny_model("llama", dtype=dtype)
+    assert misfit(SharedPrefixPath(), model) is None
+    module = sys.modules[type(model).__module__]
+    layer = type(model.model.layers[0].self_attn)
+    original = layer.forward
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return original(self, *args, **kwargs, block_bias=torch.zeros(1))
+
+    monkeypatch.setattr(layer, "forward", forward)
+    monkeypatch.setattr(module, "eager_attention_forward", lambda *a, block_bias=None, **k: None)
+    assert re.search('expected "padded" .* got block_bias', str(misfit(SharedPrefixPath(), model)))
+    path = SharedPrefixPath()
+    with pytest.raises(InvalidArgument, match="path: expected .*block_bias"):
+        path.logps(model, path.collate(GROUPS))
 
 
 def test_attention_dropout_is_refused(tiny_model) -> None:

@@ -52,7 +52,7 @@ def naive(model: Any, rows: Sequence[PromptGroup]) -> np.ndarray:
     """Return (G, m) log-probabilities, one sequence at a time, without padding or mask."""
     values = []
     with torch.no_grad():
-        for prompt, responses in rows:
+        for prompt, responses, _ in rows:
             for response in responses:
                 logps = model(input_ids=torch.tensor([[*prompt, *response]])).logits[0].double().log_softmax(-1)
                 values.append(sum(float(logps[len(prompt) - 1 + k, token]) for k, token in enumerate(response)))
@@ -117,7 +117,7 @@ def test_a_value_is_found_by_its_tokens_alone(reference: FrozenModel) -> None:
     values = cache.lookup(rows)
     order = [5, 0, 3]
     assert np.array_equal(cache.lookup([rows[k] for k in order]), values[order])
-    swapped = [PromptGroup(tuple(p), [np.array(r) for r in reversed(responses)]) for p, responses in rows]
+    swapped = [PromptGroup(tuple(p), [np.array(r) for r in reversed(responses)]) for p, responses, _ in rows]
     assert np.array_equal(cache.lookup(swapped), values[:, ::-1])
     assert not np.array_equal(values, values[:, ::-1])
 
@@ -405,3 +405,11 @@ def test_of_two_writers_one_whole_file_stays_and_readers_never_see_a_part(tmp_pa
     for writer in writers:
         writer.join()
     assert not failures and seen == {0, 1} and [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+def test_a_mask_is_part_of_what_a_value_belongs_to() -> None:
+    """Equal tokens with other tokens scored are another entry; a mask of ones is none."""
+    plain, all_, some = (PromptGroup([6, 7], [[8, 9]], scored) for scored in ((), (b"\1\1",), (b"\1\0",)))
+    assert response_digests(plain) == response_digests(all_) != response_digests(some)
+    ((todo,),) = plan_batches([some], LogpCache(KEY), 100)
+    assert todo.group.masks == [b"\1\0"]

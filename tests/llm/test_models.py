@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rpo.core.errors import InvalidArgument, MissingDependency
 from rpo.llm import models
 from rpo.llm.models import (
-    ModelNotLoaded,
     check_embeddings,
     choose_pad_token,
     convert_gguf,
@@ -27,8 +27,11 @@ from rpo.llm.models import (
     load_tokenizer,
     require_peft,
 )
+from rpo.llm.soundness import ModelNotLoaded, require_causal
 
 IDS = torch.tensor([[3, 5, 7, 11]])
+# peft asks for a name of transformers' that was changed
+PEFT_DEPRECATION = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -171,6 +174,24 @@ def test_convert_gguf_writes_a_folder_or_nothing(gguf_file: tuple[Path, Any], tm
     assert sorted(item.name for item in tmp_path.iterdir()) == ["out", "package"]
 
 
+def test_a_gguf_file_that_lacks_tensors_is_refused(tmp_path: Path, tiny_model: Any) -> None:
+    """Its second layer is announced, and not there."""
+    model = tiny_model("llama", tie_word_embeddings=False)
+    short = tiny_model("llama", tie_word_embeddings=False, num_hidden_layers=1)
+    announced, short.config.num_hidden_layers = model.config.num_hidden_layers, 1
+    import gguf
+
+    class Writer(gguf.GGUFWriter):
+        def add_block_count(self, length: int) -> None:
+            super().add_block_count(announced)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf, "GGUFWriter", Writer)
+        write_gguf(tmp_path / "short.gguf", short)
+    with pytest.raises(ModelNotLoaded, match=r"9 missing \(model\.layers\.1\."):
+        from_gguf(tmp_path / "short.gguf")
+
+
 def test_gguf_refusals(gguf_file: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, _ = gguf_file
     with pytest.raises(ModelNotLoaded, match=r"expected a \.gguf file.*absent\.gguf"):
@@ -260,6 +281,122 @@ def test_damaged_weights(folder: Path) -> None:
         load_model(folder)
 
 
+def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+DAMAGE: dict[str, tuple[Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], str]] = {
+    "missing": (
+        lambda w: {name: value for name, value in w.items() if "layers.1.mlp" not in name},
+        r"3 missing \(model\.layers\.1\.mlp\.down_proj\.weight, .*random numbers",
+    ),
+    "unused": (
+        lambda w: w | {"model.layers.2.mlp.up_proj.weight": torch.ones(2)},
+        r"1 that the model does not use \(model\.layers\.2\.mlp\.up_proj\.weight\)",
+    ),
+    "of another shape": (
+        lambda w: w | {"model.norm.weight": torch.ones(5)},
+        r"1 of another shape \(model\.norm\.weight \[5\] for \[32\]\)",
+    ),
+    "NaN": (
+        lambda w: w | {"model.norm.weight": torch.full((32,), float("nan"))},
+        r"NaN or infinity in 1 tensors \(model\.norm\.weight\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_checkpoint_that_is_not_whole_is_refused(folder: Path, damage: str) -> None:
+    """Control: transformers loads all but the one of another shape, what is missing at random."""
+    change, why = DAMAGE[damage]
+    rewrite(folder, change)
+    with pytest.raises(ModelNotLoaded, match=why):
+        load_model(folder)
+    if damage != "of another shape":
+        AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_a_tied_head_is_not_missing(tmp_path: Path, tiny_model: Any) -> None:
+    tiny_model("qwen2").save_pretrained(tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    model = load_model(tmp_path)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", ["bert", "bart", "t5"])
+def test_models_that_see_what_comes_are_refused(tmp_path: Path, family: str, dtype: torch.dtype) -> None:
+    """BERT's attention looks ahead, BART and T5 have an encoder; every other model that is loaded here is a control."""
+    from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    sizes |= {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "d_kv": 8, "num_layers": 1}
+    sizes |= {"initializer_range": 0.3}
+    config = AutoConfig.for_model(family, vocab_size=64, bos_token_id=0, eos_token_id=1, pad_token_id=0, **sizes)
+    with torch.random.fork_rng(devices=[]):
+        made = (AutoModelForMaskedLM if family == "bert" else AutoModelForSeq2SeqLM).from_config(config)
+    made.to(dtype).save_pretrained(tmp_path)
+    with pytest.raises((InvalidArgument, ModelNotLoaded)) as refused:
+        load_model(tmp_path)
+    if family == "bert":
+        assert "BertLMHeadModel: its logits at earlier positions change with the last token" in str(refused.value)
+    with pytest.raises(InvalidArgument, match="model: expected a causal language model"):
+        require_causal(made)
+
+
+# --- adapters ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def adapter(tmp_path: Path, folder: Path) -> tuple[Path, torch.Tensor]:
+    """A DoRA on the tiny Llama that changes it, magnitudes too, saved; and its logits."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules="all-linear", use_dora=True, task_type="CAUSAL_LM")
+    with torch.random.fork_rng(devices=[]):
+        model = peft.get_peft_model(load_model(folder, dtype="float32"), config).eval()
+        for name, value in model.named_parameters():
+            if value.requires_grad:
+                value.data += 0.1 * torch.randn_like(value) if "magnitude" not in name else 0.3
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter", model(input_ids=IDS).logits.detach()
+
+
+@PEFT_DEPRECATION
+def test_an_adapter_comes_with_its_base_and_all_of_its_weights(folder: Path, adapter: tuple[Path, Any]) -> None:
+    """By name of the folder: the logits it had, magnitudes included. Control: the bare base has others."""
+    where, expected = adapter
+    state = torch.get_rng_state()
+    model = load_model(where, dtype="float32")
+    assert torch.equal(torch.get_rng_state(), state) and not model.training
+    assert torch.equal(model(input_ids=IDS).logits, expected)
+    assert not any(value.requires_grad for value in model.parameters())
+    assert (load_model(folder, dtype="float32")(input_ids=IDS).logits - expected).abs().max() > 1e-2
+    trained = {name for name, value in load_model(where, is_trainable=True).named_parameters() if value.requires_grad}
+    assert trained and all("lora_" in name for name in trained)
+    assert load_model(where).dtype == torch.bfloat16  # of the base, as stored
+
+
+@PEFT_DEPRECATION
+def test_an_adapter_that_is_not_whole_or_has_no_base_is_refused(folder: Path, adapter: tuple[Path, Any]) -> None:
+    where, _ = adapter
+    weights = load_file(where / "adapter_model.safetensors")
+    kept = {name: value for name, value in weights.items() if "magnitude" not in name}
+    save_file(kept, where / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelNotLoaded, match=r"adapter with 14 missing \(.*lora_magnitude_vector"):
+        load_model(where)
+    save_file(weights | {"base_model.model.score.weight": torch.ones(1)}, where / "adapter_model.safetensors")
+    with pytest.raises(ModelNotLoaded, match=r"1 that the model does not use \(base_model\.model\.score"):
+        load_model(where)
+    folder.rename(folder.with_name("elsewhere"))
+    with pytest.raises(ModelNotLoaded, match=r"adapter is an adapter, whose base model is not there"):
+        load_model(where)
+    folder.with_name("elsewhere").rename(folder)
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(folder / name, where / name)
+    with pytest.raises(ModelNotLoaded, match="expected a model or an adapter, got .* with both"):
+        load_model(where)
+
+
 def test_quantization_needs_cuda(folder: Path, gguf_file: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """bitsandbytes itself is not run here: what would be handed to transformers is looked at instead."""
     with pytest.raises(InvalidArgument, match="one of '4bit', '8bit', got '2bit'"):
@@ -275,7 +412,13 @@ def test_quantization_needs_cuda(folder: Path, gguf_file: tuple[Path, Any], monk
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(models, "_require_package", lambda name, extra: None)
     seen: dict[str, Any] = {}
-    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", lambda source, **passed: seen.update(passed))
+    real = models.AutoModelForCausalLM.from_pretrained
+
+    def loaded(source: Path, **passed: Any) -> Any:
+        seen.update(passed)
+        return real(source, output_loading_info=True)
+
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", loaded)
     load_model(folder, quantization="4bit", dtype="bfloat16")
     config = seen["quantization_config"]
     assert config.load_in_4bit and config.bnb_4bit_quant_type == "nf4" and config.bnb_4bit_use_double_quant
@@ -362,7 +505,7 @@ def test_without_dropout_training_is_evaluation(tiny_model: Any, family: str) ->
     assert all(getattr(model.config, name) == rate for name, rate in DROPOUT[family].items())
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks for the old name
+@PEFT_DEPRECATION
 def test_dropout_of_adapters_goes_too(tiny_model: Any) -> None:
     """Llama reads one rate a layer; LoRA has one module a target: 2 layers of each."""
     peft = pytest.importorskip("peft")

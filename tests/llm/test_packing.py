@@ -12,7 +12,7 @@ from models_for_tests import COMMON, EOS, FAMILIES, PAD
 from test_parity import PAIRS, Float64, gradient_error, gradients, logp_error, naive_logps, score
 
 from rpo.core.errors import InvalidArgument
-from rpo.llm.attention import ROUTED
+from rpo.llm.attention import ROUTED, Segments
 from rpo.llm.packing import PackedPath, SharedPrefixPath, choose_path, misfit
 from rpo.llm.reference import resolve_reference
 from rpo.llm.scoring import PATHS, PaddedPath, Path, PromptGroup
@@ -73,7 +73,7 @@ def test_a_response_does_not_know_of_the_others(tiny_model, kind, family) -> Non
     The control is another first token of the prompt.
     """
     model, path = tiny_model(family, dtype=torch.float64), kind()
-    (prompt, (chosen, rejected)), *rest = PAIRS
+    (prompt, (chosen, rejected), _), *rest = PAIRS
 
     def results(prompt: Any, rejected: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         with Float64():
@@ -155,6 +155,7 @@ def test_the_shared_path_fits_every_family_here(tiny_model, caplog, family) -> N
     """And the choice leaves weights, flags and random numbers alone."""
     model = tiny_model(family).train()
     before, state = [p.clone() for p in model.parameters()], torch.get_rng_state()
+    caplog.clear()  # what transformers had to say while it was made
     with caplog.at_level(logging.WARNING):
         assert type(choose_path(model, PAD)) is SharedPrefixPath
         assert type(choose_path(model, PAD, "packed")) is PackedPath
@@ -170,12 +171,12 @@ def test_rounding_is_no_misfit(tiny_model, dtype) -> None:
     assert misfit(SharedPrefixPath(), tiny_model("llama", dtype=dtype)) is None
 
 
-def build(family: str, **fields: Any) -> Any:
+def build(family: str, dtype: torch.dtype = torch.float32, **fields: Any) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **(COMMON | fields))).eval()
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **(COMMON | fields))).to(dtype).eval()
 
 
 MISFITS: dict[str, tuple[dict[str, Any], str]] = {
@@ -183,21 +184,40 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
     "bloom": ({}, "does not go through transformers'"),  # ALiBi
     "mamba": ({}, "does not go through transformers'"),
     "llama4_text": ({"num_local_experts": 2, "attention_chunk_size": 5, "head_dim": 8}, r"kind \(chunked_attention\)"),
-    "gpt_oss": ({"num_local_experts": 4, "head_dim": 8, "sliding_window": 5}, "log-probabilities differ by"),  # sinks
 }
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # of rare models
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", MISFITS)
-def test_a_misfit_is_padded_with_one_message(caplog, family) -> None:
+def test_a_misfit_is_padded_with_one_message(caplog, family, dtype) -> None:
     """Its attention is left as it was."""
     fields, why = MISFITS[family]
-    model = build(family, **fields)
+    model = build(family, dtype, **fields)
     with caplog.at_level(logging.WARNING, logger="rpo.llm.packing"):
         assert type(choose_path(model, PAD)) is PaddedPath
     (record,) = (record for record in caplog.records if record.name == "rpo.llm.packing")
     assert re.search(f"is scored with padding instead of path 'auto': .*{why}", record.getMessage())
     assert not model.config._attn_implementation.startswith(ROUTED)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_layer_that_attends_otherwise_is_a_misfit(tiny_model, monkeypatch, dtype, layer) -> None:
+    """One layer's output off by a part of itself, as where something is left out; judged a token, in 16 bits too.
+
+    The control is the model as it is.
+    """
+    model = tiny_model("llama", dtype=dtype, initializer_range=0.15)
+    assert misfit(SharedPrefixPath(), model) is None
+    attend, calls = Segments.attend, []
+
+    def partly(self: Segments, *args: Any, **kwargs: Any) -> torch.Tensor:
+        calls.append(1)
+        return attend(self, *args, **kwargs) * (0.6 if (len(calls) - 1) % 2 == layer else 1.0)
+
+    monkeypatch.setattr(Segments, "attend", partly)
+    assert re.search("differ by .* nats a token", str(misfit(SharedPrefixPath(), model)))
 
 
 @pytest.mark.filterwarnings(DEPRECATED)

@@ -20,6 +20,7 @@ from models_for_tests import EOS, FAMILIES, FIRST_WORD, PAD, VOCABULARY
 from torch.overrides import TorchFunctionMode
 
 from rpo.core.conversions import trl_batch_weight
+from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import DPO, RPO
 from rpo.llm.packing import PackedPath, SharedPrefixPath
 from rpo.llm.scoring import PaddedPath, Path, PromptGroup
@@ -75,11 +76,14 @@ class Float64(TorchFunctionMode):
 def naive_logps(model: Any, pairs: Sequence[PromptGroup]) -> torch.Tensor:
     """Return (G, m): one sequence at a time, no padding, no mask, every logit in float64."""
 
-    def one(prompt: Sequence[int], response: Sequence[int]) -> torch.Tensor:
+    def one(prompt: Sequence[int], response: Sequence[int], mask: bytes) -> torch.Tensor:
         scores = model(torch.tensor([[*prompt, *response]])).logits[0].double().log_softmax(-1)
-        return scores[range(len(prompt) - 1, len(prompt) + len(response) - 1), response].sum()
+        each = scores[range(len(prompt) - 1, len(prompt) + len(response) - 1), response]
+        return (each * torch.tensor(list(mask))).sum()
 
-    return torch.stack([torch.stack([one(prompt, r) for r in responses]) for prompt, responses in pairs])
+    return torch.stack(
+        [torch.stack([one(g.prompt_ids, *each) for each in zip(g.responses, g.masks, strict=True)]) for g in pairs]
+    )
 
 
 def naive_loss(policy: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
@@ -119,6 +123,33 @@ def gradient_error(ours: Mapping[str, torch.Tensor], expected: Mapping[str, torc
 # --- against float64 -----------------------------------------------------------------------------
 
 
+MASKS = [[bytes(k % (3 + g) != 1 for k in range(len(r))) for r in group.responses] for g, group in enumerate(PAIRS)]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@every_path
+def test_every_path_scores_what_is_marked_and_reads_the_rest(tiny_model, path, family) -> None:  # type: ignore[no-untyped-def]
+    """By masks of their own, or none for one of the two: the sums and lengths of the marked tokens."""
+    model = tiny_model(family, dtype=torch.float64)
+    masked = [PromptGroup(prompt, responses, masks) for (prompt, responses, _), masks in zip(PAIRS, MASKS, strict=True)]
+    masked[1] = masked[1]._replace(scored=(None, MASKS[1][1]))
+    with Float64():
+        inputs = path.collate(masked)
+        found = path.logps(model, inputs)
+        expected = naive_logps(model, masked)
+        whole = naive_logps(model, PAIRS)
+    assert logp_error(found, expected) < TOLERANCES[torch.float64][0]
+    assert logp_error(found, whole) > 0.1  # the control: all the tokens
+    assert inputs["lengths"].tolist() == [list(map(sum, group.masks)) for group in masked]
+
+
+def test_masks_that_do_not_fit_are_refused() -> None:
+    for scored in ((b"\1", None), (b"\0\0\0", None)):
+        for path in (PaddedPath(PAD), PackedPath(), SharedPrefixPath()):
+            with pytest.raises(InvalidArgument, match="groups.0..scored: expected 1 or 0 for each token"):
+                path.collate([PromptGroup([6, 7], ([8, 9, 10], [9]), scored)])
+
+
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @every_family
 @every_path
@@ -135,7 +166,7 @@ def test_every_path_equals_the_naive_computation(tiny_model, path, family, dtype
     policy, reference = (tiny_model(family, seed=seed).to(dtype) for seed in (POLICY, REFERENCE))
     with Float64() if dtype is torch.float64 else contextlib.nullcontext():
         logps = [score(path, policy), score(path, reference)]
-        wrong = score(path, policy, [PromptGroup([*prompt[:-1], EOS], responses) for prompt, responses in PAIRS])
+        wrong = score(path, policy, [PromptGroup([*prompt[:-1], EOS], responses) for prompt, responses, _ in PAIRS])
     loss = objective_loss(OBJECTIVE, *logps)
     assert [logp.dtype for logp in logps] == [dtype, dtype]
     assert max(map(logp_error, logps, expected)) < tolerances[0]
@@ -169,7 +200,7 @@ def test_order_split_and_company_of_a_batch_change_nothing(tiny_model, path, fam
     order = [3, 0, 5, 1, 4, 2]
     assert logp_error(score(path, model, [PAIRS[k] for k in order]), logps[order]) < 1e-12
     assert logp_error(torch.cat([score(path, model, [pair]) for pair in PAIRS]), logps) < 1e-12
-    exchanged = [PromptGroup(prompt, responses[::-1]) for prompt, responses in PAIRS]
+    exchanged = [PromptGroup(prompt, responses[::-1]) for prompt, responses, _ in PAIRS]
     assert logp_error(score(path, model, exchanged), logps.flip(1)) < 1e-12
     assert logp_error(logps.flip(1), logps) > 1e-2  # the control: rows are told apart
 
@@ -281,7 +312,7 @@ def test_every_path_equals_trl(tiny_model, tiny_tokenizer, tmp_path, family, obj
     def text(ids: Sequence[int]) -> str:
         return " ".join(f"w{k - FIRST_WORD}" for k in ids if k != EOS)
 
-    rows = [{"prompt": text(p) + " ", "chosen": text(w), "rejected": text(lost)} for p, (w, lost) in PAIRS]
+    rows = [{"prompt": text(p) + " ", "chosen": text(w), "rejected": text(lost)} for p, (w, lost), _ in PAIRS]
     models = (tiny_model(family, seed=seed) for seed in (POLICY, REFERENCE))
     their_loss, theirs, pairs = trl_result(*models, tiny_tokenizer(), rows, objective, str(tmp_path))
     assert pairs == PAIRS

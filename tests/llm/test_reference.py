@@ -75,7 +75,7 @@ def naive(model: Any) -> torch.Tensor:
                 total += float(logits[token] - logits.logsumexp(0))
         return total
 
-    return torch.tensor([[logp(prompt, r) for r in responses] for prompt, responses in GROUPS], dtype=torch.float64)
+    return torch.tensor([[logp(prompt, r) for r in responses] for prompt, responses, _ in GROUPS], dtype=torch.float64)
 
 
 def policy_logps(model: Any) -> torch.Tensor:

@@ -16,9 +16,9 @@ from transformers import AutoModelForSequenceClassification
 from rpo.core.errors import InvalidArgument
 from rpo.core.neighbours import SFT, BradleyTerry
 from rpo.llm.data.pairs import PreparedPairs, TokenizedPair
-from rpo.llm.models import ModelNotLoaded
 from rpo.llm.reward_model import RewardConfig, RewardTrainer, as_reward_model, load_reward_model, rewards, score
 from rpo.llm.scoring import PaddedPath, PromptGroup
+from rpo.llm.soundness import ModelNotLoaded
 
 RATE = 0.05
 # peft 0.21 asks models for a property that transformers 5.23 renamed.

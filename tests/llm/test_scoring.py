@@ -172,7 +172,7 @@ def test_prompt_tuning_scores_the_response_and_not_its_virtual_tokens(tiny_model
         tuned = peft.get_peft_model(model, config).eval()
     logps = path.logps(tuned, path.collate(BATCH))
     virtual = tuned.get_prompt(batch_size=1)[0]
-    for g, (prompt, responses) in enumerate(BATCH):
+    for g, (prompt, responses, _) in enumerate(BATCH):
         for k, response in enumerate(responses):
             embedded = model.get_input_embeddings()(torch.tensor([*prompt, *response]))
             scores = model(inputs_embeds=torch.cat([virtual, embedded])[None]).logits[0].double().log_softmax(-1)

@@ -111,7 +111,7 @@ def test_a_zero_gradient_is_refused(tmp_path):
 def test_no_end_of_turn(tmp_path):
     """Responses that never end in EOS: refused by name; with every second one ended, the share is recorded."""
     pairs = PreparedPairs(TokenizedPair((7, 8), (9, 10), (11, 12), row) for row in range(4))
-    with pytest.raises(SelfCheckFailed, match="no chosen response ends with an end-of-turn token"):
+    with pytest.raises(SelfCheckFailed, match="no chosen response ends with a token at which .*4 of 4 end with 10"):
         trainer(tmp_path, pairs, processing_class=models_for_tests.tiny_tokenizer()).train()
     half = [TokenizedPair((7,), (9, EOS if row % 2 else 10), (11,), row) for row in range(4)]
     assert check_data(half, {}, {EOS})["chosen_ending_with_eos"] == 0.5

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from models_for_tests import EOS, FIRST_WORD
-from training import tiny_pairs, weights_of
+from training import masked_pairs, tiny_pairs, weights_of
 
 from rpo.core.errors import InvalidArgument, NonFiniteLoss
 from rpo.core.neighbours import SFT
@@ -153,6 +153,21 @@ def test_evaluation_is_the_token_mean_of_the_whole_set(tmp_path) -> None:
     assert found["eval_logps/response"] == pytest.approx(np.average(logps, weights=weights), rel=1e-12)
     assert abs(np.mean(parts) - expected) > 1e-3
     assert run.evaluate(pairs)["eval_loss"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_tokens_that_are_not_scored_are_not_learnt(tmp_path) -> None:
+    """The token mean is over the scored ones, of either response."""
+    pairs = masked_pairs(6)
+    for response in ("chosen", "rejected"):
+        found = trainer(tmp_path, pairs, eval_dataset=pairs, response=response).evaluate()
+        above, below = 0.0, 0
+        for pair in pairs:
+            ids = getattr(pair, f"{response}_ids")
+            logits = fresh()(torch.tensor([[*pair.prompt_ids, *ids]])).logits[0].log_softmax(-1)
+            places = [k for k in range(len(ids)) if k != 1 or response == "rejected"]
+            above -= sum(logits[len(pair.prompt_ids) + k - 1, ids[k]].item() for k in places)
+            below += len(places)
+        assert found["eval_loss/sft"] == pytest.approx(above / below, rel=1e-9)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # TRL's own use of transformers
@@ -332,7 +347,7 @@ def test_a_loss_that_is_not_finite_names_its_row(tmp_path) -> None:
 
 def test_responses_without_an_end_are_found_before_training(tmp_path, tiny_tokenizer) -> None:
     rows = [{"prompt_ids": [6, 7], "completion_ids": [8, 9]}]
-    with pytest.raises(SelfCheckFailed, match="end-of-turn"):
+    with pytest.raises(SelfCheckFailed, match="a token at which the model stops"):
         trainer(tmp_path, rows, processing_class=tiny_tokenizer()).train()
     trainer(tmp_path, rows, processing_class=tiny_tokenizer(), self_check=False).train()
 

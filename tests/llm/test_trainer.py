@@ -7,12 +7,13 @@ import math
 import models_for_tests
 import pytest
 import torch
-from training import OBJECTIVE, tiny_pairs, trainer, weights_of
+from training import OBJECTIVE, config, masked_pairs, tiny_pairs, trainer, weights_of
 
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import DPO, RPO
 from rpo.llm.collate import PairDataset
-from rpo.llm.data import stream_pairs
+from rpo.llm.data import PreparedPairs, stream_pairs
+from rpo.llm.models import load_model
 
 
 def naive_logp(model, prompt, response):
@@ -271,6 +272,70 @@ def test_streaming(tmp_path):
         trainer(tmp_path, stream)
 
 
+@pytest.mark.parametrize("path", ["padded", "packed", "shared"])
+@pytest.mark.parametrize("reduction", ["sequence_sum", "sequence_mean", "batch_token_mean"])
+def test_tokens_that_are_not_scored_count_nowhere(tmp_path, path, reduction):
+    """Neither in sums nor in lengths, nor in the reference values, so that the preference loss starts at ln 2."""
+    pairs, objective = masked_pairs(6), RPO(beta=0.1, eta=0.5, sft_reduction=reduction)
+    run = trainer(tmp_path, pairs, objective=objective, eval_dataset=pairs, path=path, per_device_eval_batch_size=4)
+    found = run.evaluate()
+    model, sums, lengths = fresh(), [], []
+    for pair in pairs:
+        logits = model(torch.tensor([[*pair.prompt_ids, *pair.chosen_ids]])).logits[0].log_softmax(-1)
+        places = [k for k in range(len(pair.chosen_ids)) if k != 1]
+        sums.append(sum(logits[len(pair.prompt_ids) + k - 1, pair.chosen_ids[k]].item() for k in places))
+        lengths.append(len(places))
+    sft = {
+        "sequence_sum": -sum(sums) / 6,
+        "sequence_mean": -sum(total / length for total, length in zip(sums, lengths, strict=True)) / 6,
+        "batch_token_mean": -sum(sums) / sum(lengths),
+    }[reduction]
+    assert found["eval_loss/sft"] == pytest.approx(sft, rel=1e-6)
+    assert found["eval_loss/preference"] == pytest.approx(math.log(2), rel=1e-12)
+    assert found["eval_logps/chosen"] == pytest.approx(sum(sums) / 6, rel=1e-6)
+    run.train()
+    assert run.state.global_step == 3
+
+
+def splits(n):
+    datasets = pytest.importorskip("datasets")
+    rows = [
+        {"prompt_ids": list(p.prompt_ids), "chosen_ids": list(p.chosen_ids), "rejected_ids": list(p.rejected_ids)}
+        for p in tiny_pairs(n)
+    ]
+    half = {"train": datasets.Dataset.from_list(rows[: n // 2]), "test": datasets.Dataset.from_list(rows[n // 2 :])}
+    return datasets.DatasetDict(half)
+
+
+def test_splits_are_evaluation_sets_by_name(tmp_path, caplog):
+    """Each under its own name, and none in place of another; for training the split "train" is taken, and said."""
+    data = splits(12)
+    run = trainer(tmp_path, data, eval_dataset=data)
+    assert "train data: the split 'train' of 'train', 'test'" in caplog.text
+    assert len(run.train_dataset) == 6
+    metrics = run.evaluate()
+    for name, rows in (("train", tiny_pairs(12)[:6]), ("test", tiny_pairs(12)[6:])):
+        alone = trainer(tmp_path, PreparedPairs(rows), eval_dataset=PreparedPairs(rows)).evaluate()
+        assert metrics[f"eval_{name}_loss"] == pytest.approx(alone["eval_loss"], rel=1e-12)
+    assert metrics["eval_train_loss"] != metrics["eval_test_loss"]
+    later = run.evaluate(data)
+    assert later["eval_test_loss"] == metrics["eval_test_loss"]
+    del data["train"]
+    with pytest.raises(InvalidArgument, match="^train_dataset: .* splits 'test'. Pass one of them, train_dataset="):
+        trainer(tmp_path, data)
+
+
+def test_an_unused_column_that_looks_like_the_prompt_warns(tmp_path):
+    tokenizer = models_for_tests.tiny_tokenizer()
+    rows = [{"system": "w9", "prompt": "w1 ", "chosen": f"w{k}", "rejected": "w9"} for k in range(3, 7)]
+    said = "dataset: the prompt is in the column 'prompt', and nothing reads 'system'"
+    with pytest.warns(UserWarning, match=said):
+        run = trainer(tmp_path, rows, processing_class=tokenizer)
+    assert run.data_reports["train"]["unused_columns"] == {"system": 4}
+    with pytest.warns(UserWarning, match=said):
+        list(stream_pairs(rows, tokenizer))
+
+
 def test_evaluation_does_not_depend_on_its_batches(tmp_path):
     """A token mean over 10 pairs is one mean, in batches of 10, 4 + 4 + 2 and one; a mean of means is not (control)."""
     pairs, objective = tiny_pairs(10), RPO(beta=0.1, eta=0.5, sft_reduction="batch_token_mean")
@@ -361,3 +426,169 @@ def test_layouts_and_budgets_take_the_same_path(tmp_path, options):
     assert run.path.name == options["path"]
     expected = descend(pairs, updates=3, batch=[range(10)] * 3)
     assert largest_difference(weights_of(run.model), expected) < 1e-7
+
+
+# --- what is trained: weights that can move, adapters that go on -----------------------------------
+
+ADAM = {"optim": "adamw_torch", "learning_rate": 1e-6, "max_steps": 1}
+LORA = {"r": 2, "target_modules": ["q_proj", "v_proj"]}
+# peft asks for a name of transformers' that was changed
+PEFT_DEPRECATION = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """A folder with a tiny Llama in bfloat16, as checkpoints come."""
+    models_for_tests.tiny_model("llama", dtype=torch.bfloat16).save_pretrained(tmp_path / "base")
+    models_for_tests.tiny_tokenizer().save_pretrained(tmp_path / "base")
+    return str(tmp_path / "base")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "trained", "share"),
+    [(None, torch.float32, 0.95), ("auto", torch.bfloat16, None), ("bfloat16", torch.bfloat16, None)],
+)
+def test_a_bfloat16_checkpoint_is_trained_in_float32(tmp_path, stored, caplog, dtype, trained, share):
+    """One AdamW step of 1e-6 moves nearly every weight that has a gradient; where bfloat16 was asked for, few, and it
+    says so before and after. The share logged is counted here over all weights that have a gradient."""
+    options = {} if dtype is None else {"model_init_kwargs": {"dtype": dtype}}
+    run = trainer(tmp_path / "run", tiny_pairs(8), model=stored, **ADAM, **options)
+    assert {value.dtype for value in run.model.parameters()} == {trained}
+    before = weights_of(run.model)
+    run.train()
+    moved = [(value != before[name]) for name, value in weights_of(run.model).items() if "embed" not in name]
+    counted = sum(int(part.sum()) for part in moved) / sum(part.numel() for part in moved)
+    logged = run.state.log_history[0]["weights/moved"]
+    assert run.self_check_results["start_moved_share"] == logged == pytest.approx(counted, abs=0.02)
+    warned = [record.getMessage() for record in caplog.records if record.name == "rpo.llm.movement"]
+    if share is not None:
+        assert logged > share and not warned
+    else:
+        assert logged < 0.1
+        assert "weights to be trained are bfloat16" in warned[0] and "Only" in warned[1] and "update 1" in warned[1]
+
+
+def test_weights_are_judged_at_the_full_rate(tmp_path):
+    """The first update of a warm-up has rate zero and moves nothing; the third is the first at half of the rate."""
+    model = models_for_tests.tiny_model("llama")
+    run = trainer(
+        tmp_path, tiny_pairs(8), model=model, **ADAM | {"max_steps": 5}, lr_scheduler_type="linear", warmup_steps=4
+    )
+    run.train()
+    assert [row["step"] for row in run.state.log_history if "weights/moved" in row] == [3]
+    assert run.self_check_results["start_moved_share"] > 0.9
+
+
+@PEFT_DEPRECATION
+def test_an_adapter_over_a_bfloat16_base_is_float32(tmp_path, stored, caplog):
+    """The base stays as stored, and nothing needs to be said."""
+    run = trainer(tmp_path / "run", tiny_pairs(8), model=stored, peft_config=LORA, **ADAM | {"learning_rate": 1e-4})
+    by_kind = {(value.requires_grad, value.dtype) for value in run.model.parameters()}
+    assert by_kind == {(True, torch.float32), (False, torch.bfloat16)}
+    run.train()
+    assert run.adapter == "new" and run.self_check_results["start_moved_share"] > 0.9
+    assert not [record for record in caplog.records if record.name == "rpo.llm.movement"]
+
+
+@PEFT_DEPRECATION
+@pytest.mark.parametrize("kept", [False, True], ids=["cached reference", "kept reference"])
+def test_an_adapter_folder_goes_on_as_it_is(tmp_path, stored, kept):
+    """Policy and reference start at the folder's model, not at its bare base, and a new adapter on it is refused."""
+    first = trainer(tmp_path / "first", tiny_pairs(8), model=stored, peft_config=LORA, optim="adamw_torch")
+    first.train()
+    first.save_model(str(tmp_path / "adapter"))
+    ids = torch.tensor([[7, 8, 9, 10]])
+    with torch.no_grad():
+        expected = load_model(tmp_path / "adapter")(ids).logits
+        assert (load_model(stored)(ids).logits - expected).abs().max() > 1e-2
+        run = trainer(
+            tmp_path / "second", tiny_pairs(8), model=str(tmp_path / "adapter"), precompute_ref_log_probs=not kept
+        )
+        assert torch.equal(run.model.eval()(ids).logits, expected)
+        with run.reference.active() as reference:
+            assert torch.equal(reference(ids).logits, expected)
+    assert run.adapter == "continued" and run.reference.kind == ("named_adapter" if kept else "policy_as_given")
+    run.train()
+    assert run.state.log_history[0]["loss/preference"] == pytest.approx(math.log(2), rel=1e-3)
+    with pytest.raises(InvalidArgument, match="peft_config: expected None for a model that already has an adapter"):
+        trainer(tmp_path / "third", tiny_pairs(8), model=str(tmp_path / "adapter"), peft_config=LORA)
+    other = trainer(tmp_path / "fourth", tiny_pairs(8), model=stored, ref_model=str(tmp_path / "adapter"), **ADAM)
+    other.train()
+    assert other.reference.kind == "frozen_model"
+    assert not any(value.requires_grad for value in other.reference.model.parameters())
+    with torch.no_grad(), other.reference.active() as reference:
+        assert (reference(ids).logits - expected.float()).abs().max() < 0.1  # float32 beside bfloat16
+    assert other.state.log_history[0]["rewards/margins"] != 0
+
+
+def test_models_that_are_not_causal_are_refused(tmp_path):
+    from transformers import BertConfig, BertForMaskedLM
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    model = BertForMaskedLM(BertConfig(vocab_size=64, initializer_range=0.3, **sizes))
+    with pytest.raises(InvalidArgument, match="model: expected a causal language model"):
+        trainer(tmp_path, tiny_pairs(4), model=model)
+
+
+# --- the router loss of a mixture of experts ---------------------------------------------------------
+
+
+def mixture(*, asked, weight=3.0):
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    fields = {name: value for name, value in models_for_tests.COMMON.items() if name != "initializer_range"}
+    fields |= {"output_router_logits": asked, "router_aux_loss_coef": weight, "initializer_range": 0.1}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return MixtralForCausalLM(MixtralConfig(num_local_experts=4, num_experts_per_tok=2, **fields)).eval()
+
+
+def naive_router_loss(model, pairs):
+    """Experts times the sum over them of (share of tokens sent there) x (mean probability), all layers and rows."""
+    sent, probability, tokens = torch.zeros(4), torch.zeros(4), 0
+    for pair in pairs:
+        for ids in (pair.chosen_ids, pair.rejected_ids):
+            row = torch.tensor([[*pair.prompt_ids, *ids]])
+            for logits in model(row, output_router_logits=True).router_logits:
+                shares = logits.softmax(-1)
+                sent += torch.nn.functional.one_hot(shares.topk(2).indices, 4).sum((0, 1))
+                probability += shares.sum(0)
+                tokens += len(shares)
+    return 4 * (sent / tokens * probability / tokens).sum()
+
+
+def test_the_router_loss_is_added_where_it_is_asked_for(tmp_path, caplog):
+    """It is in the loss by its weight, is logged apart, moves the router, and pads; control: not asked for, no trace."""
+    pairs, runs = tiny_pairs(4), {}
+    for asked in (True, False):
+        caplog.clear()
+        run = trainer(tmp_path / str(asked), pairs, model=mixture(asked=asked), max_steps=1, path="auto")
+        run.train()
+        runs[asked] = run, run.state.log_history[0], " ".join(caplog.messages)
+    (run, log, said), (plain, without, unsaid) = runs[True], runs[False]
+    assert (run.path.name, plain.path.name) == ("padded", "shared")
+    assert "asks for the router loss" in said and "router" not in unsaid
+    assert "loss/router" not in without and (run.router_weight, plain.router_weight) == (3.0, 0.0)
+    with torch.no_grad():
+        expected = naive_router_loss(mixture(asked=False), pairs).item()
+    assert log["loss/router"] == pytest.approx(expected, rel=1e-5)
+    own = log["loss/preference"] + OBJECTIVE.sft_weight * log["loss/sft"]
+    assert log["loss"] == pytest.approx(own + 3.0 * expected, rel=1e-5)
+    assert without["loss"] == pytest.approx(own, rel=1e-5)
+    gates = [one.model.model.layers[0].mlp.gate.weight for one in (run, plain)]
+    assert (gates[0] - gates[1]).abs().max() > 1e-4
+    evaluated = run.evaluate(run.train_dataset)
+    assert evaluated["eval_loss/router"] > 0
+
+
+def test_paths_that_have_no_router_loss_are_refused(tmp_path):
+    """Given as an object, a packed path is not tried first; its own numbers do not need the router's."""
+    from rpo.llm.packing import SharedPrefixPath
+    from rpo.llm.trainer import RPOTrainer
+
+    pairs, options = tiny_pairs(4), config(tmp_path, max_steps=1)
+    run = RPOTrainer(
+        mixture(asked=True), args=options, train_dataset=pairs, objective=OBJECTIVE, path=SharedPrefixPath()
+    )
+    with pytest.raises(InvalidArgument, match='expected a router loss.*Train on path="padded"'):
+        run.train()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ from rpo.llm.trainer import RPOTrainer
 
 OBJECTIVE = RPO(beta=0.1, eta=0.05)
 EOS = models_for_tests.EOS
+
+
+def masked_pairs(n: int) -> PreparedPairs:
+    """Return `tiny_pairs` of which the second token of every longer chosen response is not scored."""
+    return PreparedPairs(
+        replace(pair, scored=(bytes(k != 1 for k in range(len(pair.chosen_ids))), None)) for pair in tiny_pairs(n)
+    )
 
 
 def tiny_pairs(n: int, *, seed: int = 0, weights: bool = False, base: int = 0) -> PreparedPairs:

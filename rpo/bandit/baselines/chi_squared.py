@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import wrightomega
 
 from rpo.bandit.baselines.plain import (
-    check_temperature,
+    check_fields,
     class_bound,
     likelihood_evidence,
     likelihood_sentence,
@@ -50,7 +50,7 @@ class ChiSquaredPO(Baseline):
     base: str = "chosen"
 
     def __post_init__(self) -> None:
-        check_temperature(self.beta, self.base)
+        check_fields(self.beta, self.base, self.reward_class)
         if self.clip is not None:
             checks.positive("clip", self.clip)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rpo.bandit.baselines.plain import check_temperature, likelihood_evidence, maximum_likelihood
+from rpo.bandit.baselines.plain import check_fields, likelihood_evidence, maximum_likelihood
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.method import Baseline, PolicyResult
 from rpo.bandit.problem import ContextualBandit
@@ -38,7 +38,7 @@ class RewardEnsemble(Baseline):
     base: str = "chosen"
 
     def __post_init__(self) -> None:
-        check_temperature(self.beta, self.base)
+        check_fields(self.beta, self.base, self.reward_class)
         object.__setattr__(self, "size", checks.integer("size", self.size, minimum=1))
         checks.one_of("how", self.how, COMBINATIONS)
         checks.nonnegative("penalty", self.penalty)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rpo.bandit.baselines.plain import check_temperature, likelihood_evidence, likelihood_sentence, maximum_likelihood
+from rpo.bandit.baselines.plain import check_fields, likelihood_evidence, likelihood_sentence, maximum_likelihood
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.maximin import Solution, default_class
 from rpo.bandit.method import Baseline, PolicyResult
@@ -58,7 +58,7 @@ class PessimisticMLE(Baseline):
     solver: str = "CLARABEL"
 
     def __post_init__(self) -> None:
-        check_temperature(1.0, self.base)
+        check_fields(1.0, self.base, self.reward_class)
         checks.one_of("prompt_weights", self.prompt_weights, PROMPT_WEIGHTS)
         if self.radius is not None:
             checks.nonnegative("radius", self.radius)

@@ -17,7 +17,7 @@ from rpo.bandit.maximin import Solution, default_class, solve
 from rpo.bandit.method import Baseline, PolicyResult
 from rpo.bandit.metrics import policy_outcome
 from rpo.bandit.problem import ContextualBandit
-from rpo.bandit.reward_class import Box, RewardClass
+from rpo.bandit.reward_class import Box, RewardClass, check_reward_class
 from rpo.bandit.solver.saddle import build_saddle
 from rpo.core import checks
 from rpo.core.checks import Array
@@ -44,10 +44,15 @@ def maximum_likelihood(
     return solve(problem, data, DPO(beta=beta, base=base), reward_class=reward_class, method="newton")
 
 
-def check_temperature(beta: float, base: str) -> None:
-    """Refuse a beta that is not above zero and a base without a name."""
+def check_fields(beta: float, base: str, reward_class: object) -> None:
+    """Refuse a beta that is not above zero, a base without a name, and what is no reward class nor makes one.
+
+    A function of the problem is completed by `simulate`, problem by problem.
+    """
     checks.positive("beta", beta)
     checks.one_of("base", base, NAMED_BASES)
+    if reward_class is not None and (isinstance(reward_class, type) or not callable(reward_class)):
+        check_reward_class(reward_class)
 
 
 def likelihood_evidence(solution: Solution) -> dict[str, Any]:
@@ -88,7 +93,7 @@ class PlugIn(Baseline):
     base: str = "chosen"
 
     def __post_init__(self) -> None:
-        check_temperature(self.beta, self.base)
+        check_fields(self.beta, self.base, self.reward_class)
 
     @property
     def label(self) -> str:
@@ -121,7 +126,7 @@ class Greedy(Baseline):
     beta: float = 1.0
 
     def __post_init__(self) -> None:
-        check_temperature(self.beta, self.base)
+        check_fields(self.beta, self.base, self.reward_class)
 
     @property
     def label(self) -> str:
@@ -162,7 +167,7 @@ class BestOfN(Baseline):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "n", checks.integer("n", self.n, minimum=1))
-        check_temperature(self.beta, self.base)
+        check_fields(self.beta, self.base, self.reward_class)
 
     @property
     def label(self) -> str:

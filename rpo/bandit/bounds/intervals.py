@@ -66,7 +66,7 @@ class Slope:
 
     def predict(self, n: Any) -> Array:
         """Return the fitted line at n."""
-        return np.exp(self.intercept) * np.asarray(n, dtype=np.float64) ** self.slope
+        return np.exp(self.intercept) * checks.finite("n", n) ** self.slope
 
 
 def loglog_slope(

@@ -29,8 +29,9 @@ from rpo.bandit.maximin import Solution
 from rpo.bandit.metrics import policy_outcome
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, LinearBall
+from rpo.bandit.solver.blocks import PromptBlock, blocks
 from rpo.bandit.solver.newton import Derivatives, NewtonResult, minimize_ball, minimize_box
-from rpo.bandit.solver.reward_side import PromptBlock, blocks, derivatives
+from rpo.bandit.solver.reward_side import derivatives
 from rpo.bandit.solver.saddle import Saddle
 from rpo.core import checks
 from rpo.core.checks import Array
@@ -217,6 +218,9 @@ def slack_ledger(
     or "hellinger". Raises InvalidArgument; also outside coverage, where the theorem is silent.
     """
     checks.one_of("chain", chain, ROUTES)
+    checks.instance("problem", problem, ContextualBandit)
+    checks.instance("data", data, PreferenceCounts)
+    checks.instance("solution", solution, Solution)
     saddle, truth = solution.saddle, problem.true_reward()
     policy = problem.greedy_policy() if comparator is None else comparator
     policy = checks.probabilities("comparator", policy, shape=problem.reference.shape)

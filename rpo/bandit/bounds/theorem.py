@@ -27,7 +27,7 @@ from rpo.bandit.bounds.covering import covering_radius, largest_margin, log_cove
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.metrics import policy_outcome
 from rpo.bandit.problem import ContextualBandit
-from rpo.bandit.reward_class import RewardClass
+from rpo.bandit.reward_class import RewardClass, check_reward_class
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
@@ -244,6 +244,11 @@ def bound_arguments(
     """
     from rpo.bandit.coverage.coefficient import coverage_coefficient
 
+    shape = checks.instance("problem", problem, ContextualBandit).reference.shape
+    check_reward_class(reward_class)
+    base = checks.probabilities("base", base, shape=shape)
+    if data is not None:
+        checks.instance("data", data, PreferenceCounts)
     if (n is None) == (data is None):
         raise InvalidArgument(
             "n, data",
@@ -253,6 +258,7 @@ def bound_arguments(
         )
     pairs = checks.positive("n", n if data is None else data.n)
     policy = problem.greedy_policy() if comparator is None else comparator
+    policy = checks.probabilities("comparator", policy, shape=shape)
     bound = largest_margin(reward_class)
     if coverage is None:
         coverage = coverage_coefficient(
@@ -263,7 +269,7 @@ def bound_arguments(
             data_distribution=data,
             boundary=None if data is None else False,
         ).value
-    x, a = problem.reference.shape
+    x, a = shape
     return {
         "n": pairs,
         "coverage": _coverage(coverage),

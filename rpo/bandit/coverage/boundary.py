@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rpo.bandit.problem import ContextualBandit
-from rpo.bandit.reward_class import ROUNDING, Box, LinearBall, RewardClass, Unconstrained
+from rpo.bandit.reward_class import ROUNDING, Box, LinearBall, RewardClass, Unconstrained, check_reward_class
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
@@ -20,13 +20,7 @@ def check_class(problem: ContextualBandit, reward_class: RewardClass | None, bou
     """Return the class, or refuse one of another kind or without r* (which the cone, and the theory, needs inside)."""
     if reward_class is None:
         reward_class = Unconstrained() if problem.reward_bound is None else Box(problem.reward_bound)
-    if not isinstance(reward_class, (Unconstrained, Box, LinearBall)):
-        raise InvalidArgument(
-            "reward_class",
-            expected="Unconstrained, Box or LinearBall",
-            got=type(reward_class).__name__,
-            remedy="Pass one of them; others have no formula here.",
-        )
+    check_reward_class(reward_class)
     if isinstance(reward_class, LinearBall):
         checks.has_shape("reward_class.features", reward_class.features, (*problem.reference.shape, None))
     elif boundary is not False and problem.reward is not None and not reward_class.contains(problem.reward):

@@ -100,7 +100,7 @@ def coverage_coefficient(
     Where r* is unknown, comparator and base are needed and the value is the interior one, an upper bound.
     Raises InvalidArgument, SolverFailed. Source: paper, Assumption 5.2, Eq. (5.2); docs/theory.md, coverage.
     """
-    shape = problem.reference.shape
+    shape = checks.instance("problem", problem, ContextualBandit).reference.shape
     reward_class = check_class(problem, reward_class, boundary)
     mu, mu_prompt = check_data(problem, data_distribution, data_prompt_distribution)
     slack = checks.nonnegative("tolerance", tolerance)

@@ -21,7 +21,7 @@ def chosen_distribution(problem: ContextualBandit, pair_distribution: Any = None
     pair_distribution: mu, (X, A, A), default the problem's; a prompt without pairs gets pi_ref, as in
     `build_saddle`. Raises InvalidArgument.
     """
-    reward = problem.true_reward()
+    reward = checks.instance("problem", problem, ContextualBandit).true_reward()
     mu = problem.pair_distribution()
     if pair_distribution is not None:
         mu = check_pairs("pair_distribution", pair_distribution, problem)
@@ -32,7 +32,7 @@ def chosen_distribution(problem: ContextualBandit, pair_distribution: Any = None
 
 def empirical_pair_distribution(counts: PreferenceCounts) -> Array:
     """Return how often each pair was compared, mu(a, b | x), (X, A, A), symmetric; zero for a prompt without data."""
-    wins = counts.wins()
+    wins = checks.instance("counts", counts, PreferenceCounts).wins()
     both = wins + wins.transpose(0, 2, 1)
     total = both.sum(axis=(1, 2), keepdims=True)
     return np.divide(both, total, out=np.zeros(both.shape), where=total > 0)

@@ -117,16 +117,17 @@ def simplex_frame(
     """
     import pandas
 
-    if problem.num_responses != 3:
+    if checks.instance("problem", problem, ContextualBandit).num_responses != 3:
         raise InvalidArgument("problem", expected="3 responses", got=problem.num_responses, remedy="Use `mass`.")
     x = checks.integer("prompt", prompt, minimum=0, maximum=problem.num_prompts - 1)
     reward = problem.true_reward()[x]
+    temperatures = checks.finite("betas", betas, shape=(None,)).tolist()
     rows = []
-    for eta in etas:
+    for eta in checks.finite("etas", etas, shape=(None,)).tolist():
         method = f"RPO eta = {eta:g}" if eta else "DPO"
         start = None
         path: list[tuple[float, Array, float]] = [(np.inf, problem.reference[x], 0.0)]
-        for beta in sorted((checks.positive("betas", value) for value in betas), reverse=True):
+        for beta in sorted(temperatures, reverse=True):
             objective = RPO(beta=beta, eta=eta) if eta else DPO(beta=beta)
             solution = solve(problem, data, objective, reward_class=reward_class, method="newton", start=start)
             start = solution.reward

@@ -22,7 +22,7 @@ from rpo.bandit.simulation.grid import NOISE, Source, canonical, digest
 from rpo.bandit.solver.saddle import build_saddle
 from rpo.core import checks
 from rpo.core.checks import Array
-from rpo.core.errors import RPOError
+from rpo.core.errors import NoMinimizer, RPOError
 from rpo.core.objectives import BASES, DPO
 
 NUMBERS = ("gap", "reward/gold", "reward/proxy", "kl/reference", "duality_gap", "relative_gap", "tv_bound")
@@ -38,6 +38,7 @@ OUTCOMES: dict[str, type] = {
     "reward_class": object,
 }
 NAN = float("nan")
+NO_MINIMIZER = "no minimiser exists on this data"  # an answer, unlike every other failure
 PROBLEM, DATA, METHOD = 0, 1, 2  # streams of one seed
 
 
@@ -230,7 +231,7 @@ class Cell:
             gap, relative, bound = (float(v[k]) for v in (solved.gap, solved.relative_gap, solved.tv_bound))
             status, message = "certified", ""
             if not solved.exists[k]:
-                answers.append(_Answer("failed", f"no minimiser exists on this data in {name}", reward_class=name))
+                answers.append(_Answer("failed", f"{NO_MINIMIZER} in {name}", reward_class=name))
                 continue
             if not solved.certified[k]:
                 status = "inaccurate"
@@ -278,4 +279,14 @@ def _number(value: Any) -> float:
 
 def _failed(error: Exception) -> _Answer:
     text = " ".join(str(error).split())
+    if isinstance(error, NoMinimizer):
+        text = f"{NO_MINIMIZER}: {text}"
     return _Answer("failed", text if isinstance(error, RPOError) else f"{type(error).__name__}: {text}")
+
+
+def retried(columns: dict[str, list[Any]]) -> bool:
+    """Return whether a row of a chunk failed for a reason that may be gone: anything but the data."""
+    return any(
+        status == "failed" and not message.startswith(NO_MINIMIZER)
+        for status, message in zip(columns["status"], columns["message"], strict=True)
+    )

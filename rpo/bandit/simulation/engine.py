@@ -8,25 +8,33 @@ import os
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rpo.bandit.simulation.cell import OUTCOMES, Cell
+from rpo.bandit.simulation.cell import OUTCOMES, Cell, retried
+from rpo.bandit.simulation.code import code_digest
 from rpo.bandit.simulation.entrants import Template, describe, template
 from rpo.bandit.simulation.grid import Source, axes, product, root_seed, seed_list, source
-from rpo.bandit.simulation.store import TABLES, TIMINGS, GridStore
+from rpo.bandit.simulation.store import MANIFEST, TABLES, TIMINGS, GridStore
 from rpo.core import checks
 from rpo.core.errors import InaccurateSolution, InvalidArgument, MissingDependency, RPOError
+from rpo.core.locks import alone
 from rpo.core.progress import track
+from rpo.core.records import check_output
 
 if TYPE_CHECKING:
     import pandas
 
 CHUNK_SEEDS = 500
 CHUNK_ENTRIES = 1_000_000  # win counts, X A^2 a seed: 8 MB, and the solver some ten times that
+
+
+class FailedRows(UserWarning):
+    """Rows without a policy: how many, of which methods, and what the first of them says."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -59,7 +67,7 @@ class Plan:
             item.name: [describe(item.resolve(setting)) for setting in self.settings][: 1 if not item.takes else None]
             for item in self.templates
         }
-        return {
+        config = {
             "instance": self.source.name,
             "methods": methods,
             "grid": self.table,
@@ -68,6 +76,10 @@ class Plan:
             "proxy": self.proxy,
             "chunks": [CHUNK_SEEDS, CHUNK_ENTRIES],
         }
+        own: dict[str, Any] = {"instance": self.source.make}
+        own |= {f"methods.{item.name}": item.resolve(self.settings[0]) for item in self.templates}
+        code = {name: found for name, value in own.items() if (found := code_digest(name, value)) is not None}
+        return {**config, "code": code} if code else config
 
 
 def simulate(
@@ -97,7 +109,8 @@ def simulate(
     Columns: the grid's, seed, method, gap (comparator greedy on r*; reward units), reward/gold,
     reward/proxy (NaN with proxy=False or without a certified maximum-likelihood reward in the method's class),
     kl/reference, then the evidence: duality_gap, relative_gap, tv_bound, status ("certified", "exact",
-    "inaccurate" or "failed"), message (empty where certified), and the objective's fields. What fails is a row.
+    "inaccurate" or "failed"), message (empty where certified), and the objective's fields. What fails is a row, and
+    all that failed is one warning.
 
     Draws: a problem comes from SeedSequence([root, 0, hash of instance and parameters, seed]), its data from
     [root, 1, hash with n too, seed], a method's own randomness from [root, 2, hash with the method, seed];
@@ -109,11 +122,14 @@ def simulate(
     kind of processor differ.
 
     output: folder for the table, its timings and the finished chunks; the same call continues a killed one, and
-    the table's bytes are those of an uninterrupted run. Memory is that of a chunk a job, and of the table.
+    the table's bytes are those of an uninterrupted run. Finished rows are taken only while the code of your own
+    instance and methods is what it was (`rpo.bandit.simulation.code`); rows that failed for another reason than
+    data without a minimiser are computed again, with their chunk. attrs["rows_reused"] counts those taken. Memory
+    is that of a chunk a job, and of the table.
     table_format: "parquet" or "csv". jobs, backend: joblib's, -1 for all cores; "dask" and "ray" use the
     cluster that is connected. progress: None draws a bar on terminals only.
 
-    Raises InvalidArgument, GridMismatch, OutputError, MissingDependency; warns CorruptShard, MixedCode.
+    Raises InvalidArgument, GridMismatch, OutputError, MissingDependency; warns CorruptShard, FailedRows, MixedCode.
     """
     checks.one_of("table_format", table_format, tuple(TABLES))
     workers = checks.integer("jobs", jobs, minimum=-1)
@@ -126,13 +142,31 @@ def simulate(
         kept: dict[int, dict[str, list[Any]]] = {}
         for index, columns, _ in _solved(plan, range(len(plan.chunks)), workers, backend, progress):
             kept[index] = columns
-        return _frame(plan, (kept.pop(index) for index in range(len(plan.chunks))))
+        frame = _frame(plan, (kept.pop(index) for index in range(len(plan.chunks))))
+        _warn_of_failures(frame)
+        return frame
 
     if table_format == "parquet":
         _need_pyarrow()
+    with alone(check_output(output, overwrite=True, marker=MANIFEST)):
+        frame = _written(plan, output, overwrite, table_format, workers, backend, progress)
+    _warn_of_failures(frame)
+    return frame
+
+
+def _written(
+    plan: Plan, output: str | Path, overwrite: bool, table_format: str, jobs: int, backend: str, progress: bool | None
+) -> pandas.DataFrame:
+    """Solve what `output` lacks, write the table there, and return it."""
     store = GridStore(output, plan.config(), overwrite=overwrite)
-    pending = [index for index in range(len(plan.chunks)) if store.load(index) is None]
-    for index, columns, seconds in _solved(plan, pending, workers, backend, progress):
+    pending, reused = [], 0
+    for index in range(len(plan.chunks)):
+        found = store.load(index)
+        if found is None or retried(found[0]):
+            pending.append(index)
+        else:
+            reused += len(found[0]["gap"])
+    for index, columns, seconds in _solved(plan, pending, jobs, backend, progress):
         store.save(index, columns, seconds)
     timings = ["chunk,rows,seconds"]
     frame = _frame(plan, _stored(plan, store, timings))
@@ -143,7 +177,21 @@ def simulate(
         frame.to_csv(buffer, index=False, lineterminator="\n")
     store.write(TABLES[table_format], buffer.getvalue())
     store.write(TIMINGS, "\n".join(timings) + "\n")
+    frame.attrs["rows_reused"] = reused  # not before the table is written: it is the same however it was computed
     return frame
+
+
+def _warn_of_failures(frame: pandas.DataFrame) -> None:
+    failed = frame[frame["status"] == "failed"]
+    if failed.empty:
+        return
+    counts = ", ".join(f"{number} of {name}" for name, number in failed["method"].value_counts().sort_index().items())
+    first = failed.iloc[0]
+    message = (
+        f"{len(failed)} of {len(frame)} rows failed and have no numbers ({counts}). "
+        f"The first, {first['method']} at seed {first['seed']}: {first['message']}"
+    )
+    warnings.warn(FailedRows(message), stacklevel=3)
 
 
 def make_plan(instance: Any, methods: Any, grid: Any, seeds: Any, *, rng: Any, proxy: bool = True) -> Plan:
@@ -177,7 +225,7 @@ def make_plan(instance: Any, methods: Any, grid: Any, seeds: Any, *, rng: Any, p
 def _templates(methods: Any, settings: list[dict[str, float]]) -> tuple[Template, ...]:
     if isinstance(methods, Mapping):
         pairs = [(str(name), method) for name, method in methods.items()]
-    elif isinstance(methods, Iterable) and not isinstance(methods, (str, bytes)):
+    elif checks.is_listed(methods):
         pairs = [(None, method) for method in methods]  # type: ignore[misc]
     else:
         pairs = [(None, methods)]  # type: ignore[list-item]
@@ -192,7 +240,7 @@ def _templates(methods: Any, settings: list[dict[str, float]]) -> tuple[Template
         )
     for item in found:
         for setting in settings:
-            item.resolve(setting)
+            describe(item.resolve(setting))
     return tuple(sorted(found, key=lambda item: item.name))
 
 
@@ -206,8 +254,14 @@ def _solved(
         if (jobs != 1 or backend in ("dask", "ray")) and todo:
             results = _parallel(plan, todo, jobs, backend)
         # zip asks the bar first: it moves when a chunk is done
-        for _, result in zip(track(range(len(todo)), "simulate", show=progress), results, strict=False):
-            yield result
+        try:
+            for _, result in zip(track(range(len(todo)), "simulate", show=progress), results, strict=False):
+                yield result
+        except BrokenExecutor as error:
+            raise RPOError(
+                "jobs: a worker process was killed, by the system for want of memory or by hand. What is finished is "
+                "kept in the output folder, if one was given; the same call continues. Pass fewer jobs."
+            ) from error
 
 
 def _parallel(plan: Plan, todo: list[int], jobs: int, backend: str) -> Any:
@@ -238,7 +292,7 @@ def _joblib(jobs: int, backend: str) -> Any:
 
             register_ray()
         return joblib.parallel_config(backend=backend, n_jobs=jobs, **inner)
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, AttributeError) as error:
         raise InvalidArgument(
             "backend",
             expected="a joblib backend that is installed, and connected if it is a cluster",

@@ -8,17 +8,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from rpo.bandit.baselines.plain import list_baselines
 from rpo.bandit.maximin import default_class
 from rpo.bandit.method import Baseline
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, LinearBall, RewardClass, Unconstrained
-from rpo.bandit.simulation.grid import digest, qualified_name
+from rpo.bandit.simulation.grid import canonical, digest, qualified_name
 from rpo.bandit.solver.saddle import PROMPT_WEIGHTS
 from rpo.core import checks
-from rpo.core.errors import InvalidArgument
+from rpo.core.errors import InvalidArgument, shown
 from rpo.core.objectives import DPO, RPO, Objective, check_objective
 
 CLASSES = ("box", "unconstrained", "ball")
@@ -82,7 +80,7 @@ class Maximin:
         """Return what a record stores."""
         base = self.base_policy
         if base is not None:
-            base = qualified_name("base_policy", base) if callable(base) else digest(np.asarray(base))
+            base = qualified_name("base_policy", base) if callable(base) else digest(checks.finite("base_policy", base))
         described: Any = self.reward_class
         if callable(described):
             described = qualified_name("reward_class", described)
@@ -101,7 +99,17 @@ class Maximin:
 def describe(method: Maximin | Baseline) -> dict[str, Any]:
     """Return what a record stores of a method; a function among its fields by its name."""
     named = ((key, qualified_name(key, value) if callable(value) else value) for key, value in method.to_dict().items())
-    return dict(named)
+    described = dict(named)
+    try:
+        canonical(described)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(
+            f"methods: fields of {type(method).__name__}",
+            expected="numbers, strings, arrays, functions, and lists and dicts of plain values",
+            got=str(error),
+            remedy="A record must tell one method from another: keep other objects out of the fields.",
+        ) from None
+    return described
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +124,7 @@ class Template:
     def resolve(self, setting: Mapping[str, float]) -> Maximin | Baseline:
         """Return the method at this beta and eta."""
         made = self.make(**{key: value for key, value in setting.items() if key in self.takes})
-        if isinstance(made, Baseline):
+        if isinstance(made, Baseline) and dataclasses.is_dataclass(made):
             return made
         if isinstance(made, Objective):
             solvable = check_objective(made, f"methods: {self.name}")
@@ -170,8 +178,8 @@ def template(name: str | None, method: Any, settings: Iterable[str]) -> Template
 def _not_a_method(name: str | None, got: object) -> InvalidArgument:
     return InvalidArgument(
         f"methods[{name!r}]" if name else "methods",
-        expected="RPO, DPO, Maximin or a Baseline: an instance, a class or a partial",
-        got=repr(got),
+        expected="RPO, DPO, Maximin or a Baseline that is a dataclass: an instance, a class or a partial",
+        got=shown(got),
         remedy="Pass for example RPO with beta and eta in grid.",
     )
 
@@ -188,7 +196,7 @@ def from_dict(entry: Any) -> tuple[str, Any]:
         raise InvalidArgument(
             "methods",
             expected="entries with a key 'method', one of " + ", ".join(known),
-            got=repr(entry),
+            got=shown(entry),
             remedy="Write for example {method: RPO}.",
         )
     fields = {str(key): value for key, value in entry.items() if key not in ("method", "name")}
@@ -204,7 +212,7 @@ def from_dict(entry: Any) -> tuple[str, Any]:
             raise InvalidArgument(
                 f"methods: {key} of {entry['method']}",
                 expected="one of " + (", ".join(sorted(allowed)) or "no field"),
-                got=repr(fields[key]),
+                got=shown(fields[key]),
                 remedy="Check the spelling.",
             )
     method = functools.partial(made, **fields)

@@ -8,7 +8,7 @@ import inspect
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,14 @@ import numpy as np
 from rpo.bandit import instances
 from rpo.bandit.problem import ContextualBandit
 from rpo.core import checks
-from rpo.core.errors import InvalidArgument
+from rpo.core.errors import InvalidArgument, shown
 from rpo.core.records import jsonable
 
 CLASSES = ("box", "unconstrained", "ball")
 SETTINGS = ("beta", "eta")
 NOISE = "label_noise"
 MAX_SEED = 2**63 - 1
+MAX_SEEDS = 10**7
 Scalar = bool | int | float | str | None
 
 
@@ -75,7 +76,7 @@ def source(instance: Any) -> Source:
         raise InvalidArgument(
             "instance",
             expected="a name in rpo.bandit.instances, a function that returns a ContextualBandit, or one of those",
-            got=repr(instance),
+            got=shown(instance),
             remedy="The names are " + ", ".join(named_instances()) + ".",
         )
     signature = inspect.signature(instance).parameters
@@ -96,17 +97,20 @@ def axes(grid: Any, source: Source) -> dict[str, list[Any]]:
     """Check a grid and return it in canonical order: parameters by name, then n, beta, eta; values ascending."""
     if not isinstance(grid, Mapping) or "n" not in grid:
         raise InvalidArgument(
-            "grid", expected="a dict of lists with 'n' among its keys", got=repr(grid), remedy="Pass {'n': [100]}."
+            "grid", expected="a dict of lists with 'n' among its keys", got=shown(grid), remedy="Pass {'n': [100]}."
         )
     table: dict[str, list[Any]] = {}
     for key in [*sorted(set(grid) - {"n", *SETTINGS}), "n", *(key for key in SETTINGS if key in grid)]:
         raw = grid[key]
-        if isinstance(raw, (str, bytes, Mapping)) or not isinstance(raw, Iterable):
-            raise InvalidArgument(f"grid.{key}", expected="a list of values", got=repr(raw), remedy="Write [value].")
+        if not checks.is_listed(raw):
+            raise InvalidArgument(f"grid.{key}", expected="a list of values", got=shown(raw), remedy="Write [value].")
         values = [_axis_value(key, value) for value in raw]
         if not values or len({canonical(value) for value in values}) < len(values):
             raise InvalidArgument(
-                f"grid.{key}", expected="one or more different values", got=repr(values), remedy="List each value once."
+                f"grid.{key}",
+                expected="one or more different values",
+                got=shown(values),
+                remedy="List each value once.",
             )
         table[key] = sorted(values, key=_rank)
     parameters = set(table) - {"n", *SETTINGS}
@@ -137,7 +141,7 @@ def _axis_value(key: str, value: object) -> Scalar:
     raise InvalidArgument(
         f"grid.{key}",
         expected="finite numbers, strings, booleans or None",
-        got=repr(value),
+        got=shown(value),
         remedy="Wrap the instance in a function that takes one of those.",
     )
 
@@ -154,9 +158,11 @@ def product(table: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
 def seed_list(seeds: Any) -> list[int]:
     """Return the seeds in ascending order: an int means 0, ..., seeds - 1."""
     if isinstance(seeds, (int, float, np.number)) and not isinstance(seeds, bool):
-        return list(range(checks.integer("seeds", seeds, minimum=1)))
-    if isinstance(seeds, (str, bytes)) or not isinstance(seeds, Iterable):
-        raise InvalidArgument("seeds", expected="a number or a list of them", got=repr(seeds), remedy="Pass seeds=100.")
+        return list(range(checks.integer("seeds", seeds, minimum=1, maximum=MAX_SEEDS)))
+    if not checks.is_listed(seeds):
+        raise InvalidArgument(
+            "seeds", expected="a number or a list of them", got=shown(seeds), remedy="Pass seeds=100."
+        )
     listed = [checks.integer("seeds", seed, minimum=0, maximum=MAX_SEED) for seed in seeds]
     if not listed or len(set(listed)) < len(listed):
         raise InvalidArgument(
@@ -167,7 +173,7 @@ def seed_list(seeds: Any) -> list[int]:
 
 def root_seed(rng: Any) -> int:
     """Return the integer every draw descends from: an int itself, otherwise one drawn from rng."""
-    if isinstance(rng, (int, np.integer)) and not isinstance(rng, bool) and rng >= 0:
+    if checks.is_whole(rng) and rng >= 0:
         return int(rng)
     return int(checks.generator("rng", rng).integers(MAX_SEED))
 
@@ -177,7 +183,7 @@ def qualified_name(argument: str, function: Any) -> str:
     name = getattr(function, "__qualname__", None)
     if name is None:
         raise InvalidArgument(
-            argument, expected="a function with a name", got=repr(function), remedy="Write it as a def; see grid."
+            argument, expected="a function with a name", got=shown(function), remedy="Write it as a def; see grid."
         )
     return f"{function.__module__}.{name}"
 

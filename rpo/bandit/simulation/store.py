@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -12,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from rpo.bandit.simulation.grid import canonical, digest
+from rpo.core import checks
 from rpo.core.errors import InvalidArgument, OutputError
-from rpo.core.records import check_output, environment, jsonable
+from rpo.core.locks import unwritable
+from rpo.core.records import check_output, environment, jsonable, read_json, write_file
 
 MANIFEST = "manifest.json"
 SHARDS = "shards"
@@ -40,12 +41,11 @@ class GridStore:
     """The chunks of one simulation on disk.
 
     A chunk is written to a temporary name and renamed, so a killed run leaves whole files; each ends in
-    its SHA-256, so what the disk loses later is seen. Nothing else is ever changed. Two runs in one
-    folder at a time would compute the same bytes twice. Raises GridMismatch, OutputError.
+    its SHA-256, so what the disk loses later is seen. Nothing else is ever changed. Raises GridMismatch, OutputError.
     """
 
     def __init__(self, directory: str | Path, config: dict[str, Any], *, overwrite: bool = False) -> None:
-        self.folder = check_output(directory, overwrite=True, marker=MANIFEST)
+        self.folder = check_output(checks.path("output", directory), overwrite=True, marker=MANIFEST)
         self.hash = hashlib.sha256(canonical(config).encode()).hexdigest()
         self._claim(config, overwrite)
 
@@ -61,13 +61,12 @@ class GridStore:
                 record = {"hash": self.hash, "config": jsonable(config), "environment": versions}
                 self.write(MANIFEST, json.dumps(record, indent=1, allow_nan=False) + "\n")
                 return
-            text = path.read_text(encoding="utf-8")
         except OSError as error:
-            raise OutputError(f"output: expected a writable folder, got {self.folder} ({error}).") from error
+            raise unwritable(self.folder, error) from error
         try:
-            found = json.loads(text)
-            theirs, there = found["config"], found["environment"]
-        except (ValueError, KeyError, TypeError) as error:
+            found = read_json(path)
+            theirs, there = found["config"], dict(found["environment"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise OutputError(
                 f"output: expected a simulation's manifest, got {path}, which cannot be read ({error!r}). "
                 "Pass overwrite to start again, or choose another folder."
@@ -92,7 +91,7 @@ class GridStore:
             message = (
                 f"{self.folder} was started with other code of rpo. Pass overwrite to compute all of it with this."
             )
-            warnings.warn(MixedCode(message), stacklevel=4)
+            warnings.warn(MixedCode(message), stacklevel=5)
 
     def _clear(self) -> None:
         """Remove an earlier simulation: its own files, nothing else in the folder."""
@@ -102,14 +101,7 @@ class GridStore:
 
     def write(self, name: str, content: str | bytes) -> None:
         """Write a file of the folder atomically: all of it, or what was there before."""
-        path = self.folder / name
-        # One name a file: what a killed run leaves half-written, the next run writes over.
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-            os.replace(temporary, path)
-        except OSError as error:
-            raise OutputError(f"output: writing {path} failed ({error}). What is finished is kept.") from error
+        write_file(self.folder / name, content)
 
     def save(self, index: int, columns: dict[str, list[Any]], seconds: float) -> None:
         """Store the rows of chunk `index`, with the time they took."""

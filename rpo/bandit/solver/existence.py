@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse import bmat, csr_array
+from scipy.sparse.csgraph import breadth_first_order, connected_components
 
+from rpo.bandit.solver.blocks import PromptBlock, blocks
 from rpo.bandit.solver.saddle import Saddle
+from rpo.core import checks
 
 BoolArray = NDArray[np.bool_]
 
@@ -31,46 +34,63 @@ def minimizer_exists(saddle: Saddle) -> Existence:
     chain of wins, one that is. Without: every component of the prompt's comparison graph is strongly
     connected (Ford 1957).
     """
-    wins = np.zeros((*saddle.base.shape, saddle.base.shape[1]), dtype=bool)
-    wins[saddle.prompt, saddle.chosen, saddle.rejected] = True
-    has_data = np.bincount(saddle.prompt, minlength=len(saddle.d)) > 0
-    for x in np.flatnonzero((saddle.d > 0) | has_data):
-        if saddle.objective.eta == 0 or saddle.d[x] == 0:
-            stranded = _not_strongly_connected(wins[x])
+    checks.instance("saddle", saddle, Saddle)
+    for block in blocks(saddle):
+        x, wins = block.prompt, win_graph(block)
+        if saddle.objective.eta == 0 or block.d == 0:
+            stranded = _not_strongly_connected(wins)
             if stranded is not None:
+                first, second = (int(block.support[a]) for a in stranded)
                 return Existence(
                     False,
-                    f"prompt {x}: responses {stranded[0]} and {stranded[1]} were compared, but no chain of wins "
+                    f"prompt {x}: responses {first} and {second} were compared, but no chain of wins "
                     "leads back, so the likelihood grows for ever as their rewards part.",
-                    int(x),
-                    stranded,
+                    x,
+                    (first, second),
                 )
             continue
-        anchored = saddle.base[x] > 0
-        while True:  # responses with a win over an anchored one are anchored too
-            grown = anchored | (wins[x] & anchored[None, :]).any(axis=1)
-            if (grown == anchored).all():
-                break
-            anchored = grown
-        loose = np.flatnonzero(saddle.support[x] & ~anchored)
+        loose = np.flatnonzero(~_anchored(wins, block.base > 0))
         if loose.size:
+            lost = int(block.support[loose[0]])
             return Existence(
                 False,
-                f"prompt {x}: response {int(loose[0])} has no mass under pi_base and no chain of wins that ends at a "
+                f"prompt {x}: response {lost} has no mass under pi_base and no chain of wins that ends at a "
                 "response that has, so the loss keeps falling as its probability goes to zero.",
-                int(x),
-                (int(loose[0]),),
+                x,
+                (lost,),
             )
     return Existence(True, "a minimiser exists")
 
 
-def comparison_components(wins: BoolArray) -> NDArray[np.int64]:
-    """Return the component of each response in the comparison graph of one prompt: (A,), wins: (A, A) bool."""
-    return connected_components(csr_array(wins | wins.T), directed=False)[1].astype(np.int64)
+def win_graph(block: PromptBlock) -> Any:
+    """Return the sparse (S, S) matrix whose entry (w, l) is set where w beat l."""
+    size = block.support.size
+    return csr_array((np.ones(block.chosen.size, dtype=bool), (block.chosen, block.rejected)), shape=(size, size))
 
 
-def _not_strongly_connected(wins: BoolArray) -> tuple[int, int] | None:
+def comparison_components(wins: Any) -> NDArray[np.int64]:
+    """Return the component of each response in the comparison graph of one prompt: (S,). wins: (S, S)."""
+    return connected_components(csr_array(wins), directed=False)[1].astype(np.int64)
+
+
+def _anchored(wins: Any, base: BoolArray) -> BoolArray:
+    """Return which responses are in `base` (S,) or beat, through a chain of wins, one that is."""
+    if base.all():
+        return base
+    start = csr_array(base[None, :])  # one more node, from which the walk against the wins begins
+    graph = bmat([[wins.T, None], [start, csr_array((1, 1), dtype=bool)]], format="csr")
+    reached = np.zeros(base.size + 1, dtype=bool)
+    reached[breadth_first_order(graph, base.size, return_predecessors=False)] = True
+    return reached[:-1]
+
+
+def _not_strongly_connected(wins: Any) -> tuple[int, int] | None:
+    """Return the first two responses that are linked by comparisons but not by wins both ways."""
     weak = comparison_components(wins)
-    strong = connected_components(csr_array(wins), directed=True, connection="strong")[1]
-    first, second = np.nonzero((weak[:, None] == weak[None, :]) & (strong[:, None] != strong[None, :]))
-    return (int(first[0]), int(second[0])) if first.size else None
+    strong = connected_components(wins, directed=True, connection="strong")[1]
+    _, leader = np.unique(weak, return_index=True)  # the first response of each component
+    apart = strong != strong[leader][weak]
+    if not apart.any():
+        return None
+    first = int(leader[weak[apart]].min())
+    return first, int(np.flatnonzero(apart & (weak == weak[first]))[0])

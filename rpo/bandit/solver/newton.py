@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from scipy.optimize import brentq
 
 from rpo.core.checks import Array
+from rpo.core.progress import track
 
 Derivatives = tuple[float, Array, Array]
 ROUNDING = 1e-15
 ARMIJO = 1e-4
 EIGENVALUE_FLOOR = 1e-14
+FACTOR_RIDGE = 1e-13
+TOGETHER = 1e-9
+LARGE = 64  # variables from which a factor is tried before the spectrum, which takes thirty times as long
+SLOW = 500  # variables from which steps take long enough to be shown
 MIN_DAMPING, MAX_DAMPING = 1e-8, 1e10  # relative to the larger of curvature and slope
 
 
@@ -59,12 +67,16 @@ def minimize_box(
             wall = np.where(move_free > 0, upper - x, lower - x) - step
             with np.errstate(divide="ignore", invalid="ignore"):
                 reach = np.where(move_free != 0, wall / move_free, np.inf)
-            nearest = int(np.argmin(reach))
-            if reach[nearest] >= 1.0:
+            nearest = max(float(reach.min()), 0.0)
+            if not nearest < 1.0:  # a NaN ends the walk too: the step is refused where its value is seen
                 step = step + move_free
                 break
-            step = step + max(reach[nearest], 0.0) * move_free
-            free[nearest] = False
+            step = step + nearest * move_free
+            met = reach <= nearest
+            if x.size > LARGE:  # like responses meet their walls together, but for rounding
+                met = reach <= nearest * (1.0 + TOGETHER)
+                step[met] = np.where(move_free > 0, upper - x, lower - x)[met]
+            free[met] = False
         return step
 
     def move(x: Array, step: Array) -> Array:
@@ -112,11 +124,13 @@ def _descend(
     value, g, h = function(x)
     left = residual(x, g)
     taken, damping = 0, 0.0
-    while taken < max_iterations and left > ROUNDING * (1.0 + abs(value)):
+    for _ in track(itertools.count(), "Newton's method", show=None if x.size > SLOW else False):
+        if taken >= max_iterations or left <= ROUNDING * (1.0 + abs(value)):
+            break
         scale = max(float(np.diag(h).max()), float(np.abs(g).max()))
         inherited = damping > 0.0
         while True:
-            y = move(x, direction(x, g, h + damping * np.eye(x.size)))
+            y = move(x, direction(x, g, _shifted(h, damping)))
             new = function(y)
             expected = float(g @ (x - y))
             # Where the decrease drowns in rounding, the residual is the better judge.
@@ -142,8 +156,30 @@ def _descend(
     return NewtonResult(x, value, left, taken)
 
 
+def _shifted(h: Array, diagonal: Any) -> Array:
+    """Return h + diag(diagonal); h itself where there is nothing to add."""
+    if not np.any(diagonal):
+        return h
+    shifted = h.copy()
+    shifted.flat[:: len(h) + 1] += diagonal
+    return shifted
+
+
 def _solve(h: Array, g: Array) -> Array:
     """Solve h s = g for symmetric positive semidefinite h; flat directions are floored, not dropped."""
+    if g.size > LARGE:
+        # Each entry is lifted to the floor, and by what rounding may take from it: a constant that no
+        # comparison sees leaves the last pivot at zero.
+        diagonal = np.diag(h)
+        floor = max(EIGENVALUE_FLOOR * float(diagonal.max()), 1e-280)
+        floored = _shifted(h, FACTOR_RIDGE * diagonal + np.maximum(floor - diagonal, 0.0))
+        try:
+            factor = cho_factor(floored.T, overwrite_a=True, check_finite=False)  # .T: in place, not a copy
+            solution = cho_solve(factor, g, check_finite=False)
+        except LinAlgError:
+            solution = np.full(g.size, np.nan)
+        if np.isfinite(solution).all():
+            return np.asarray(solution)
     values, vectors = np.linalg.eigh(h)
     floor = max(EIGENVALUE_FLOOR * float(values[-1]), 1e-280)
     projected = vectors.T @ g

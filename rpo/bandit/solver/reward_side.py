@@ -6,7 +6,7 @@ eta d (pi_r - pi_base) and its Hessian (eta d / beta) (diag(pi_r) - pi_r pi_r').
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,50 +15,17 @@ from scipy.special import logsumexp
 
 from rpo.bandit.data import Index
 from rpo.bandit.reward_class import Box, LinearBall, Unconstrained
-from rpo.bandit.solver.existence import comparison_components
+from rpo.bandit.solver.blocks import PromptBlock, blocks
+from rpo.bandit.solver.existence import comparison_components, win_graph
 from rpo.bandit.solver.newton import Derivatives, minimize_ball, minimize_box
 from rpo.bandit.solver.saddle import Saddle
 from rpo.core.checks import Array
 from rpo.core.errors import NoMinimizer
 from rpo.core.numerics import log_softmax
 from rpo.core.objectives import preference_derivatives
+from rpo.core.progress import track
 
-
-@dataclass(frozen=True, eq=False)
-class PromptBlock:
-    """One prompt's part of a Saddle, restricted to the support of pi_ref (size S)."""
-
-    prompt: int
-    support: Index
-    log_reference: Array
-    base: Array
-    d: float
-    chosen: Index
-    rejected: Index
-    weights: Array
-
-
-def blocks(saddle: Saddle) -> Iterator[PromptBlock]:
-    """Yield the prompts that have weight or data; the others do not enter the objective."""
-    order = np.argsort(saddle.prompt, kind="stable")
-    bounds = np.searchsorted(saddle.prompt[order], np.arange(len(saddle.d) + 1))
-    for x in range(len(saddle.d)):
-        mine = order[bounds[x] : bounds[x + 1]]
-        if saddle.d[x] == 0 and not mine.size:
-            continue
-        support = np.flatnonzero(saddle.support[x])
-        position = np.full(saddle.base.shape[1], -1)
-        position[support] = np.arange(support.size)
-        yield PromptBlock(
-            prompt=x,
-            support=support,
-            log_reference=saddle.log_reference[x, support],
-            base=saddle.base[x, support],
-            d=float(saddle.d[x]),
-            chosen=position[saddle.chosen[mine]],
-            rejected=position[saddle.rejected[mine]],
-            weights=saddle.weights[mine],
-        )
+MANY_PROMPTS = 1000  # from which their progress is shown
 
 
 def derivatives(objective: Any, block: PromptBlock, r: Array) -> Derivatives:
@@ -71,23 +38,26 @@ def derivatives(objective: Any, block: PromptBlock, r: Array) -> Derivatives:
 
     slope, curvature = preference_derivatives(margins, beta)
     slope, curvature = block.weights * slope / beta, block.weights * curvature / beta**2
-    gradient: Array = np.zeros(size)
-    np.add.at(gradient, block.chosen, slope)
-    np.add.at(gradient, block.rejected, -slope)
-    hessian = np.zeros((size, size))
-    for first, second, sign in (
-        (block.chosen, block.chosen, 1.0),
-        (block.rejected, block.rejected, 1.0),
-        (block.chosen, block.rejected, -1.0),
-        (block.rejected, block.chosen, -1.0),
-    ):
-        np.add.at(hessian, (first, second), sign * curvature)
+    ends = np.concatenate([block.chosen, block.rejected])
+    others = np.concatenate([block.rejected, block.chosen])
+    gradient = _sums(ends, np.concatenate([slope, -slope]), size)
+    cells = np.concatenate([ends * (size + 1), ends * size + others])
+    hessian = _sums(cells, np.concatenate([curvature, curvature, -curvature, -curvature]), size * size)
+    hessian = hessian.reshape(size, size)
     if objective.eta > 0:
         policy = np.exp(logps)
         weight = objective.sft_weight * block.d / beta
         gradient = gradient + weight * (policy - block.base)
-        hessian += weight / beta * (np.diag(policy) - np.outer(policy, policy))
+        spread = np.outer(policy, -policy)  # in place: for thousands of responses each (S, S) array counts
+        spread.flat[:: size + 1] += policy
+        spread *= weight / beta
+        hessian += spread
     return float(value), gradient, hessian
+
+
+def _sums(index: Index, values: Array, size: int) -> Array:
+    """Return the sum of the values at each index, (size,): of none, NumPy's bincount answers in integers."""
+    return np.asarray(np.bincount(index, values, size), dtype=np.float64)
 
 
 def minimize_reward_side(saddle: Saddle, start: Array | None = None) -> Array:
@@ -106,23 +76,37 @@ def minimize_reward_side(saddle: Saddle, start: Array | None = None) -> Array:
         return reward_class.reward(theta)
     reward = np.zeros(saddle.base.shape)
     bound = reward_class.bound if isinstance(reward_class, Box) else np.inf
-    for block in blocks(saddle):
-        lower = np.zeros(block.support.size) if np.isfinite(bound) else np.full(block.support.size, -np.inf)
-        upper = np.full(block.support.size, bound)
-        r = minimize_box(
-            lambda r, b=block: derivatives(saddle.objective, b, r),  # type: ignore[misc]
-            table[block.prompt, block.support],
-            lower,
-            upper,
-        ).x
-        if saddle.objective.eta == 0:
-            r = _pessimistic_shift(saddle, block, r, lower, upper)
-        if isinstance(reward_class, Unconstrained):
-            r = r - saddle.objective.beta * logsumexp(block.log_reference + r / saddle.objective.beta)
-        else:
-            r = r - r.min()  # a constant a prompt is free; the box always has room for this one
-        reward[block.prompt, block.support] = r
+    known: dict[bytes, Array] = {}
+    prompts = len(saddle.d)
+    for block in track(blocks(saddle), "Newton's method, prompts", show=None if prompts > MANY_PROMPTS else False):
+        begin = table[block.prompt, block.support]
+        # Prompts with the same data, such as one comparison of two texts each, have the same answer.
+        same = _digest(block, begin) if prompts > 1 else b""
+        if same not in known:
+            known[same] = _minimize_block(saddle, block, begin, bound)
+        reward[block.prompt, block.support] = known[same]
     return reward
+
+
+def _minimize_block(saddle: Saddle, block: PromptBlock, start: Array, bound: float) -> Array:
+    """Return one prompt's rewards, (S,), within [0, bound], or normalised to beta log(pi / pi_ref)."""
+    lower = np.zeros(block.support.size) if np.isfinite(bound) else np.full(block.support.size, -np.inf)
+    upper = np.full(block.support.size, bound)
+    r = minimize_box(lambda r: derivatives(saddle.objective, block, r), start, lower, upper).x
+    if saddle.objective.eta == 0:
+        r = _pessimistic_shift(saddle, block, r, lower, upper)
+    if isinstance(saddle.reward_class, Unconstrained):
+        return np.asarray(r - saddle.objective.beta * logsumexp(block.log_reference + r / saddle.objective.beta))
+    return np.asarray(r - r.min())  # a constant a prompt is free; the box always has room for this one
+
+
+def _digest(block: PromptBlock, start: Array) -> bytes:
+    """Return a hash of all that one prompt's minimum depends on."""
+    parts = (block.log_reference, block.base, np.array([block.d]), block.chosen, block.rejected, block.weights, start)
+    state = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        state.update(len(part).to_bytes(8) + part.tobytes())
+    return state.digest()
 
 
 def _ball(saddle: Saddle, reward_class: LinearBall, start: Array) -> Array:
@@ -152,10 +136,8 @@ class PenaltyAlone:
 
 def _pessimistic_shift(saddle: Saddle, block: PromptBlock, r: Array, lower: Array, upper: Array) -> Array:
     """Shift each component of the comparison graph to minimise -E_base[r] + beta log sum pi_ref exp(r / beta)."""
-    size, beta = block.support.size, saddle.objective.beta
-    wins = np.zeros((size, size), dtype=bool)
-    wins[block.chosen, block.rejected] = True
-    component = comparison_components(wins)
+    beta = saddle.objective.beta
+    component = comparison_components(win_graph(block))
     indicator = (component[:, None] == np.arange(component.max() + 1)[None, :]).astype(float)
     if indicator.shape[1] == 1 or block.d == 0:
         return r

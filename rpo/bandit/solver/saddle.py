@@ -6,6 +6,7 @@ Shapes: X prompts, A responses, K distinct (prompt, chosen, rejected) triples. R
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from rpo.core.numerics import log_softmax, sigmoid
 from rpo.core.objectives import LossTerms, Objective, require_objective
 
 PROMPT_WEIGHTS = ("data", "population")
+MAX_RESPONSES = 10_000  # at one prompt: Newton's method holds five (S, S) arrays, 4 GB at this size
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +44,7 @@ class Saddle:
     rejected: Index
     weights: Array
 
-    @property
+    @cached_property
     def support(self) -> Any:
         """(X, A) bool: responses to which the reference gives mass."""
         return np.isfinite(self.log_reference)
@@ -158,6 +160,14 @@ def build_saddle(
     if isinstance(reward_class, LinearBall):
         checks.has_shape("reward_class.features", reward_class.features, (*shape, None))
     support = problem.reference > 0
+    largest = int(support.sum(axis=1).max())
+    if largest > MAX_RESPONSES:
+        raise InvalidArgument(
+            "problem.reference",
+            expected=f"at most {MAX_RESPONSES} responses with mass at any one prompt",
+            got=f"{largest}, for which Newton's method needs {5 * 8 * largest**2 / 1e9:.0f} GB",
+            remedy="Give each comparison its prompt (--prompt_column), or merge responses into fewer labels.",
+        )
     for name, index in (("chosen", data.chosen), ("rejected", data.rejected)):
         outside = np.flatnonzero(~support[data.prompt, index])
         if outside.size:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rpo.core.errors import InvalidArgument
+from rpo.core.lines import read_lines as read_text_lines
 
 
 def read_text(name: str, path: str | Path) -> str:
@@ -24,7 +25,7 @@ def read_json(name: str, path: str | Path) -> Any:
     """Return what a JSON file holds. Raises InvalidArgument."""
     try:
         return json.loads(read_text(name, path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidArgument(
             name, expected="a whole JSON file", got=f"{path} ({error})", remedy="Was it cut short? Write it again."
         ) from error
@@ -35,16 +36,15 @@ def read_lines(name: str, path: str | Path) -> tuple[list[dict[str, Any]], int]:
 
     Raises InvalidArgument for any other line that is not a JSON object, and for a file without rows.
     """
-    text = read_text(name, path)
     rows, torn = [], 0
-    lines = text.splitlines()
+    lines = read_text_lines(name, path)
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except ValueError:
-            if number == len(lines) and not text.endswith("\n"):
+        except (ValueError, RecursionError):
+            if number == len(lines):  # without a line feed
                 torn = 1
                 continue
             row = None

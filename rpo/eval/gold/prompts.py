@@ -9,6 +9,7 @@ import numpy as np
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
+from rpo.core.lines import read_lines
 
 OPENINGS = (
     "I watched {} last night and",
@@ -78,13 +79,5 @@ def split_prompts(prompts: list[str], *, train: int, evaluation: int, seed: int)
 
 def read_prompts(path: str | Path) -> list[str]:
     """Return the lines of a text file that are not blank. Raises InvalidArgument."""
-    try:
-        lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgument(
-            "prompts",
-            expected="a readable UTF-8 text file, a prompt a line",
-            got=f"{path} ({error})",
-            remedy="Check it.",
-        ) from error
-    return lines
+    expected = "a readable UTF-8 text file, a prompt a line"
+    return [line for line in read_lines("prompts", path, expected=expected) if line.strip()]

@@ -7,7 +7,6 @@ Of seed s, in `output/seed-<s>/`: pairs (sampled and labelled), proxy (a reward 
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -19,10 +18,11 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from rpo.core.errors import InvalidArgument, OutputError
+from rpo.core.locks import alone
 from rpo.core.neighbours import BradleyTerry
 from rpo.core.objectives import RPO
 from rpo.core.progress import track
-from rpo.core.records import environment, staged_output, write_json
+from rpo.core.records import environment, json_text, read_json, staged_output, write_file, write_json
 from rpo.eval.gold.measure import Instruments, Sampled, best_of_n, sample, snapshot
 from rpo.eval.gold.preferences import label_pairs, tokenized
 from rpo.eval.gold.prompts import read_prompts, review_openings, split_prompts
@@ -44,10 +44,11 @@ def run_study(study: GoldStudy, output: str | Path, *, progress: bool | None = N
     A folder with the results of another study is refused; more seeds and etas may join. Raises
     InvalidArgument, OutputError and what the trainers raise.
     """
-    folder = _claim(study, Path(output))
-    laboratory = _Laboratory(study)
-    for seed, run in track(_stages(study, folder), "stages", show=progress):
-        run(laboratory, seed)
+    with alone(output):
+        folder = _claim(study, Path(output))
+        laboratory = _Laboratory(study)
+        for seed, run in track(_stages(study, folder), "stages", show=progress):
+            run(laboratory, seed)
     return folder
 
 
@@ -90,7 +91,7 @@ def read_stage(folder: Path, seed: int, name: str) -> dict[str, Any]:
     """Return what a stage stored. Raises OutputError."""
     path = folder / f"seed-{seed}" / name / MARKER
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except (OSError, ValueError) as error:
         raise OutputError(f"output: expected a finished stage, got {path} ({error}). Run the study again.") from error
     return found
@@ -271,7 +272,7 @@ def _claim(study: GoldStudy, folder: Path) -> Path:
     path = folder / STUDY
     if path.exists():
         try:
-            known = json.loads(path.read_text(encoding="utf-8"))
+            known = read_json(path)
         except (OSError, ValueError) as error:
             raise OutputError(f"output: {path} cannot be read ({error}). Choose another folder.") from error
         if known.get("digest") != study.digest():
@@ -283,14 +284,6 @@ def _claim(study: GoldStudy, folder: Path) -> Path:
                 got=f"{folder}, where {', '.join(changed) or 'the settings'} differ",
                 remedy="Choose another folder, or the same settings (more seeds and etas may be added).",
             )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f".{STUDY}.part"
-        write_json(part, {"digest": study.digest(), "study": study.to_dict(), "environment": environment()})
-        part.replace(path)
-    except OSError as error:
-        raise OutputError(f"output: writing {path} failed ({error}). Choose another folder.") from error
-    for left in folder.glob("seed-*/.*"):  # what a killed stage had begun
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
+    record = {"digest": study.digest(), "study": study.to_dict(), "environment": environment()}
+    write_file(path, json_text(record))
     return folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 from rpo.core.errors import InvalidArgument, RPOError
 from rpo.eval.scorers import Prompt, load_scorer
@@ -15,11 +15,31 @@ CHOICES: tuple[str, ...] = get_args(Choice)
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Two responses to a prompt, in the order in which the judge is shown them."""
+    """Two responses to a prompt, in the order in which the judge is shown them.
+
+    again: whether the judge's reply to it held no verdict before; a judge may then ask in other words.
+    """
 
     prompt: Prompt
     first: str
     second: str
+    again: bool = False
+
+
+class Usage(NamedTuple):
+    """Tokens that a request took; told: whether the judge counted them. It may charge for one that it did not."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    told: bool = True
+
+
+UNTOLD = Usage(told=False)
+
+
+def token_count(value: Any) -> int:
+    """Return a count of tokens that somebody else wrote; 0 for what is none."""
+    return value if isinstance(value, int) and 0 <= value <= 10**9 else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +54,11 @@ class Verdict:
     model: str = ""
     input_tokens: int = 0
     output_tokens: int = 0
+
+    @property
+    def usage(self) -> Usage:
+        """Its tokens; none is a count that was not told."""
+        return Usage(self.input_tokens, self.output_tokens, self.input_tokens + self.output_tokens > 0)
 
 
 class Judge(Protocol):
@@ -61,16 +86,30 @@ class Judge(Protocol):
 class JudgeFailed(RPOError):
     """A question got no verdict.
 
-    kind: "invalid" for an answer that is no verdict, else what went wrong, in a word or two. retry: whether
-    asking again may help. fatal: whether other questions would fare no better. retry_after: seconds the
-    judge asks to wait.
+    kind: "invalid" for an answer that is no verdict, "cut" for one without its end, else what went wrong, in a
+    word or two. retry: whether asking again may help. fatal: whether other questions would fare no better;
+    common: whether they may. retry_after: seconds the judge asks to wait. usage: what the request took.
     """
 
     def __init__(
-        self, kind: str, message: str, *, retry: bool = True, fatal: bool = False, retry_after: float | None = None
+        self,
+        kind: str,
+        message: str,
+        *,
+        retry: bool = True,
+        fatal: bool = False,
+        common: bool = False,
+        retry_after: float | None = None,
+        usage: Usage = Usage(),  # noqa: B008 (never changed)
     ) -> None:
-        self.kind, self.retry, self.fatal, self.retry_after = kind, retry, fatal, retry_after
+        self.kind, self.retry, self.fatal, self.common = kind, retry, fatal, common
+        self.retry_after, self.usage = retry_after, usage
         super().__init__(message)
+
+    @property
+    def answered(self) -> bool:
+        """Whether the judge answered, without a verdict."""
+        return self.kind in ("invalid", "cut")
 
 
 def load(name: str, **endpoint: Any) -> Judge:

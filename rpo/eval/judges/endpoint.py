@@ -9,6 +9,7 @@ import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
@@ -17,14 +18,17 @@ from urllib.parse import urlsplit
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument, MissingDependency
-from rpo.eval.judges import JudgeFailed, Question, Verdict
+from rpo.eval.judges import UNTOLD, JudgeFailed, Question, Usage, Verdict, token_count
 from rpo.eval.judges.wording import TEMPLATE_VERSION, messages, read_verdict
 
 OPENAI = "https://api.openai.com/v1"
 # What the server itself may overcome; any other refusal is of this request, or of them all.
 PASSING = (408, 409, 425, 429)
 FATAL = (401, 402, 403, 404, 405)
+OF_ONE_QUESTION = ("content_filter", "context_length_exceeded", "string_above_max_length")
 OWN_FIELDS = ("messages", "model", "stream", "n")
+# How servers say that a reply came to its end. Any other reason ("length", "content_filter") means that it did not.
+ENDED = (None, "", "stop", "eos", "eos_token", "stop_sequence", "stop_token", "end_turn")
 
 
 class Endpoint:
@@ -34,7 +38,9 @@ class Endpoint:
     first question and never shown; a loopback address needs none. temperature, max_tokens: of the reply;
     None leaves them out of the request. timeout: seconds from request to whole reply. options: further
     fields of the request body. The address is part of the identity: the same name elsewhere is another
-    judge. Retries are the caller's. Raises InvalidArgument, MissingDependency. Needs the extra `eval`.
+    judge, so a redirect is not followed. Retries are the caller's; at temperature 0, or with a seed, a
+    question is asked once as it is and once in other words. Raises InvalidArgument, MissingDependency.
+    Needs the extra `eval`.
     """
 
     at_once = 1
@@ -111,7 +117,7 @@ class Endpoint:
         self.close()
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; requests under way are given up."""
         with self._lock:
             session, self._session = self._session, None
         if session is not None:
@@ -122,7 +128,10 @@ class Endpoint:
             if self._session is None:
                 self._session = _Session(self._openai, self.base_url, self._key(), self._loopback)
             session = self._session
-        answer = session.run(self._request(session, question))
+        try:
+            answer = session.run(self._request(session, question))
+        except CancelledError:
+            answer = JudgeFailed("given up", "the reply was not waited for", retry=False, usage=UNTOLD)
         # Raised here, where no exception is being handled: the client's own holds the request and so the key.
         if isinstance(answer, JudgeFailed):
             raise answer
@@ -136,33 +145,40 @@ class Endpoint:
                 raw = await session.client.chat.completions.with_raw_response.create(
                     model=self.model, messages=messages(question), extra_body=self.body, timeout=self.timeout
                 )
-            return self._read(raw.http_response.text, session.redact)
+            return self._read(raw.http_response.text, session.redact, question)
         except (TimeoutError, openai.APITimeoutError):
-            return JudgeFailed("timeout", f"no whole reply within {self.timeout:g} s")
+            return JudgeFailed("timeout", f"no whole reply within {self.timeout:g} s", usage=UNTOLD)
         except openai.APIStatusError as error:
             return _refusal(error, session.redact)
         except openai.APIConnectionError as error:
-            return JudgeFailed("connection", f"{type(error.__cause__ or error).__name__} from {self.base_url}")
+            cause = type(error.__cause__ or error).__name__
+            reached = not cause.startswith("Connect")
+            return JudgeFailed("connection", f"{cause} from {self.base_url}", usage=UNTOLD if reached else Usage())
         except (openai.OpenAIError, UnicodeError) as error:
             return JudgeFailed("client", type(error).__name__, retry=False)
 
-    def _read(self, text: str, redact: Any) -> Verdict | JudgeFailed:
+    def _read(self, text: str, redact: Any, question: Question) -> Verdict | JudgeFailed:
         """Return the verdict of a response body, or how it is none."""
+        body: Any = None
         try:
             body = json.loads(text)
-            reply = body["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError):
-            return JudgeFailed("invalid", f"not a chat completion: {redact(text)[:200]!r}")
+            found = body["choices"][0]
+            reply, reason = found["message"]["content"], found.get("finish_reason")
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return JudgeFailed("unreadable", f"not a chat completion: {redact(text)[:200]!r}", usage=_usage(body))
+        drawn = self.body.get("temperature") != 0 and "seed" not in self.body
+        retry, usage = drawn or not question.again, _usage(body)  # undrawn, the same words bring the same reply
+        if isinstance(reply, list):  # parts; those that reason have another type
+            reply = "".join(str(part.get("text", "")) for part in reply if _is_text(part))
+        words = redact(reply if isinstance(reply, str) else "")
+        if reason not in ENDED:
+            said = f"the reply has no end (finish_reason {str(reason)[:40]!r}): {words[-200:]!r}"
+            return JudgeFailed("cut", said, retry=retry, usage=usage)
         choice = read_verdict(reply)
-        words = redact(reply if isinstance(reply, str) else json.dumps(reply))
         if choice is None:
-            return JudgeFailed("invalid", f"no verdict at the end of the reply: {words[-200:]!r}")
-        usage = body.get("usage")
-        counts = [
-            value if isinstance(value := (usage if isinstance(usage, dict) else {}).get(name), int) else 0
-            for name in ("prompt_tokens", "completion_tokens")
-        ]
-        return Verdict(choice, words, redact(str(body.get("model", ""))), *counts)
+            said = f"no verdict at the end of the reply: {words[-200:]!r}"
+            return JudgeFailed("invalid", said, retry=retry, usage=usage)
+        return Verdict(choice, words, redact(str(body.get("model", ""))), usage.input_tokens, usage.output_tokens)
 
     def _key(self) -> str | None:
         key = os.environ.get(self._api_key_env, "").strip()
@@ -187,8 +203,8 @@ class _Session:
         self._thread = threading.Thread(target=self._loop.run_forever, name="judge-endpoint", daemon=True)
         self._thread.start()
         # No proxy stands between this machine and itself.
-        plain = {"http_client": openai.DefaultAsyncHttpxClient(trust_env=False)} if loopback else {}
-        self.client = openai.AsyncOpenAI(base_url=base_url, api_key=key or "none", max_retries=0, **plain)
+        http = openai.DefaultAsyncHttpxClient(trust_env=not loopback, follow_redirects=False)
+        self.client = openai.AsyncOpenAI(base_url=base_url, api_key=key or "none", max_retries=0, http_client=http)
 
     def run(self, coroutine: Any) -> Any:
         """Return what the coroutine returns, from any thread."""
@@ -199,11 +215,18 @@ class _Session:
         return text.replace(self._secret, "[key]") if self._secret else text
 
     def close(self) -> None:
-        """Close the connections and end the thread."""
-        self.run(self.client.close())
+        """Give up requests under way, close the connections and end the thread."""
+        self.run(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    async def _end(self) -> None:
+        under_way = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
+        await self.client.close()
 
 
 def _address(base_url: str) -> tuple[str, bool]:
@@ -232,16 +255,34 @@ def _address(base_url: str) -> tuple[str, bool]:
 def _refusal(error: Any, redact: Any) -> JudgeFailed:
     """Return a failure that says what the server's status and words do, and whether to ask again."""
     status, headers = int(error.status_code), error.response.headers
+    if 300 <= status < 400:
+        where = redact(headers.get("location", "nowhere"))[:200]
+        message = f"HTTP {status}: the server sends questions on to {where!r}; if that is meant, give it as base_url"
+        return JudgeFailed("redirect", message, retry=False, fatal=True)
     body = error.body if isinstance(error.body, dict) else {}
     said = redact(str(body.get("message") or error.response.text))[:200]
     used_up = body.get("code") == "insufficient_quota"
+    passes = status in PASSING or status >= 500
     return JudgeFailed(
         f"HTTP {status}",
         f"HTTP {status}: {said!r}",
-        retry=(status in PASSING or status >= 500) and not used_up,
+        retry=passes and not used_up,
         fatal=status in FATAL or used_up,
+        common=not passes and body.get("code") not in OF_ONE_QUESTION,
         retry_after=_retry_after(headers),
     )
+
+
+def _usage(body: Any) -> Usage:
+    """Return the tokens that a response counts, untold where it does not."""
+    found = body.get("usage") if isinstance(body, dict) else None
+    usage: dict[str, Any] = found if isinstance(found, dict) else {}
+    tokens = token_count(usage.get("prompt_tokens")), token_count(usage.get("completion_tokens"))
+    return Usage(*tokens) if any(tokens) else UNTOLD
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") in ("text", "output_text")
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

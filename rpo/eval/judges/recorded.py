@@ -9,7 +9,7 @@ from typing import Any
 
 from rpo.core.errors import InvalidArgument
 from rpo.eval.judges import JudgeFailed, Question, Verdict
-from rpo.eval.verdicts import question_key, read_row, read_rows
+from rpo.eval.verdicts import is_cost, question_key, read_row, read_rows
 
 
 class Recorded:
@@ -31,6 +31,8 @@ class Recorded:
         }
         self._verdicts: dict[str, Verdict] = {}
         for number, row in enumerate(rows, 1):
+            if is_cost(row):
+                continue
             question, verdict = read_row(row, f"{self.path}, line {number}")
             known = self._verdicts.setdefault(question_key(question, {}), verdict)
             if known.choice != verdict.choice:

@@ -102,6 +102,7 @@ class DataCheck:
             "  cut when they were made": report["cut_when_made"],
             "with an end token before the last": self.several_ends,
             "rewritten by the template": report["rewritten"],
+            "of several messages": report["several_messages"],
         }
         rows += ["", "responses (two a pair)"]
         rows += [f"  {name:<30}{n:>8}  {_percent(n, 2 * self.pairs)}" for name, n in counts.items()]
@@ -113,6 +114,14 @@ class DataCheck:
             f"  share of longer chosen {bias.share:.3f}, 95% interval [{bias.low:.3f}, {bias.high:.3f}]; "
             f"mean difference {bias.mean_difference:+.1f} tokens; rank correlation {bias.rank_correlation:+.3f}",
         ]
+        others = {
+            "columns that nothing reads": report["unused_columns"],
+            "left out of prompts by the template": report["unwritten"],
+            "nulls left out of tool calls and tools": {"in all": report["nulls"]} if report["nulls"] else {},
+        }
+        for name, found in others.items():
+            if found:
+                rows.append(f"{name}: " + ", ".join(f"{key} ({count})" for key, count in found.items()))
         rows += [""] * bool(self.warnings) + [f"warning: {warning}" for warning in self.warnings]
         rows += [f"refusal: {message}" for message in report["messages"]]
         return "\n".join([*rows, *(f"\n{sample}" for sample in self.samples)])
@@ -146,7 +155,7 @@ def check_pairs(
             marks = sum(token in ends for token in ids)
             empty += len(ids) == marks
             missing += bool(ends) and ids[-1] not in ends
-            several += marks > (ids[-1] in ends)
+            several += marks > (ids[-1] in ends) and not pair.scored
         unknowns += 0 if unknown is None else sum(ids.count(unknown) for ids in parts)
     report = prepared.report.to_dict()
     found: dict[str, Any] = {
@@ -167,7 +176,9 @@ def check_pairs(
     }
     places = np.linspace(0, len(prepared) - 1, shown).round().astype(int)
     rendered = tuple(_sample(prepared[int(k)], tokenizer, ends) for k in dict.fromkeys(places.tolist()))
-    return DataCheck(**found, samples=rendered, warnings=tuple(_warnings(found, tokenizer)))
+    unused = prepared.report.unused_prompts()
+    sentences = [*_warnings(found, tokenizer), *([unused] if unused else [])]
+    return DataCheck(**found, samples=rendered, warnings=tuple(sentences))
 
 
 def length_bias(chosen: NDArray[np.int64], rejected: NDArray[np.int64]) -> LengthBias:

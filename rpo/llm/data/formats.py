@@ -5,17 +5,26 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
+from rpo.llm.data.messages import (
+    ROLES,
+    Message,
+    is_absent,
+    is_printed,
+    nulls_in_calls,
+    plain,
+    stored_messages,
+    text_of,
+    without_none,
+)
 from rpo.llm.data.report import RefusedRow, shown
 
-Message = dict[str, Any]
-
-ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 OPTIONS = ("tools", "chat_template_kwargs")
+MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 
 # A shared beginning must not end inside a special token such as "<|user|>" or "[/INST]", nor inside a word. Scripts
 # written without spaces have no words to protect: a character of theirs is as good a boundary as any.
@@ -26,7 +35,10 @@ LAST_WORD = re.compile(r"\S+\s*\Z")
 
 
 class Response(NamedTuple):
-    """One answer: text, one assistant message, or token ids; `cut` if its finish reason was "length"."""
+    """One answer: text, messages from an assistant's to an assistant's, or token ids.
+
+    cut: whether its finish reason was "length".
+    """
 
     content: Any
     cut: bool = False
@@ -36,7 +48,9 @@ class Response(NamedTuple):
 class Preference:
     """A row understood: kind "text" (strings), "chat" (messages) or "tokens" (ids).
 
-    responses: chosen, rejected, then those of the base column. extra: columns that nothing here reads.
+    responses: chosen, rejected, then those of the base column. prompt_given: it has a column of its own.
+    nulls: arguments
+    of tool calls and fields of tools that were None and are left out. extra: columns that nothing here reads.
     """
 
     kind: str
@@ -46,6 +60,8 @@ class Preference:
     weight: float = 1.0
     tools: list[Any] | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
+    prompt_given: bool = True
+    nulls: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -60,7 +76,7 @@ def read_preference(
     """Return the record of one row: standard or conversational, explicit or implicit prompt, or token ids.
 
     index: position in the source, for messages. base_column: a response or a list of them.
-    Raises RefusedRow for missing columns, wrong types, wrong roles and empty responses.
+    Raises RefusedRow for missing columns, wrong types, wrong roles, empty responses, images and sound.
     Source: TRL, "Dataset formats", preference.
     """
     if not isinstance(row, Mapping):
@@ -69,12 +85,17 @@ def read_preference(
             remedy="Pass rows as dicts; of a DatasetDict, choose a split.",
         )  # fmt: skip
     reader = _Reader(row, index)
+    reader.refuse_media()
     tokens = any(name in row for name in TOKEN_COLUMNS)
     names = TOKEN_COLUMNS if tokens else ("prompt", "chosen", "rejected")
     values = [reader.value(name) for name in names[1:]]
     base = [] if base_column is None else reader.base(base_column)
     prompt = reader.value(names[0]) if tokens or "prompt" in row else None
     columns = [*names[1:], *([str(base_column)] * len(base))]
+    tools, nulls = None, 0
+    if not tokens:
+        tools, (prompt, values, base) = reader.tools(), reader.unpacked(prompt, values, base)
+        nulls = nulls_in_calls([prompt, *values, *base]) + nulls_in_calls(plain(row.get("tools")), inside=True)
     if tokens:
         kind, prompt = "tokens", reader.ids(names[0], prompt)
         contents: list[Any] = [reader.ids(name, value) for name, value in zip(columns, [*values, *base], strict=True)]
@@ -84,8 +105,11 @@ def read_preference(
     else:
         kind = "text"
         prompt, contents = reader.texts(prompt, [*values, *base], columns)
+        if tools:
+            remedy = "Write the row as messages; if its texts have the tools already, remove the column."
+            reader.refuse("tools", "unwritten", "messages, whose chat template writes tools", "plain text", remedy)
     flags = [reader.cut(name) for name in ("chosen", "rejected")] + reader.base_cuts(base_column, len(base))
-    used = {*names, *OPTIONS, base_column, weight_column}
+    used = {*names, *(() if tokens else OPTIONS), base_column, weight_column}
     used |= {f"{name}_finish_reason" for name in ("chosen", "rejected", base_column)}
     return Preference(
         kind=kind,
@@ -93,8 +117,10 @@ def read_preference(
         prompt=prompt,
         responses=tuple(map(Response, contents, flags)),
         weight=1.0 if weight_column is None else reader.weight(weight_column),
-        tools=reader.tools(),
-        template_kwargs=reader.template_kwargs(),
+        tools=tools,
+        template_kwargs={} if tokens else reader.template_kwargs(),
+        prompt_given=names[0] in row,
+        nulls=nulls,
         extra={name: value for name, value in row.items() if name not in used},
     )
 
@@ -120,23 +146,6 @@ def common_length(a: Sequence[Any], b: Sequence[Any]) -> int:
     return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def text_of(message: Message) -> str:
-    """Return the words of a message, those of its text parts joined."""
-    content = message.get("content")
-    if isinstance(content, list):
-        return "".join(part["text"] for part in content)
-    return content or ""
-
-
-def without_none(value: Any) -> Any:
-    """Return `value` without the None fields that Arrow adds where rows of one column have different keys."""
-    if isinstance(value, Mapping):
-        return {key: without_none(item) for key, item in value.items() if item is not None}
-    if isinstance(value, (list, tuple)):
-        return [without_none(item) for item in value]
-    return value
-
-
 @dataclass(frozen=True, slots=True)
 class _Reader:
     """A row, its position, and how each of its columns is read."""
@@ -153,9 +162,35 @@ class _Reader:
             remedy = "Rename your columns to prompt, chosen and rejected (or prompt_ids, chosen_ids and rejected_ids)."
             self.refuse(column, "missing_column", f"a column {column!r}", f"columns {columns}", remedy)
         value = self.row[column]
-        if value is None:
-            self.refuse(column, "none", "a value", None, "Fill it, or remove the row.")
-        return list(value) if isinstance(value, tuple) else value
+        if is_absent(value):
+            self.refuse(column, "none", "a value", value, "Fill it, or remove the row.")
+        return plain(value)
+
+    def refuse_media(self) -> None:
+        """Refuse a row with images or sound: what the model would not see cannot be trained on."""
+        for name in MEDIA:
+            value = plain(self.row.get(name))
+            if not (is_absent(value) or value in ("", [], {})):
+                remedy = "Only text is supported: leave such rows out, or remove the column if the texts do without it."
+                self.refuse(name, "media", "no images, audio or video", shown(value), remedy)
+
+    def unpacked(self, prompt: Any, values: list[Any], base: list[Any]) -> tuple[Any, list[Any], list[Any]]:
+        """Return the columns with messages in place of the JSON of them; chosen and rejected both, or neither."""
+
+        def all_texts(held: list[Any], are: Callable[[str], Any]) -> bool:
+            return all(isinstance(value, str) and are(value) for value in held)
+
+        for column, held in (("prompt", [prompt]), ("chosen, rejected", values)):
+            if all_texts(held, is_printed):
+                remedy = "Write JSON instead: a data frame has to_json(..., orient='records', lines=True)."
+                got = f"what Python prints for them: {shown(held[0][:80])}"
+                self.refuse(column, "printed", "messages, or JSON of messages", got, remedy)
+        if all_texts([prompt], stored_messages):
+            prompt = stored_messages(prompt)
+        if all_texts(values, stored_messages):
+            values = [stored_messages(value) for value in values]
+            base = [stored_messages(value) or value if isinstance(value, str) else value for value in base]
+        return prompt, values, base
 
     def base(self, column: str) -> list[Any]:
         """Return the base responses: a list of strings, conversations or id lists is several, else it is one."""
@@ -167,7 +202,7 @@ class _Reader:
         value = self.value(column)
         try:
             number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not (math.isfinite(number) and number > 0):
             self.refuse(column, "weight", "a finite number > 0", shown(value), "Remove rows that should not count.")
@@ -186,11 +221,9 @@ class _Reader:
         return [reason == "length" for reason in reasons]
 
     def ids(self, column: str, value: Any) -> tuple[int, ...]:
-        if hasattr(value, "tolist"):
-            value = value.tolist()
-        valid = isinstance(value, (list, tuple)) and all(type(item) is int and item >= 0 for item in value)
+        valid = isinstance(value, list) and all(type(item) is int and 0 <= item < 2**31 for item in value)
         if not valid:
-            self.refuse(column, "wrong_type", "a list of token ids >= 0", shown(value), "Pass lists of ints.")
+            self.refuse(column, "wrong_type", "a list of token ids in [0, 2^31)", shown(value), "Pass lists of ints.")
         if not value:
             self.refuse(column, "empty_response", "at least one token id", "an empty list", "Remove the row.")
         return tuple(value)
@@ -215,8 +248,10 @@ class _Reader:
                 self.refuse(name, "empty_response", "a response with words", shown(value), remedy)
         return prompt, values
 
-    def conversation(self, prompt: Any, values: list[Any], columns: list[str]) -> tuple[list[Message], list[Message]]:
-        """Return the prompt's messages and one assistant message a response."""
+    def conversation(
+        self, prompt: Any, values: list[Any], columns: list[str]
+    ) -> tuple[list[Message], list[list[Message]]]:
+        """Return the prompt's messages and those of each response."""
         if given := isinstance(prompt, list):
             prompt = self.messages("prompt", prompt)
         # Beside a prompt of messages, and for base responses, a string can only be the assistant's answer.
@@ -234,14 +269,15 @@ class _Reader:
         answers = [turn[len(prompt) :] if turn[: len(prompt)] == prompt else turn for turn in turns]
         for name, answer in zip(columns, answers, strict=True):
             roles = [message["role"] for message in answer]
-            if roles != ["assistant"]:
-                remedy = "Put shared turns in the prompt and one assistant message in each response."
+            if not roles or {roles[0], roles[-1]} != {"assistant"}:
+                remedy = "Put shared turns in the prompt; a response begins and ends with an assistant message."
                 got = "roles " + (", ".join(roles) or "(none)") + " after the prompt"
-                self.refuse(name, "roles", "one assistant message", got, remedy)
-            if not text_of(answer[0]).strip() and not answer[0].get("tool_calls"):
-                got = shown(answer[0].get("content"))
-                self.refuse(name, "empty_response", "a response with words or tool calls", got, "Remove the row.")
-        return prompt, [answer[0] for answer in answers]
+                self.refuse(name, "roles", "a response that the assistant begins and ends", got, remedy)
+            for message in answer:
+                if message["role"] == "assistant" and not (text_of(message).strip() or message.get("tool_calls")):
+                    got = shown(message["content"])
+                    self.refuse(name, "empty_response", "answers with words or tool calls", got, "Remove the row.")
+        return prompt, answers
 
     def shared_turns(self, prompt: Any, chosen: list[Message], rejected: list[Message]) -> list[Message]:
         """Return the turns that two conversations share; a string prompt must be one of them, or is the only one."""
@@ -249,6 +285,8 @@ class _Reader:
             return [{"role": "user", "content": prompt}]
         # Each keeps a message of its own, even where the two are identical.
         count = min(common_length(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
+        while count and chosen[count - 1]["role"] == "assistant":  # what it said is its response, shared or not
+            count -= 1
         if prompt is not None and not isinstance(prompt, str):
             self.refuse("prompt", "wrong_type", "a string or a list of messages", shown(prompt), "Use one of them.")
         if prompt is not None and prompt.strip() not in [text_of(message).strip() for message in chosen[:count]]:
@@ -267,33 +305,42 @@ class _Reader:
                 self.refuse(column, "wrong_type", expected, shown(message), remedy)
             if message["role"] not in ROLES:
                 self.refuse(column, "roles", "a role among " + ", ".join(ROLES), shown(message["role"]), remedy)
-            plain: Message = without_none(message)
-            content = plain.get("content")
-            parts = isinstance(content, list) and all(
-                isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content
-            )
-            if not (isinstance(content, str) or parts or (content is None and plain.get("tool_calls"))):
+            known: Message = without_none(message)
+            content = known.get("content")
+            if isinstance(content, list):  # parts, which most templates know nothing of
+                content = self.joined(column, content)
+            elif not (isinstance(content, str) or (content is None and known.get("tool_calls"))):
                 self.refuse(column, "wrong_type", "content that is text", shown(message), "Only text is supported.")
-            plain.setdefault("content", "")
-            found.append(plain)
+            found.append(known | {"content": content or ""})
         return found
+
+    def joined(self, column: str, parts: list[Any]) -> str:
+        """Return the text of a message that is given in parts."""
+        for part in parts:
+            kind = part.get("type", "text") if isinstance(part, Mapping) else None
+            if kind != "text" or not isinstance(part.get("text"), str):
+                remedy = "Only text is supported: images, audio and video would not reach the model."
+                self.refuse(column, "media", 'parts {"type": "text", "text": ...}', shown(part), remedy)
+        return "".join(part["text"] for part in parts)
 
     def parsed(self, column: str) -> Any:
         """Return an optional column, from JSON if it is a string, without Arrow's None fields."""
-        value = self.row.get(column)
+        value = plain(self.row.get(column))
+        if is_absent(value):
+            return None
         if isinstance(value, str):
             try:
                 value = json.loads(value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 self.refuse(column, "wrong_type", "JSON", shown(value), "Write valid JSON, or pass the value itself.")
         return without_none(value)
 
     def tools(self) -> list[Any] | None:
         value = self.parsed("tools")
-        if value is not None and not (isinstance(value, Sequence) and not isinstance(value, str)):
+        if value is not None and not isinstance(value, list):
             self.refuse("tools", "wrong_type", "a list of tool schemas", shown(value), "Pass a list, or JSON of one.")
         # Some templates write the tool preamble for an empty list.
-        return list(value) if value else None
+        return value or None
 
     def template_kwargs(self) -> dict[str, Any]:
         value = self.parsed("chat_template_kwargs") or {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rpo.core.errors import InvalidArgument, MissingDependency
+from rpo.llm.data.messages import plain, stored_messages
+from rpo.llm.data.report import SourceRow, shown
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 # Columns of a CSV that are never prose, so that JSON in them is meant as JSON.
@@ -37,20 +40,25 @@ def load_preferences(
 
     source: a .jsonl, .json, .parquet or .csv file, a folder or hub name for `datasets`, a Dataset,
     IterableDataset or DatasetDict, a pandas DataFrame, or a sequence of dicts. split: of what has
-    splits. name, revision: the hub's configuration and commit. Code from the hub is never run.
+    splits. name, revision: the hub's configuration and commit. Code from the hub is never run. Rows of
+    files know where they are from, so that a refusal says it.
     Raises InvalidArgument for a missing file, a malformed line or an empty dataset, MissingDependency.
     """
     if isinstance(source, (str, Path)):
         rows = _from_path(str(source), split, streaming, name, revision)
     elif type(source).__name__ in ("DatasetDict", "IterableDatasetDict"):
         if split not in source:
-            remedy = "Choose one with split=."
+            remedy = "Choose one: load_preferences(..., split=...), or data[split] itself; in a recipe, split."
             raise InvalidArgument(
                 "split", expected=f"one of {', '.join(map(repr, source))}", got=repr(split), remedy=remedy
             )
         rows = source[split]
     elif hasattr(source, "to_dict") and hasattr(source, "iloc"):  # a DataFrame, without importing pandas
-        rows = [{key: _plain(value) for key, value in row.items()} for row in source.to_dict("records")]
+        if not source.columns.is_unique:
+            got = ", ".join(map(repr, source.columns))
+            remedy = "Of columns of one name, one would be lost: rename them."
+            raise InvalidArgument("source", expected="a DataFrame with distinct columns", got=got, remedy=remedy)
+        rows = plain(source.to_dict("records"))
     elif isinstance(source, Iterable) and not isinstance(source, (Mapping, bytes)):
         rows = source
     else:
@@ -71,9 +79,16 @@ def load_preferences(
 def _from_path(source: str, split: str, streaming: bool, name: str | None, revision: str | None) -> Any:
     path = Path(source)
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES or path.is_dir():
+    try:
+        folder, file, problem = path.is_dir(), path.is_file(), "a NUL in it" if "\0" in source else None
+    except OSError as error:  # too long
+        folder, file, problem = False, False, str(error)
+    if problem is not None:
+        got = f"{shown(source)} ({problem})"
+        raise InvalidArgument("source", expected="a path or a hub name", got=got, remedy="Check the path.")
+    if suffix not in SUFFIXES or folder:
         return _from_datasets(source, split, streaming, name, revision)
-    if not path.is_file():
+    if not file:
         remedy = "Check the path; relative paths start at the current folder."
         raise InvalidArgument("source", expected="an existing file", got=f"{path}", remedy=remedy)
     read = {".jsonl": _json_lines, ".json": _json, ".parquet": _parquet, ".csv": _csv}[suffix]
@@ -86,69 +101,78 @@ def _malformed(path: Path, line: int, expected: str, problem: object) -> Invalid
     )
 
 
+@contextlib.contextmanager
+def _reading(path: Path, expected: str) -> Iterator[None]:
+    """Refuse a file that cannot be read, whatever csv, a codec or pyarrow raises."""
+    try:
+        yield
+    except InvalidArgument:
+        raise
+    except Exception as error:
+        got = f"{path}: {error}"
+        raise InvalidArgument("source", expected=expected, got=got, remedy="Write the file again.") from error
+
+
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
     expected = "one JSON object a line, in UTF-8"
-    with path.open("rb") as lines:
+    with _reading(path, expected), path.open("rb") as lines:
         for number, raw in enumerate(lines, start=1):
             if not raw.strip():
                 continue
             try:
                 row = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except ValueError as error:  # of the encoding or of JSON
+            except (ValueError, RecursionError) as error:  # of the encoding or of JSON
                 raise _malformed(path, number, expected, error) from error
             if not isinstance(row, dict):
                 raise _malformed(path, number, expected, f"a {type(row).__name__}")
-            yield row
+            yield SourceRow(row, f"{path}, line {number}")
 
 
 def _json(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open("rb") as file:
+    expected = "a JSON array of objects, in UTF-8"
+    with _reading(path, expected), path.open("rb") as file:
         start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
     if not start.startswith(b"["):  # many .json files hold lines
         yield from _json_lines(path)
         return
-    expected = "a JSON array of objects, in UTF-8"
     try:
         rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise _malformed(path, error.lineno, expected, error) from error
-    except UnicodeDecodeError as error:
-        raise InvalidArgument(
-            "source", expected=expected, got=f"{path}: {error}", remedy="Save it as UTF-8."
-        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        got = f"{path}: {error}"
+        raise InvalidArgument("source", expected=expected, got=got, remedy="Write it again, as UTF-8.") from error
     for position, row in enumerate(rows):
         if not isinstance(row, dict):
             remedy = "Write one object a row."
             got = f"a {type(row).__name__} at position {position} of {path}"
             raise InvalidArgument("source", expected=expected, got=got, remedy=remedy)
-        yield row
+        yield SourceRow(row, f"{path}, position {position}")
 
 
 def _csv(path: Path) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(2**31 - 1)
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with _reading(path, "comma-separated values"), path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
             for row in reader:
                 if None in row or None in row.values():
                     problem = f"a row whose number of cells differs from the header's {len(reader.fieldnames or ())}"
                     raise _malformed(path, reader.line_num, "rows as long as the header", problem)
-                yield {column: _cell(column, text) for column, text in row.items()}
+                cells = {column: _cell(column, text) for column, text in row.items()}
+                yield SourceRow(cells, f"{path}, line {reader.line_num}")
         except (csv.Error, UnicodeDecodeError) as error:
             raise _malformed(path, reader.line_num, "comma-separated values, in UTF-8", error) from error
 
 
 def _cell(column: str, text: str) -> Any:
     """Return a cell's text, or the messages or lists that it holds as JSON."""
-    if not text.startswith("["):
-        return text
+    if (messages := stored_messages(text)) is not None:
+        return messages
     try:
-        value = json.loads(text)
-    except ValueError:
+        return json.loads(text) if column in JSON_COLUMNS else text
+    except (ValueError, RecursionError):
         return text
-    flat = [item for items in value for item in (items if isinstance(items, list) else [items])]
-    messages = bool(flat) and all(isinstance(item, dict) and "role" in item for item in flat)
-    return value if messages or column in JSON_COLUMNS else text
 
 
 def _parquet(path: Path) -> Iterator[dict[str, Any]]:
@@ -157,13 +181,15 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
         import pyarrow.parquet
     except ImportError as error:
         raise MissingDependency("Parquet files need pyarrow: pip install 'rpo-lab[parquet]'.") from error
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
-        got = f"{path}: {error}"
-        raise InvalidArgument("source", expected="a Parquet file", got=got, remedy="Write the file again.") from error
+    row = 0
+    with _reading(path, "a Parquet file"), pyarrow.parquet.ParquetFile(path) as file:
+        if len(set(names := file.schema_arrow.names)) < len(names):
+            remedy = "Of columns of one name, one would be lost: rename them."
+            raise InvalidArgument("source", expected="distinct columns", got=f"{path}: {names}", remedy=remedy)
+        for batch in file.iter_batches(batch_size=1024):
+            for values in batch.to_pylist():
+                yield SourceRow(values, f"{path}, row {row}")
+                row += 1
 
 
 def _from_datasets(source: str, split: str, streaming: bool, name: str | None, revision: str | None) -> Any:
@@ -182,19 +208,10 @@ def _from_datasets(source: str, split: str, streaming: bool, name: str | None, r
         return datasets.load_dataset(source, name, split=split, streaming=streaming, revision=revision)
     except InvalidArgument:
         raise
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # datasets lets through whatever its readers and the hub's client raise
         raise InvalidArgument(
             "source",
             expected=f"a {', '.join(SUFFIXES)} file, a folder or a dataset on the hub with a split {split!r}",
             got=f"{source!r} ({type(error).__name__}: {error})",
             remedy="Check the name, the split and the connection.",
         ) from error
-
-
-def _plain(value: Any) -> Any:
-    """Return NumPy arrays and scalars, which pandas keeps in its cells, as lists and numbers."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list) else value

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch.utils.data import get_worker_info
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
 from rpo.llm.data.loading import load_preferences
+from rpo.llm.data.report import SourceRow
 from rpo.llm.data.streaming import splits_itself
 
 STRATEGIES = ("all_exhausted", "first_exhausted")
@@ -22,7 +24,10 @@ class Mixture:
     drawn: rows taken from each source in the current pass.
     """
 
-    def __init__(self, sources: Sequence[Iterable[Any]], weights: Sequence[float], seed: int, strategy: str) -> None:
+    def __init__(
+        self, sources: Sequence[Iterable[Any]], weights: Sequence[float], seed: int, strategy: str, names: Sequence[str]
+    ) -> None:
+        self._names = names
         self._sources, self._seed, self._strategy = sources, seed, strategy
         self._shares = np.asarray(weights) / np.sum(weights)
         self.drawn = [0] * len(sources)
@@ -38,7 +43,7 @@ class Mixture:
             )
         rng = np.random.default_rng(self._seed)
         # Each source is read one row ahead, so that its end is known as its last row goes out.
-        readers = [_Reader(source, k) for k, source in enumerate(self._sources)]
+        readers = [_Reader(source, name) for source, name in zip(self._sources, self._names, strict=True)]
         self.drawn = [0] * len(readers)
         while True:
             k = int(rng.choice(len(readers), p=self._shares))
@@ -50,29 +55,33 @@ class Mixture:
 
 
 class _Reader:
-    """A source read in a circle; `ended` once its last row has been taken."""
+    """A source read in a circle, whose rows say where they are from; `ended` once its last row has been taken."""
 
-    def __init__(self, source: Iterable[Any], number: int) -> None:
-        self._source, self._number, self.ended = source, number, False
+    def __init__(self, source: Iterable[Any], name: str) -> None:
+        self._source, self._name, self.ended = source, name, False
         self._next: Any = None
         self._restart()
 
     def take(self) -> Any:
         row = self._next
         try:
-            self._next = next(self._rows)
+            self._next = self._following()
         except StopIteration:
             self.ended = True
             self._restart()
         return row
 
+    def _following(self) -> Any:
+        number, row = next(self._rows)
+        known = hasattr(row, "origin") or not isinstance(row, Mapping)
+        return row if known else SourceRow(row, f"{self._name}, row {number}")
+
     def _restart(self) -> None:
-        self._rows = iter(self._source)
+        self._rows = enumerate(self._source)
         try:
-            self._next = next(self._rows)
+            self._next = self._following()
         except StopIteration:
-            name = f"sources[{self._number}]"
-            raise InvalidArgument(name, expected="at least one row", got="none", remedy="Leave it out.") from None
+            raise InvalidArgument(self._name, expected="at least one row", got="none", remedy="Leave it out.") from None
 
 
 def mix(
@@ -99,4 +108,7 @@ def mix(
             remedy = "Pass a list, or an object whose __iter__ starts anew."
             raise InvalidArgument(f"sources[{k}]", expected="rows that can be reread", got="a generator", remedy=remedy)
     seed = int(checks.generator("rng", rng).integers(2**63))
-    return Mixture(loaded, weights, seed, strategy)
+    names = [
+        str(source) if isinstance(source, (str, Path)) else f"sources[{k}]" for k, (source, _) in enumerate(sources)
+    ]
+    return Mixture(loaded, weights, seed, strategy, names)

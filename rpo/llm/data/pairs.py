@@ -15,7 +15,8 @@ class TokenizedPair:
     """Token ids of one preference; every response is scored after `prompt_ids`, which is never empty.
 
     chosen_ids, rejected_ids: with their one end of turn where complete. row: position in the source,
-    for messages. base_ids: further responses scored under pi_base. weight: of the pair, > 0.
+    for messages. base_ids: further responses scored under pi_base. weight: of the pair, > 0. scored: empty
+    where every token of the responses counts; else for each response None, or 1 or 0 for each token.
     """
 
     prompt_ids: tuple[int, ...]
@@ -24,6 +25,18 @@ class TokenizedPair:
     row: int
     base_ids: tuple[tuple[int, ...], ...] = ()
     weight: float = 1.0
+    scored: tuple[bytes | None, ...] = ()
+
+    @property
+    def responses(self) -> tuple[tuple[int, ...], ...]:
+        """The chosen response, the rejected one, then those under pi_base."""
+        return self.chosen_ids, self.rejected_ids, *self.base_ids
+
+    @property
+    def lengths(self) -> list[int]:
+        """How many tokens of each response are scored."""
+        masks = self.scored or (None,) * len(self.responses)
+        return [len(ids) if mask is None else sum(mask) for ids, mask in zip(self.responses, masks, strict=True)]
 
 
 class PreparedPairs(Sequence[TokenizedPair]):
@@ -34,10 +47,13 @@ class PreparedPairs(Sequence[TokenizedPair]):
         # segments _first[k] to _first[k + 1].
         self._tokens, self._ends, self._first = array("i"), array("q"), array("q", [0])
         self._rows, self._weights = array("q"), array("d")
+        self._scored: dict[int, tuple[bytes | None, ...]] = {}
         for pair in pairs:
-            for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids, *pair.base_ids):
+            for ids in (pair.prompt_ids, *pair.responses):
                 self._tokens.extend(ids)
                 self._ends.append(len(self._tokens))
+            if pair.scored:
+                self._scored[len(self._rows)] = pair.scored
             self._first.append(len(self._ends))
             self._rows.append(pair.row)
             self._weights.append(pair.weight)
@@ -55,7 +71,8 @@ class PreparedPairs(Sequence[TokenizedPair]):
             return [self[k] for k in range(*index.indices(len(self)))]
         k = range(len(self))[index]
         prompt, chosen, rejected, *base = (self._segment(s) for s in range(self._first[k], self._first[k + 1]))
-        return TokenizedPair(prompt, chosen, rejected, self._rows[k], tuple(base), self._weights[k])
+        scored = self._scored.get(k, ())
+        return TokenizedPair(prompt, chosen, rejected, self._rows[k], tuple(base), self._weights[k], scored)
 
     def _segment(self, s: int) -> tuple[int, ...]:
         return tuple(self._tokens[self._ends[s - 1] if s else 0 : self._ends[s]])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -10,14 +12,47 @@ from rpo.core.errors import InvalidArgument
 
 KEPT_MESSAGES = 5
 EXCERPT = 200
+# Columns that other data sets keep a prompt, or a part of it, in.
+PROMPT_LIKE = (
+    "question", "instruction", "input", "inputs", "query", "problem", "context", "system", "system_prompt",
+    "prompt_text", "user_prompt", "task", "history",
+)  # fmt: skip
+
+
+class SourceRow(dict[str, Any]):
+    """A row that knows where it is from: `origin` is a file and a line, or a source of a mixture and a row."""
+
+    __slots__ = ("origin",)
+
+    def __init__(self, values: Mapping[str, Any], origin: str) -> None:
+        super().__init__(values)
+        self.origin = origin
+
+    def __reduce__(self) -> Any:
+        return SourceRow, (dict(self), self.origin)
+
+
+def with_origin(values: dict[str, Any], row: object) -> dict[str, Any]:
+    """Return `values`, made of `row`, with the origin of that row if it is known."""
+    origin = getattr(row, "origin", None)
+    return values if origin is None else SourceRow(values, origin)
 
 
 class RefusedRow(InvalidArgument):
     """A row that cannot become a pair; `row` is its position in the source, `reason` a short key to count by."""
 
-    def __init__(self, row: int, column: str, *, reason: str, expected: str, got: object, remedy: str) -> None:
+    def __init__(
+        self, row: int, column: str, *, reason: str, expected: str, got: object, remedy: str, origin: str | None = None
+    ) -> None:
         self.row, self.column, self.reason = row, column, reason
-        super().__init__(f"row {row}, {column}", expected=expected, got=got, remedy=remedy)
+        place = f"row {row}" if origin is None else f"row {row} ({origin})"
+        super().__init__(f"{place}, {column}", expected=expected, got=got, remedy=remedy)
+
+    def of(self, row: object) -> RefusedRow:
+        """Return the same refusal with the origin of `row`, where it is known."""
+        origin = getattr(row, "origin", None)
+        fields: dict[str, Any] = {"expected": self.expected, "got": self.got, "remedy": self.remedy}
+        return RefusedRow(self.row, self.column, reason=self.reason, origin=origin, **fields)
 
 
 def shown(value: object) -> str:
@@ -34,9 +69,12 @@ class DataReport:
     dropped_too_long: rows left out by truncation_mode="drop". truncated: pairs cut
     anywhere at the limits; *_truncated: in that part.
     boundary_merges: pairs whose prompt gave up its last tokens, which merged with a response.
-    rewritten: responses that the chat template did not reproduce word for word. cut_when_made:
+    rewritten: responses that the chat template did not reproduce word for word. several_messages:
+    responses of several messages, of which the assistant's are scored. unwritten: messages of
+    prompts by field that it left out (or changed, for content), such as the reasoning of earlier turns.
+    nulls: arguments of tool calls and fields of tools that were None and are left out. cut_when_made:
     responses whose finish reason is "length". ends: responses by the id of the end token written.
-    unused_columns: rows by column that nothing here reads.
+    unused_columns: rows by column that nothing here reads. prompts_inferred: rows without a prompt column.
     """
 
     rows: int = 0
@@ -53,9 +91,13 @@ class DataReport:
     boundary_merges: int = 0
     identical: int = 0
     rewritten: int = 0
+    several_messages: int = 0
+    unwritten: Counter[str] = field(default_factory=Counter)
+    nulls: int = 0
     cut_when_made: int = 0
     ends: Counter[int] = field(default_factory=Counter)
     unused_columns: Counter[str] = field(default_factory=Counter)
+    prompts_inferred: int = 0
 
     def refuse(self, refusal: RefusedRow) -> None:
         """Count a row that was left out, and keep its message if it is among the first."""
@@ -63,12 +105,28 @@ class DataReport:
         if len(self.messages) < KEPT_MESSAGES:
             self.messages.append(str(refusal))
 
+    def unused_prompts(self) -> str | None:
+        """Return a sentence on unused columns whose names say that the prompt, or a part of it, is in them."""
+        found = [name for name in self.unused_columns if name in PROMPT_LIKE]
+        if not found:
+            return None
+        inferred = "taken from what both responses begin with" if self.prompts_inferred else "in the column 'prompt'"
+        named = ", ".join(map(repr, found))
+        return f"the prompt is {inferred}, and nothing reads {named}; rename or join the columns if it belongs there"
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain counts, for a record."""
         plain: dict[str, Any] = {}
         for each in fields(self):
             value = getattr(self, each.name)
             if isinstance(value, Counter):
-                value = {str(key): count for key, count in sorted(value.items())}
+                value = {str(key): count for key, count in sorted(value.items(), key=lambda item: str(item[0]))}
             plain[each.name] = list(value) if isinstance(value, list) else value
         return plain
+
+
+def warn_of_unused_prompts(report: DataReport) -> None:
+    """Warn of unused columns whose names say that the prompt is in them."""
+    sentence = report.unused_prompts()
+    if sentence is not None:
+        warnings.warn(f"dataset: {sentence}.", UserWarning, stacklevel=2)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rpo.llm.data.formats import read_preference
-from rpo.llm.data.report import RefusedRow
+from rpo.llm.data.report import RefusedRow, with_origin
 from rpo.llm.data.streaming import splits_itself
 
 RESPONSES = ("chosen", "rejected")
@@ -61,9 +61,8 @@ def as_preference(row: Any, index: int, response: str) -> Any:
         except RefusedRow:
             return row
         prompt, content = record.prompt, record.responses[RESPONSES.index(response)].content
-        content = [content] if record.kind == "chat" else content
     finish = row.get(f"{source.removesuffix('_ids')}_finish_reason")
     read = {f"completion{ids}", "completion_finish_reason"}
     kept = {name: value for name, value in row.items() if name not in read}
     kept |= {f"prompt{ids}": prompt, f"chosen{ids}": content, f"rejected{ids}": content}
-    return kept | {f"{name}_finish_reason": finish for name in RESPONSES}
+    return with_origin(kept | {f"{name}_finish_reason": finish for name in RESPONSES}, row)

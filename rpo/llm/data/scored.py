@@ -11,7 +11,7 @@ import numpy as np
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
-from rpo.llm.data.report import RefusedRow, shown
+from rpo.llm.data.report import RefusedRow, shown, with_origin
 from rpo.llm.data.streaming import splits_itself
 
 STRATEGIES = ("best_vs_worst", "best_vs_random")
@@ -72,7 +72,8 @@ class Binarized:
                 prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
                 chosen, rejected = ([{"role": "assistant", "content": answer}] for answer in (chosen, rejected))
             pair = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-            yield extra | pair | {"score_chosen": scored[best][1], "score_rejected": scored[other][1]}
+            scores_of = {"score_chosen": scored[best][1], "score_rejected": scored[other][1]}
+            yield with_origin(extra | pair | scores_of, row)
 
 
 def binarize(
@@ -117,7 +118,7 @@ def _read(row: Any, index: int) -> tuple[Any, list[tuple[Any, float | None]], di
             index, "completions", reason="not_scored", expected="a prompt and a list of completions with scores",
             got=shown(row),
             remedy='Write completions as [{"response": ..., "score": ...}], or columns responses, scores.',
-        )  # fmt: skip
+        ).of(row)  # fmt: skip
     extra = {name: value for name, value in row.items() if name not in used | {prompt}}
     return row[prompt], [(answer, _number(score)) for answer, score in pairs], extra
 
@@ -132,6 +133,6 @@ def _number(score: Any) -> float | None:
     """Return a score as a float, or None where there is none ("N/A" and NaN occur in UltraFeedback)."""
     try:
         number = math.nan if isinstance(score, bool) else float(score)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None

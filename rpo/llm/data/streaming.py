@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rpo.core.errors import InvalidArgument
 from rpo.llm.data.pairs import TokenizedPair
-from rpo.llm.data.report import DataReport
+from rpo.llm.data.report import DataReport, warn_of_unused_prompts
 from rpo.llm.data.tokenize import PairEncoder
 from rpo.llm.data.truncation import Limits
 
@@ -51,7 +51,10 @@ class PairStream(IterableDataset[TokenizedPair]):
         part, parts = (0, 1) if worker is None or splits_itself(self._rows) else (worker.id, worker.num_workers)
         self.report = DataReport()
         numbered = ((index, row) for index, row in enumerate(self._rows) if index % parts == part)
-        yield from self._encoder.encode(numbered, self.report)
+        for pair in self._encoder.encode(numbered, self.report):
+            if self.report.pairs == 1:
+                warn_of_unused_prompts(self.report)
+            yield pair
         if worker is None and not self.report.pairs:
             remedy = self.report.messages[0] if self.report.messages else "Check the split and max_length."
             got = f"{self.report.rows} rows and no pair"

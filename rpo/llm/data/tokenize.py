@@ -13,7 +13,7 @@ from rpo.core.progress import track
 from rpo.llm.data.formats import Preference, common_length, read_preference
 from rpo.llm.data.pairs import PreparedPairs, TokenizedPair
 from rpo.llm.data.report import DataReport, RefusedRow
-from rpo.llm.data.templates import Renderer
+from rpo.llm.data.templates import Rendered, Renderer
 from rpo.llm.data.truncation import Ids, Limits
 
 MAX_MOVED_TOKENS = 8
@@ -79,35 +79,43 @@ class PairEncoder:
             report.rows += 1
             try:
                 pair = self._pair(read_preference(row, index, **self._columns), report)
-            except RefusedRow as refusal:
+            except (RefusedRow, RecursionError) as error:
+                refusal = _too_deep(index) if isinstance(error, RecursionError) else error
                 if not self._drop:
-                    raise
-                report.refuse(refusal)
+                    raise refusal.of(row) from error.__cause__
+                report.refuse(refusal.of(row))
                 continue
             if pair is not None:
                 report.pairs += 1
                 yield pair
 
     def _pair(self, record: Preference, report: DataReport) -> TokenizedPair | None:
-        if self._base_count is None:
-            self._base_count = len(record.responses) - 2
-        if len(record.responses) - 2 != self._base_count:
+        if self._base_count not in (None, len(record.responses) - 2):
             raise RefusedRow(
                 record.row, str(self._columns["base_column"]), reason="base_count",
                 expected=f"{self._base_count} responses, as in the first row", got=len(record.responses) - 2,
                 remedy="Give every row the same number.",
             )  # fmt: skip
+        text: Rendered | None = None
+        ends: list[int] = []
+        masks: tuple[bytes | None, ...] = ()
+        moved = 0
         if record.kind == "tokens":
             prompt, full = self._given(record)
-            ends: list[int] = []
-            moved = rewritten = 0
         else:
-            prompt, full, ends, moved, rewritten = self._tokenized(record)
+            text = self._rendered(record)
+            prompt, full, ends, moved, masks = self._tokenized(record, text)
         # Counted only now, when nothing can refuse the row any more.
+        self._base_count = len(record.responses) - 2
         report.formats[record.kind] += 1
         report.unused_columns.update(record.extra.keys())
+        report.prompts_inferred += not record.prompt_given
+        report.nulls += record.nulls
         report.boundary_merges += moved > 0
-        report.rewritten += rewritten
+        if text is not None:
+            report.rewritten += text.rewritten
+            report.unwritten.update(text.unwritten)
+            report.several_messages += sum(turns is not None for turns in text.turns)
         report.cut_when_made += sum(response.cut for response in record.responses)
         report.ends.update(ends)
         fitted = self._limits.fit(prompt, full, first=self._bos)
@@ -122,7 +130,9 @@ class PairEncoder:
         report.rejected_truncated += cuts[1]
         report.base_truncated += any(cuts[2:])
         report.identical += responses[0] == responses[1]
-        return TokenizedPair(short, responses[0], responses[1], record.row, tuple(responses[2:]), record.weight)
+        masks = tuple(mask and mask[: len(ids)] for mask, ids in zip(masks, responses, strict=True)) if masks else ()
+        chosen, rejected, *base = responses
+        return TokenizedPair(short, chosen, rejected, record.row, tuple(base), record.weight, masks)
 
     def _given(self, record: Preference) -> tuple[Ids, list[Ids]]:
         """Return ids that came tokenised, all of them inside the vocabulary."""
@@ -135,13 +145,30 @@ class PairEncoder:
             )  # fmt: skip
         return record.prompt, responses
 
-    def _tokenized(self, record: Preference) -> tuple[Ids, list[Ids], list[int], int, int]:
-        """Return prompt, responses, the end tokens written, tokens moved at the boundary, answers rewritten."""
+    def _rendered(self, record: Preference) -> Rendered:
+        """Return the row as text that a tokenizer can take."""
         if self._tokenizer is None:
             expected = f"a tokenizer, since row {record.row} is text"
             remedy = "Pass the model's, or rows of prompt_ids, chosen_ids and rejected_ids."
             raise InvalidArgument("tokenizer", expected=expected, got=None, remedy=remedy)
         text = self._render(record)
+        for name, written in zip(("prompt", *record.columns), (text.prompt, *text.bodies), strict=True):
+            problem = "a NUL character" if "\0" in written else None
+            try:
+                written.encode()
+            except UnicodeEncodeError as error:
+                problem = f"half a character, {written[error.start]!r}"
+            if problem:
+                raise RefusedRow(
+                    record.row, name, reason="encoding", expected="text in Unicode", got=problem,
+                    remedy="Was a file read in another encoding, or a text cut inside a character? Write it again.",
+                )  # fmt: skip
+        return text
+
+    def _tokenized(
+        self, record: Preference, text: Rendered
+    ) -> tuple[Ids, list[Ids], list[int], int, tuple[bytes | None, ...]]:
+        """Return prompt, responses, the end tokens written, tokens moved at the boundary, and the masks."""
         # Prompt and response are tokenised together, as a model reads them, and never glued from two tokenisations.
         prompt, *full = self._ids([text.prompt, *(text.prompt + body for body in text.bodies)])
         shared = min(common_length(prompt, ids) for ids in full)
@@ -164,7 +191,23 @@ class PairEncoder:
                 if not text.closed[k]:
                     responses[k] = self._closed(responses[k], record.row)
                 ends.append(responses[k][-1])
-        return start, responses, ends, len(prompt) - shared, text.rewritten
+        masks = [
+            None
+            if turns is None
+            else self._mask(text.prompt, text.bodies[k], turns, full[k], shared, len(responses[k]))
+            for k, turns in enumerate(text.turns)
+        ]
+        return start, responses, ends, len(prompt) - shared, tuple(masks) if any(masks) else ()
+
+    def _mask(self, prompt: str, body: str, turns: list[tuple[int, int]], full: Ids, shared: int, length: int) -> bytes:
+        """Return 1 for each token of a response that is, or begins, in a turn of the assistant's, else 0."""
+        beginnings = [prompt + body[:place] for turn in turns for place in turn]
+        places = iter([max(0, common_length(ids, full) - shared) for ids in self._ids(beginnings)])
+        mask = bytearray(length)
+        for start, end in zip(places, places, strict=True):
+            mask[start:end] = b"\1" * (end - start)
+        mask[len(full) - shared :] = b"\1" * (length - len(full) + shared)  # an EOS that was added
+        return bytes(mask)
 
     def _closed(self, response: Ids, row: int) -> Ids:
         end = None if self._tokenizer is None else self._tokenizer.eos_token_id
@@ -200,3 +243,10 @@ class PairEncoder:
             got=f"from token {max(0, shared - 2)} on: prompt {tokens[0]}, full text {tokens[1]}",
             remedy="End the prompt where the tokenizer splits, for example before a space or after a newline.",
         )  # fmt: skip
+
+
+def _too_deep(index: int) -> RefusedRow:
+    return RefusedRow(
+        index, "row", reason="too_deep", expected="messages and tools that nest less",
+        got="values nested too deeply to read", remedy="Is the row damaged? Remove it.",
+    )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
-from tokenizers_for_tests import CHATML, characters, chat_row
+from tokenizers_for_tests import CHATML, TOOLS, characters, chat_row, turn
 
 from rpo.core.errors import InvalidArgument
 from rpo.llm.data import PreparedPairs, check_pairs, prepare_pairs
@@ -70,6 +70,12 @@ def test_clean_data_warn_of_nothing() -> None:
         ([chat_row(chosen="a" * 9)] * 30, {}, "the longer response is chosen in 100%"),
         ([chat_row(rejected="a" * 9)] * 30, {}, "the shorter response is chosen in 100%"),
         ([{"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]}], {}, "2 responses lack an end token"),
+        (
+            [{"question": "q", "chosen": "x y", "rejected": "x z"}],
+            {},
+            "both responses begin with, and nothing reads 'question'",
+        ),
+        ([text("p", "a", "b", input="q")], {}, "in the column 'prompt', and nothing reads 'input'"),
     ],
 )
 def test_warnings(rows: list[Any], options: dict[str, Any], words: str) -> None:
@@ -114,6 +120,26 @@ def test_samples_show_line_breaks_the_boundary_and_the_end() -> None:
         "  rejected No [no end]",
         "           boundary 'n' 't' '\\n' | 'N' 'o'",
     ]
+
+
+def test_what_no_pair_shows_is_named() -> None:
+    """Columns that nothing reads, fields the template left out, nulls, responses of several messages."""
+    called = turn("assistant", "a", tool_calls=[{"function": {"name": "f", "arguments": {"x": None}}}])
+    row = chat_row(source="web") | {
+        "prompt": [turn("user", "q", name="Ann")],
+        "chosen": [called, turn("tool", "1"), turn("assistant", "b")],
+    }
+    check = check_pairs(prepare_pairs([row], characters(TOOLS)), characters(TOOLS), samples=0)
+    words = check.render()
+    lines = [
+        "columns that nothing reads: source (1)",
+        "left out of prompts by the template: name (1)",
+        "nulls left out of tool calls and tools: in all (1)",
+        "  of several messages" + " " * 18 + "1  50.0%",
+    ]
+    for line in lines:
+        assert line in words
+    assert check.several_ends == 0 and not any("question" in warning for warning in check.warnings)
 
 
 def test_long_samples_are_shortened() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,11 @@ def test_trl_tokenizes_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 def test_the_templates_of_the_field() -> None:
     """Every chat template that TRL ships ends an answer once, at the end, after all its words; or the row is refused.
 
-    Refused are those for images, and those whose prompt opens a thought that the whole conversation drops.
+    Refused are those that write only texts given in parts, and those whose prompt opens a thought that the whole
+    conversation drops.
     """
     folder = Path(pytest.importorskip("trl").__file__).parent / "chat_templates"
-    used, refused = [], []
+    used, refused, scored = [], [], []
     for path in sorted(folder.glob("*.jinja")):
         template = path.read_text(encoding="utf-8")
         tokenizer = characters(bos="<s>")
@@ -80,6 +82,18 @@ def test_the_templates_of_the_field() -> None:
         ends = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
         for ids, words in ((pair.chosen_ids, "Yes."), (pair.rejected_ids, "No")):
             assert ids[-1] in ends, path.name
-            assert tokenizer.decode(list(ids[:-1])).endswith(words), path.name
-    assert set(refused) == {"template", "template_prefix"}
+            assert tokenizer.decode(list(ids), skip_special_tokens=True).strip().endswith(words), path.name
+        several = chat_row() | {"chosen": [turn("assistant", "a1"), turn("user", "u2"), turn("assistant", "a2")]}
+        with contextlib.suppress(RefusedRow):
+            (pair,) = prepare_pairs([several], tokenizer, chat_template=template)
+            mask = pair.scored[0]
+            assert mask is not None
+            learnt, read = (
+                tokenizer.decode([t for t, m in zip(pair.chosen_ids, mask, strict=True) if m == each])
+                for each in (1, 0)
+            )
+            assert "a1" in learnt and "a2" in learnt and "u2" in read and "u2" not in learnt, path.name
+            scored.append(path.name)
+    assert set(refused) == {"template_prefix", "unwritten"}
     assert len(used) > 2 * len(refused)
+    assert len(scored) > 0.8 * len(used)

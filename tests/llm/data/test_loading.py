@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from tokenizers_for_tests import turn
+from tokenizers_for_tests import CHATML, characters, chat_row, turn
 
 from rpo.core.errors import InvalidArgument, MissingDependency
-from rpo.llm.data import load_preferences, read_preference
+from rpo.llm.data import RefusedRow, load_preferences, mix, read_preference, stream_pairs
+from rpo.llm.data.responses import response_rows
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": [turn("user", "q")], "chosen": [turn("assistant", "é\n")], "rejected": [turn("assistant", "n")], "w": 1},
@@ -151,7 +155,15 @@ def test_what_is_missing_is_named(no_datasets: None, monkeypatch: pytest.MonkeyP
         ("a.csv", b"a,b\n1,2\n3\n", "a.csv, line 3: .* header's 2"),
         ("a.csv", b"a,b\n1,2,3\n", "a.csv, line 2: "),
         ("a.csv", b"a,b\n", "expected at least one row"),
-        ("a.parquet", b"PAR?", "a Parquet file"),
+        ("a.parquet", b"PAR?", "a.parquet"),
+        ("a.parquet", b"", "a.parquet"),
+        ("a.jsonl", b'{"a": 1}\n{"a": "x\x00"}\n', "a.jsonl, line 2: "),
+        ("a.jsonl", b'{"a": 1}\n' + b"[" * 100_000, "a.jsonl, line 2: .*recursion"),
+        ("a.json", b"[" * 100_000, "a.json: .*recursion"),
+        ("a.jsonl", b'{"a": ' + b"1" * 5000 + b"}", "a.jsonl, line 1: .*digits"),
+        ("a.json", b'[{"a": ' + b"1" * 5000 + b"}]", "a.json: .*digits"),
+        ("a.csv", b"a,b\n1,2\n\xff,3\n", "a.csv, line .*utf-8"),
+        ("a.csv", b'a,b\n1,"2\n', "a.csv, line "),
     ],
 )
 def test_broken_files(tmp_path: Path, name: str, content: bytes, words: str) -> None:
@@ -180,3 +192,72 @@ def test_a_generator_is_passed_on() -> None:
         yield from ROWS
 
     same(load_preferences(rows()))
+
+
+def test_a_damaged_parquet_file_is_refused_or_read(tmp_path: Path) -> None:
+    """Bytes changed one by one, all over the file: rows or a refusal that names it, and nothing else."""
+    whole = write_parquet(tmp_path / "a.parquet").read_bytes()
+    refused = 0
+    for place in range(0, len(whole), 97):
+        (tmp_path / "b.parquet").write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            list(load_preferences(tmp_path / "b.parquet"))
+        except InvalidArgument as error:
+            refused += "b.parquet" in str(error)
+    assert refused > 5
+    (tmp_path / "c.parquet").write_bytes(whole[:-20])
+    with pytest.raises(InvalidArgument, match="c.parquet"):
+        load_preferences(tmp_path / "c.parquet")
+
+
+@pytest.mark.parametrize("source", ["a\0b", "a\0b.jsonl", "x" * 5000, "x" * 5000 + ".jsonl"])
+def test_paths_that_are_none(source: str) -> None:
+    with pytest.raises(InvalidArgument, match="^source: expected a path or a hub name"):
+        load_preferences(source)
+
+
+def test_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
+    """JSON strings, CSV cells and the package's own writer hold what `str.splitlines` cuts at."""
+    text = "a\u2028b\u2029c\x85d"
+    row = {"prompt": "p", "chosen": text, "rejected": "b"}
+    (tmp_path / "a.jsonl").write_bytes((json.dumps(row, ensure_ascii=False) + "\r\n").encode() * 2)
+    (tmp_path / "a.csv").write_text(f"prompt,chosen,rejected\np,{text},b\n" + f"p,{text},b\n", encoding="utf-8")
+    for name in ("a.jsonl", "a.csv"):
+        assert list(load_preferences(tmp_path / name)) == [row, row]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_refusal_names_the_file_and_the_place(
+    tmp_path: Path, name: str, streaming: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through mixtures, lists of them, and the rows of `SFTTrainer`."""
+    monkeypatch.setitem(ROWS[1], "w", -1)
+    path = FILES[name](tmp_path / name)
+    place = {"a.jsonl": "line 3", "b.json": "position 1", "c.json": "line 3", "d.csv": "line 3", "e.parquet": "row 1"}
+    said = f"^row 1 .{re.escape(str(path))}, {place[name]}., w: expected a finite"
+    rows = load_preferences(path, streaming=streaming)
+    first = next(iter(rows))
+    for source in (rows, list(rows), mix([(rows, 1.0)], 0), list(mix([(rows, 1.0)], 0)), response_rows(rows, "chosen")):
+        with pytest.raises(RefusedRow, match=said):
+            list(stream_pairs(source, characters(CHATML), weight_column="w"))
+    assert pickle.loads(pickle.dumps(first)).origin == first.origin  # type: ignore[attr-defined]
+
+
+def test_columns_of_one_name_are_refused() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame([["p", "a", "b", "c"]], columns=["prompt", "chosen", "rejected", "chosen"])
+    with pytest.raises(InvalidArgument, match="source: expected a DataFrame with distinct columns"):
+        load_preferences(frame)
+
+
+def test_a_frame_with_tools_in_some_rows() -> None:
+    """pandas writes NaN where a row has none, and arrays for lists."""
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame([chat_row(tools=[{"name": "f"}]), chat_row()])
+    found = [read_preference(row, k).tools for k, row in enumerate(load_preferences(frame))]
+    assert found == [[{"name": "f"}], None]
+    frame["prompt"] = [np.array(prompt) for prompt in frame["prompt"]]
+    assert [read_preference(row, k).prompt for k, row in enumerate(load_preferences(frame))] == [
+        [turn("user", "Hi")]
+    ] * 2

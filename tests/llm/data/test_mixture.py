@@ -9,6 +9,7 @@ import pytest
 
 from rpo.core.errors import InvalidArgument
 from rpo.llm.data import mix
+from rpo.llm.data.report import SourceRow
 
 
 def numbered(name: str, size: int) -> list[dict[str, Any]]:
@@ -56,6 +57,14 @@ def test_the_global_generator_is_not_touched() -> None:
     before = np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002
     list(mix([(A, 1.0), (B, 1.0)], 0))
     assert np.random.get_state()[1].tolist() == before  # type: ignore[index]  # noqa: NPY002
+
+
+def test_rows_say_which_source_they_are_of() -> None:
+    """By its place in the list and theirs in it; those that know already keep what they know."""
+    known = SourceRow({"source": "c", "k": 0}, "c.jsonl, line 1")
+    rows = list(mix([(A, 1.0), ([known], 1.0)], 0))
+    assert rows == [dict(row) for row in rows]
+    assert {row.origin for row in rows} == {f"sources[0], row {k}" for k in range(5)} | {"c.jsonl, line 1"}
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers_for_tests import (
     CHATML,
     ENDLESS,
+    EOS_AT_THE_END,
     GEMMA,
     LLAMA3,
+    REASONING,
     REWRITING,
     TOOLS,
+    TWO_ENDS,
     ZEPHYR,
     bpe,
     characters,
@@ -68,6 +73,25 @@ def test_an_end_token_in_the_data_is_not_doubled() -> None:
     assert parts(characters(CHATML), chat_row(chosen="Yes<|im_end|>"))[1:] == ("Yes<|im_end|>", "No<|im_end|>")
     row = {"prompt": "p", "chosen": "a</s>", "rejected": "b"}
     assert parts(characters(), row) == ("p", "a</s>", "b</s>")
+
+
+@pytest.mark.parametrize(
+    ("template", "eos", "end"),
+    [
+        (TWO_ENDS, "<|im_end|>", "<|eot|><|im_end|>"),
+        (TWO_ENDS, "</s>", "<|eot|><|im_end|>"),  # no EOS among them: after the last of the run
+        (TWO_ENDS, "<|eot|>", "<|eot|>"),
+        (EOS_AT_THE_END, "</s>", "<|im_end|>\n</s>"),
+    ],
+)
+def test_an_answer_closed_by_several_tokens_keeps_its_eos(template: str, eos: str, end: str) -> None:
+    """Those that the data bring are not doubled, whether all of them or the first."""
+    tokenizer = characters(template, eos=eos)
+    assert parts(tokenizer, chat_row())[1:] == (f"Yes{end}", f"No{end}")
+    first = next(mark for mark in ("<|eot|>", "<|im_end|>") if end.startswith(mark))
+    assert parts(tokenizer, chat_row(chosen=f"Yes{end}", rejected=f"No{first}"))[1:] == (f"Yes{end}", f"No{end}")
+    cut = chat_row(chosen_finish_reason="length")
+    assert parts(tokenizer, cut)[1:] == ("Yes", f"No{end}")
 
 
 def test_an_answer_that_ends_in_spaces_keeps_them() -> None:
@@ -138,6 +162,173 @@ def test_missing_template_eos_and_tokenizer() -> None:
     cut = row | {"chosen_finish_reason": "length", "rejected_finish_reason": "length"}
     assert parts(characters(eos=None), cut) == ("p", "a", "b")  # none is needed where all was cut
     assert parts(characters(CHATML, eos=None), chat_row())[1] == "Yes<|im_end|>"  # nor where the template has its own
+
+
+# --- nothing is left out -----------------------------------------------------------------------
+
+CALL = turn("assistant", "I look.", tool_calls=[{"id": "1", "function": {"name": "f", "arguments": {"city": "Oslo"}}}])
+THOUGHT = turn("assistant", "Yes", reasoning_content="a thought")
+TOOL = [{"type": "function", "function": {"name": "w", "description": 'of "all" <kinds>\n'}}]
+NO_SYSTEM = CHATML.replace("{{ '<|im", "{% if m['role'] != 'system' %}{{ '<|im", 1).replace(
+    "'\n' }}", "'\n' }}{% endif %}", 1
+)
+IN_PARTS = CHATML.replace("m['content']", "(m['content'] | select('mapping') | map(attribute='text') | join)")
+NAME_ALONE = TOOLS.replace("(tools | tojson)", "tools[0]['function']['name']")
+
+
+@pytest.mark.parametrize(
+    ("template", "row", "words"),
+    [
+        (
+            CHATML,
+            chat_row("weather", tools=TOOL),
+            "tools: expected a chat template that writes it, got .* leaves out w",
+        ),
+        (NAME_ALONE, chat_row(tools=[*TOOL, {"name": "other"}]), "tools: .*leaves out other"),
+        (NO_SYSTEM, chat_row() | {"prompt": [turn("system", "H"), turn("user", "Hi")]}, "prompt, content of message 0"),
+        (
+            CHATML,
+            chat_row() | {"prompt": [turn("user", "q"), CALL, turn("tool", "12")]},
+            "prompt, tool_calls of message 1",
+        ),
+        (
+            TOOLS,
+            chat_row() | {"prompt": [turn("user", "q"), CALL, turn("tool", "12")]},
+            "prompt, tool_calls of message 1: .*Oslo",
+        ),
+        (CHATML, chat_row() | {"chosen": [CALL]}, "chosen, tool_calls: .*Oslo"),
+        (CHATML, chat_row() | {"rejected": [THOUGHT]}, "rejected, reasoning_content: .*a thought"),
+        (IN_PARTS, chat_row(), "prompt, content of message 0"),
+    ],
+)
+def test_what_a_template_leaves_out_is_refused(template: str, row: dict[str, Any], words: str) -> None:
+    """Also where the same letters stand elsewhere: "w" in "weather", "H" in "Hi"."""
+    with pytest.raises(RefusedRow, match=f"row 0, {words}") as caught:
+        prepare_pairs([row], characters(template))
+    assert caught.value.reason == "unwritten"
+
+
+def test_reasoning_of_earlier_turns_may_be_left_out_and_is_counted() -> None:
+    """By design of the template, which keeps that of the answer."""
+    earlier = [turn("user", "q"), THOUGHT, turn("user", "Hi", name="Ann")]
+    row = chat_row() | {"prompt": earlier, "chosen": [turn("assistant", "Yes", reasoning_content="kept")]}
+    pairs = prepare_pairs([row], characters(REASONING))
+    assert pairs.report.unwritten == {"reasoning_content": 1, "name": 1}
+    assert parts(characters(REASONING), row)[1] == "<think>kept</think>Yes<|im_end|>"
+    shortened = REASONING.replace("m['content'] }}", "m['content'].split('</think>')[-1] }}")
+    row = chat_row() | {"prompt": [turn("user", "q"), turn("assistant", "<think>a</think>b"), turn("user", "Hi")]}
+    assert prepare_pairs([row], characters(shortened)).report.unwritten == {"content": 1}
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA3, ZEPHYR, GEMMA, ENDLESS, TOOLS, REASONING, TWO_ENDS])
+def test_trimming_escaping_and_other_roles_leave_nothing_out(template: str) -> None:
+    """The control of the refusals above."""
+    prompt = [turn("user", ' a "word"\nor two\n'), turn("assistant", " x "), turn("user", "~")]
+    tools = TOOL if "tools" in template else None
+    pairs = prepare_pairs([chat_row(tools=tools) | {"prompt": prompt}], characters(template, bos="<s>"))
+    assert (len(pairs), pairs.report.unwritten) == (1, {})
+
+
+# --- responses of several messages -------------------------------------------------------------
+
+
+def scored(tokenizer: Any, pair: Any) -> list[str]:
+    """Return what is scored of each response."""
+    masks = [mask or b"\1" * len(ids) for mask, ids in zip(pair.scored, pair.responses, strict=True)]
+    return [spelled(tokenizer, list(compress(ids, mask))) for ids, mask in zip(pair.responses, masks, strict=True)]
+
+
+TURNS = [turn("assistant", "a1"), turn("user", "u2"), turn("assistant", "a2")]
+# Writes an earlier answer otherwise than the last.
+CHANGING = CHATML.replace("+ m['content']", "+ ('!' if loop.last and loop.index > 1 else '') + m['content']")
+MARKED = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}"
+    "{% generation %}{{ ('!' if loop.last else '') + m['content'] }}{% endgeneration %}{% else %}{{ m['content'] }}"
+    "{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "first", "last"),
+    [
+        (CHATML, "a1<|im_end|>", "a2<|im_end|>"),
+        (LLAMA3, "a1<|eot|>", "a2<|eot|>"),
+        (GEMMA, "a1</turn>", "a2</turn>"),
+        (ENDLESS, "a1", "a2</s>"),
+        (TWO_ENDS, "a1<|eot|><|im_end|>", "a2<|eot|><|im_end|>"),
+        (EOS_AT_THE_END, "a1<|im_end|>", "a2<|im_end|>\n</s>"),
+        (MARKED, "a1<|im_end|>", "!a2<|im_end|>"),
+    ],
+)
+def test_the_assistants_turns_are_scored_and_the_others_read(template: str, first: str, last: str) -> None:
+    tokenizer = characters(template, bos="<s>")
+    row = chat_row() | {"chosen": TURNS}
+    (pair,) = pairs = prepare_pairs([row], tokenizer)
+    assert scored(tokenizer, pair)[0] == first + last
+    assert "u2" in spelled(tokenizer, pair.chosen_ids)
+    assert pair.scored[1] is None and pair.lengths == [sum(pair.scored[0]), len(pair.rejected_ids)]
+    assert pairs.report.several_messages == 1 and pairs[:1] == [pair]
+    cut = prepare_pairs([row], tokenizer, max_length=len(pair.prompt_ids) + len(pair.rejected_ids))[0]
+    assert len(cut.scored[0]) == len(cut.chosen_ids) and cut.lengths[0] > 0
+
+
+def test_turns_that_a_template_writes_otherwise_later_need_marks() -> None:
+    with pytest.raises(RefusedRow, match="row 0, chosen: expected a prompt that the full conversation begins with"):
+        prepare_pairs([chat_row() | {"chosen": TURNS}], characters(CHANGING))
+    assert prepare_pairs([chat_row()], characters(CHANGING))[0].scored == ()
+
+
+def test_a_call_and_its_answer() -> None:
+    """The result of the tool is read; the call and the answer are scored. A cut answer has no end."""
+    call = turn("assistant", "", tool_calls=[{"function": {"name": "f"}}])
+    row = chat_row(tools=TOOL) | {"chosen": [call, turn("tool", "12"), turn("assistant", "Yes")]}
+    tokenizer = characters(TOOLS)
+    (pair,) = prepare_pairs([row | {"chosen_finish_reason": "length"}], tokenizer)
+    assert scored(tokenizer, pair)[0] == "<call>f</call><|im_end|>Yes"
+
+
+# --- text that is none -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["a\ud83d", "a\0b"])
+def test_text_that_no_tokenizer_takes_is_refused(text: str) -> None:
+    for row in (chat_row(rejected=text), {"prompt": "p", "chosen": "a", "rejected": text}):
+        with pytest.raises(RefusedRow, match="row 1, rejected: expected text in Unicode, got (half a|a NUL) character"):
+            prepare_pairs([chat_row(), row], characters(CHATML))
+        pairs = prepare_pairs([chat_row(), row], characters(CHATML), on_refused="drop")
+        assert (len(pairs), pairs.report.refused) == (1, {"encoding": 1})
+
+
+def test_values_nested_too_deeply_are_refused() -> None:
+    deep: Any = "x"
+    for _ in range(3000):
+        deep = [deep]
+    for row in ({"prompt": deep, "chosen": "a", "rejected": "b"}, chat_row(tools=deep)):
+        with pytest.raises(RefusedRow, match="row 0, row: expected messages and tools that nest less"):
+            prepare_pairs([row], characters(CHATML))
+
+
+CELLS = [
+    *(None, float("nan"), "", " ", "[", "[{}]", 3, 2.5, True, b"x", np.array([1.5]), {}, {"a": 1}),
+    *([], [None], [1], [[]], [{}], [{"role": "user"}], [{"role": ["user"], "content": 1}]),
+    {"role": "assistant", "content": "x"},
+]
+
+
+@pytest.mark.parametrize("column", ["prompt", "chosen", "rejected", "base", "weight"])
+def test_one_bad_cell_loses_its_row_and_no_other(column: str) -> None:
+    good = [
+        {"prompt": "p", "chosen": "a", "rejected": "b", "base": ["c"], "weight": 1},
+        chat_row(base=[[turn("assistant", "c")]], weight=1),
+    ]
+    options: Any = {"base_column": "base", "weight_column": "weight", "on_refused": "drop"}
+    for cell in CELLS:
+        for row in good:
+            bad = row | {column: cell}
+            pairs = prepare_pairs([bad, *good], characters(CHATML, bos="<s>"), **options)
+            assert [pair.row for pair in pairs][-2:] == [1, 2], cell
+            assert len(pairs) + sum(pairs.report.refused.values()) == 3, cell
 
 
 # --- BOS and the boundary ----------------------------------------------------------------------

@@ -48,6 +48,23 @@ TOOLS = (
     "{% if mood is defined %}{{ mood + '\n' }}{% endif %}{% endif %}"
 )
 
+# Two tokens close an answer, as in Cohere's template; the second is the EOS, or none is.
+TWO_ENDS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
+    "{{ '<|eot|>' if m['role'] == 'assistant' else '' }}{{ '<|im_end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# Writes the EOS after the whole conversation, as Phi-3's does.
+EOS_AT_THE_END = CHATML.replace(
+    "{% if add_generation_prompt %}", "{{ '' if add_generation_prompt else eos_token }}{% if add_generation_prompt %}"
+)
+# Keeps the reasoning of the last turn alone, as Qwen3's does, and writes tools and calls.
+REASONING = TOOLS.replace(
+    "+ m['content'] }}",
+    "+ ('<think>' + m['reasoning_content'] + '</think>' if m['reasoning_content'] and loop.last else '')"
+    " + m['content'] }}",
+)
+
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<|head|>", "<|/head|>", "<|eot|>", "</turn>")
 PLAIN = ("<call>", "</call>")  # added to the vocabulary, but no control tokens
 
@@ -84,7 +101,7 @@ def spelled(tokenizer: Any, ids: Sequence[int]) -> str:
     return "".join(tokenizer.convert_ids_to_tokens(list(ids)))
 
 
-def turn(role: str, content: str, **more: Any) -> dict[str, Any]:
+def turn(role: str, content: Any, **more: Any) -> dict[str, Any]:
     return {"role": role, "content": content, **more}
 
 

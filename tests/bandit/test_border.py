@@ -1,0 +1,358 @@
+"""What every public function of the bandit and of the core does with an argument of the wrong kind: one typed refusal.
+
+`CALLS` holds one call that succeeds for each of them. Each of its arguments is replaced, one at a time, by objects of
+other kinds; what comes back must be one of `rpo.core.errors`, never an answer and never a raw exception.
+"""
+
+import datetime
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+
+import rpo
+from rpo import bandit
+from rpo.bandit import (
+    Box,
+    ContextualBandit,
+    LinearBall,
+    LinearSoftmaxPolicy,
+    PreferenceCounts,
+    TabularSoftmaxPolicy,
+    baselines,
+    bounds,
+    coverage,
+    instances,
+)
+from rpo.bandit.plots import policies as plotted
+from rpo.bandit.simulation import Maximin
+from rpo.core import conversions, gao
+from rpo.core.errors import RPOError
+from rpo.core.neighbours import SFT, BradleyTerry
+from rpo.core.objectives import DPO, RPO
+
+PROBLEM = instances.random(prompts=2, arms=3, features=2, rng=0)
+DATA = PROBLEM.sample_preferences(60, rng=1)
+OBJECTIVE = RPO(beta=0.5, eta=0.2)
+UNIFORM = np.full((2, 3), 1 / 3)
+REWARD = np.asarray(PROBLEM.reward)
+SOLUTION = bandit.solve(PROBLEM, DATA, OBJECTIVE, prompt_weights="population", method="newton")
+SADDLE = SOLUTION.saddle
+ARGUMENTS = bounds.bound_arguments(PROBLEM, 60, base=SADDLE.base, reward_class=Box(2.0))
+LOGPS = np.log([0.5, 0.25])
+LENGTHS, EQUAL = np.array([3.0, 5.0]), np.array([3.0, 3.0])
+KL, GOLD = np.array([0.1, 0.5, 1.0, 2.0]), np.array([0.3, 0.5, 0.55, 0.4])
+
+
+def call(
+    function: Callable[..., Any], *needed: str, **arguments: Any
+) -> tuple[Callable[..., Any], dict[str, Any], tuple[str, ...]]:
+    """A call that succeeds. needed: those of its arguments for which None is as wrong as any other object."""
+    return function, arguments, needed
+
+
+DATA_PAIR = {"problem": PROBLEM, "data": DATA}
+CALLS = {
+    "solve": call(
+        bandit.solve, "problem", "data", "objective", **DATA_PAIR, objective=OBJECTIVE, reward_class=Box(2.0),
+        prompt_weights="data", method="newton", start=np.zeros((2, 3)),
+    ),
+    "solve custom": call(
+        bandit.solve, **DATA_PAIR, objective=RPO(beta=0.5, eta=0.2, base="custom"), base_policy=UNIFORM, method="newton"
+    ),
+    "solve baseline": call(bandit.solve, "problem", "data", **DATA_PAIR, objective=baselines.PlugIn(beta=0.5)),
+    "solve_batch": call(
+        bandit.solve_batch, "wins", "objective", "reference", "reward_class", wins=DATA.wins()[None],
+        objective=OBJECTIVE, reference=PROBLEM.reference, reward_class=Box(2.0), d0=PROBLEM.d0,
+        start=np.zeros((1, 2, 3)),
+    ),
+    "sample_wins": call(bandit.sample_wins, "problem", "n", "draws", "rng", problem=PROBLEM, n=9, draws=2, rng=0),
+    "fit": call(
+        bandit.fit, "policy", "data", "objective", policy=PROBLEM.softmax_policy(), data=DATA, objective=OBJECTIVE,
+        optimizer="newton", learning_rate=1.0, max_steps=9, tolerance=1e-6, prompt_weights="data", log_every=1,
+        proxy_reward=REWARD,
+    ),
+    "rpo.fit": call(
+        rpo.fit, "policy", "data", "objective", policy=PROBLEM.softmax_policy(), data=DATA, objective=OBJECTIVE
+    ),
+    "maximum_likelihood_reward": call(
+        bandit.maximum_likelihood_reward, "problem", "data", "objective", **DATA_PAIR, objective=OBJECTIVE
+    ),
+    "build_saddle": call(
+        bandit.build_saddle, "problem", "data", "objective", "reward_class", **DATA_PAIR, objective=OBJECTIVE,
+        reward_class=Box(2.0), prompt_weights="data",
+    ),
+    "certify": call(bandit.certify, "saddle", "reward", saddle=SADDLE, reward=SOLUTION.reward, policy=UNIFORM),
+    "minimizer_exists": call(bandit.minimizer_exists, "saddle", saddle=SADDLE),
+    "policy_metrics": call(
+        bandit.policy_metrics, "logps", "saddle", "problem", logps=np.log(UNIFORM), saddle=SADDLE, problem=PROBLEM,
+        proxy_reward=REWARD,
+    ),
+    "policy_outcome": call(
+        bandit.policy_outcome, "policy", "problem", "base", policy=UNIFORM, problem=PROBLEM, base=UNIFORM,
+        proxy_reward=REWARD,
+    ),
+    "advise": call(
+        bandit.advise, "data", "rng", data=DATA, problem=PROBLEM, reward_class=Box(2.0), delta=0.05, betas=[0.5],
+        etas=[0.1], base="chosen", split="folds", folds=2, rng=0,
+    ),
+    "simulate": call(
+        bandit.simulate, "instance", "methods", "grid", "seeds", "rng", instance="coverage_skew",
+        methods=[DPO(beta=0.5)], grid={"n": [9]}, seeds=2, rng=0, table_format="csv", jobs=1, backend="loky",
+    ),
+    "bandit_from_preferences": call(
+        bandit.bandit_from_preferences, "counts", counts=DATA, reward_bound=1.0
+    ),
+    "read_preferences": call(
+        bandit.read_preferences, "path", "ties", path=bandit.datasets.citations_path(), ties="drop"
+    ),
+    "ContextualBandit": call(
+        ContextualBandit, "d0", "reference", d0=PROBLEM.d0, reference=UNIFORM, reward=REWARD, reward_bound=2.0,
+        features=np.ones((2, 3, 1)), behavior=UNIFORM, label_noise=0.1, prompt_labels=("a", "b"),
+        response_labels=("a", "b", "c"),
+    ),
+    "sample_preferences": call(PROBLEM.sample_preferences, "n", "rng", n=9, rng=0),
+    "expected_reward": call(PROBLEM.expected_reward, "policy", policy=UNIFORM),
+    "suboptimality": call(PROBLEM.suboptimality, "policy", policy=UNIFORM, comparator=UNIFORM),
+    "from_pairs": call(
+        PreferenceCounts.from_pairs, "prompt", "chosen", "rejected", "num_prompts", "num_responses",
+        prompt=np.array([0, 1]), chosen=np.array([0, 1]), rejected=np.array([1, 2]), num_prompts=2, num_responses=3,
+        count=np.array([2.0, 1.0]), prompt_labels=("a", "b"), response_labels=("a", "b", "c"),
+    ),
+    "from_wins": call(PreferenceCounts.from_wins, "wins", wins=DATA.wins()),
+    "Box": call(Box, "bound", bound=2.0),
+    "LinearBall": call(LinearBall, "features", "radius", features=np.ones((2, 3, 1)), radius=1.0),
+    "TabularSoftmaxPolicy": call(TabularSoftmaxPolicy, "problem", problem=PROBLEM, parameters=np.zeros((2, 3))),
+    "LinearSoftmaxPolicy": call(LinearSoftmaxPolicy, "problem", problem=PROBLEM, parameters=np.zeros(2)),
+    "with_parameters": call(PROBLEM.softmax_policy().with_parameters, "parameters", parameters=np.zeros((2, 3))),
+    "Maximin": call(Maximin, objective=OBJECTIVE, reward_class="ball", bound=1.0, prompt_weights="data"),
+    "coverage_coefficient": call(
+        coverage.coverage_coefficient, "problem", problem=PROBLEM, comparator=UNIFORM, base=UNIFORM,
+        reward_class=Box(2.0), data_distribution=DATA, data_prompt_distribution=DATA.prompt_frequencies, tolerance=1e-9,
+    ),
+    "chosen_distribution": call(
+        coverage.chosen_distribution, "problem", problem=PROBLEM, pair_distribution=PROBLEM.pair_distribution()
+    ),
+    "empirical_pair_distribution": call(coverage.empirical_pair_distribution, "counts", counts=DATA),
+    "effective_resistance": call(
+        coverage.effective_resistance, "weights", "p", "q", weights=np.ones((2, 2)), p=np.array([1.0, 0.0]),
+        q=np.array([0.0, 1.0]), tolerance=1e-9,
+    ),
+    "bound_arguments": call(
+        bounds.bound_arguments, "problem", "base", "reward_class", problem=PROBLEM, data=DATA, base=UNIFORM,
+        reward_class=Box(2.0), comparator=UNIFORM, coverage=1.0,
+    ),
+    "suboptimality_bound": call(bounds.suboptimality_bound, "route", *ARGUMENTS, route="paper", **ARGUMENTS, delta=0.1),
+    "paper_bound": call(bounds.paper_bound, *ARGUMENTS, **ARGUMENTS),
+    "sharper_bound": call(bounds.sharper_bound, *ARGUMENTS, **ARGUMENTS),
+    "hellinger_bound": call(bounds.hellinger_bound, *ARGUMENTS, **ARGUMENTS),
+    "log_covering": call(
+        bounds.log_covering, "reward_class", "prompts", "arms", "radius", reward_class=Box(2.0), prompts=2, arms=3,
+        radius=0.1,
+    ),
+    "slack_ledger": call(
+        bounds.slack_ledger, "problem", "data", "solution", **DATA_PAIR, solution=SOLUTION, comparator=UNIFORM,
+        coverage=1.0, delta=0.1, chain="paper",
+    ),
+    "clopper_pearson": call(bounds.clopper_pearson, "successes", "trials", "level", successes=3, trials=9, level=0.9),
+    "loglog_slope": call(
+        bounds.loglog_slope, "n", "means", "standard_errors", n=np.array([1.0, 2.0, 4.0]),
+        means=np.array([4.0, 2.0, 1.0]), standard_errors=np.full(3, 0.1), level=0.9, min_ratio=3.0,
+    ),
+    "PlugIn": call(baselines.PlugIn, "beta", "base", beta=0.5, reward_class=Box(1.0), base="chosen"),
+    "Greedy": call(baselines.Greedy, "base", "beta", reward_class=Box(1.0), base="chosen", beta=1.0),
+    "BestOfN": call(baselines.BestOfN, "n", "base", "beta", n=2, reward_class=Box(1.0), base="chosen", beta=1.0),
+    "BasePolicy": call(baselines.BasePolicy, "base", base="chosen"),
+    "ChiSquaredPO": call(
+        baselines.ChiSquaredPO, "beta", "base", beta=0.5, reward_class=Box(1.0), clip=2.0, base="chosen"
+    ),
+    "RewardEnsemble": call(
+        baselines.RewardEnsemble, "beta", "size", "how", "penalty", "base", beta=0.5, size=2, how="mean", penalty=1.0,
+        reward_class=Box(1.0), base="chosen",
+    ),
+    "PessimisticMLE": call(
+        baselines.PessimisticMLE, "delta", "scale", "base", reward_class=Box(1.0), radius=0.5, delta=0.1, scale=1.0,
+        ridge=0.1, base="chosen", prompt_weights="data",
+    ),
+    "coverage_skew": call(
+        instances.coverage_skew, "arms", "prompts", "skew", "reward_bound", "rng", arms=3, prompts=1, skew=1.0,
+        reward_bound=2.0, rng=0,
+    ),
+    "random": call(
+        instances.random, "prompts", "arms", "reward_bound", "rng", prompts=1, arms=3, features=2, reward_bound=2.0,
+        rng=0,
+    ),
+    "disconnected": call(
+        instances.disconnected, "arms", "bridge", "rng", arms=4, prompts=1, bridge=0.1, reward_bound=2.0, rng=0
+    ),
+    "linear_outside_span": call(
+        instances.linear_outside_span, "arms", "dimension", "outside", "leak", "rng", arms=5, dimension=2, outside=1,
+        prompts=1, leak=0.1, reward_bound=2.0, rng=0,
+    ),
+    "zhu_four_arms": call(instances.zhu_four_arms, "n", "radius", n=9, radius=2.0),
+    "label_noise": call(instances.label_noise, "problem", "rate", problem=PROBLEM, rate=0.2),
+    "simplex_frame": call(
+        plotted.simplex_frame, "problem", "data", "etas", "betas", **DATA_PAIR, etas=[0.1], betas=[0.5], prompt=0,
+        reward_class=Box(2.0),
+    ),
+    "RPO": call(RPO, "beta", "eta", beta=0.5, eta=0.2, sft_reduction="sequence_sum", base="chosen"),
+    "DPO": call(DPO, "beta", beta=0.5, base="chosen"),
+    "RPO()": call(
+        OBJECTIVE, "policy_chosen_logps", "policy_rejected_logps", "reference_chosen_logps", "reference_rejected_logps",
+        policy_chosen_logps=LOGPS, policy_rejected_logps=LOGPS, reference_chosen_logps=LOGPS,
+        reference_rejected_logps=LOGPS, base_logps=LOGPS, weights=np.array([0.5, 0.5]),
+    ),
+    "RPO() by length": call(
+        RPO(beta=0.5, eta=0.2, sft_reduction="sequence_mean"), "chosen_lengths", policy_chosen_logps=LOGPS,
+        policy_rejected_logps=LOGPS, reference_chosen_logps=LOGPS, reference_rejected_logps=LOGPS,
+        chosen_lengths=LENGTHS,
+    ),
+    "SFT": call(SFT, "reduction", reduction="sequence_sum"),
+    "SFT()": call(SFT(), "policy_logps", "lengths", policy_logps=LOGPS, lengths=LENGTHS),
+    "BradleyTerry": call(BradleyTerry, "center_rewards_coefficient", center_rewards_coefficient=0.1),
+    "BradleyTerry()": call(
+        BradleyTerry(), "chosen_rewards", "rejected_rewards", chosen_rewards=LOGPS, rejected_rewards=LOGPS
+    ),
+    "from_official": call(conversions.from_official, "beta", "eta", beta=0.5, eta=0.2),
+    "from_authors_averaged": call(
+        conversions.from_authors_averaged, "beta", "nll_loss_coef", beta=0.5, nll_loss_coef=0.2
+    ),
+    "from_trl": call(conversions.from_trl, "beta", "loss_weights", beta=0.5, loss_weights=[1.0, 0.1]),
+    "to_official": call(conversions.to_official, "objective", objective=OBJECTIVE),
+    "to_authors_averaged": call(
+        conversions.to_authors_averaged, "objective", "chosen_lengths", objective=OBJECTIVE, chosen_lengths=EQUAL
+    ),
+    "to_trl": call(conversions.to_trl, "objective", "chosen_lengths", objective=OBJECTIVE, chosen_lengths=EQUAL),
+    "trl_batch_weight": call(
+        conversions.trl_batch_weight, "objective", "chosen_lengths", objective=OBJECTIVE, chosen_lengths=LENGTHS
+    ),
+    "fit_gao": call(
+        gao.fit_gao, "kl", "gold", "form", kl=KL, gold=GOLD, form="best_of_n", reference_gold=0.0,
+        standard_error=np.full(4, 0.1), level=0.9,
+    ),
+    "bootstrap_gao": call(
+        gao.bootstrap_gao, "kl", "gold", "form", "rng", kl=np.stack([KL, KL]), gold=np.stack([GOLD, GOLD]),
+        form="best_of_n", reference_gold=0.0, level=0.9, resamples=20, rng=0,
+    ),
+}  # fmt: skip
+
+# For these a text, a callable or another number is as good as what the call has.
+OPEN = {
+    ("simulate", "seeds"): (list,),
+    ("Maximin", "reward_class"): (str, type, Callable),
+    ("Maximin", "objective"): (object,),  # a class or a partial is completed by the grid, and judged by `simulate`
+    ("read_preferences", "path"): (str,),
+    ("fit", "proxy_reward"): (str,),
+    ("rpo.fit", "policy"): (str,),  # the name of a model
+    **{(name, "reward_class"): (FunctionType,) for name in dir(baselines)},  # `simulate` calls it with each problem
+}
+HUGE = 10**400
+OBJECTS = (object(), "text", 3.5, {}, [1.5], lambda: None, b"bytes", datetime.date(2020, 1, 1), HUGE, np.ma.masked)
+NUMBERS = (
+    object(),
+    "0.5",
+    b"1",
+    1j,
+    True,
+    np.True_,
+    np.ma.masked,
+    np.timedelta64(1, "s"),
+    [0.5],
+    {},
+    np.nan,
+    -np.inf,
+    HUGE,
+)
+
+
+def wrong_arrays(right: Any) -> list[Any]:
+    """Arrays of the same shape that would lose something as floats, and things that are no arrays."""
+    plain = np.asarray(right, dtype=np.float64)
+    holed = plain.astype(object)
+    holed.flat[0] = None
+    return [
+        np.ma.array(plain, mask=np.arange(plain.size).reshape(plain.shape) == 0),
+        [np.ma.array(plain, mask=True)],
+        plain + 0j,
+        plain.astype(str),
+        plain > 0,
+        plain.astype(int).astype("m8[s]"),
+        plain.astype(int).astype("M8[s]"),
+        np.zeros(plain.shape, dtype=[("field", float)]),
+        holed,
+        np.full(plain.shape, HUGE, dtype=object),
+        np.full(plain.shape, 2**53 + 1),
+        scipy.sparse.csr_array(plain.reshape(1, -1)),
+        torch.as_tensor(plain) > 0,
+        torch.as_tensor(plain).to(torch.complex64),
+        torch.as_tensor(plain).to_sparse(),
+        np.full(plain.shape, np.nan),
+        *(object(), "text", {}, HUGE, iter([1.0]), type(right)),
+    ]
+
+
+def wrong(name: str, argument: str, right: Any, needed: bool) -> list[Any]:
+    """Return what is refused in the place of `right`."""
+    if isinstance(right, np.ndarray) or (isinstance(right, list) and isinstance(right[0], float)):
+        found = wrong_arrays(right)
+        if "logps" in argument or "rewards" in argument:  # a NaN there shows: the loss is NaN
+            found = [item for item in found if not (isinstance(item, np.ndarray) and item.dtype == float)]
+    elif isinstance(right, (int, float)):
+        found = [*NUMBERS, type(right)]
+    elif isinstance(right, (str, Path)):
+        found = [item for item in OBJECTS if not isinstance(item, str)] + ["no such name"]
+    else:
+        found = [*OBJECTS, type(right)]
+    if argument == "rng":  # an integer of any size seeds
+        found = [item for item in found if item is not HUGE] + [1.5, -1]
+    accepted = OPEN.get((name, argument), ())
+    return [item for item in found if not isinstance(item, accepted)] + ([None] if needed else [])
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_an_argument_of_another_kind_is_refused_by_a_typed_error(name: str) -> None:
+    function, arguments, needed = CALLS[name]
+    function(**arguments)
+    assert set(needed) <= set(arguments)
+    answered = []
+    for argument, right in arguments.items():
+        for item in wrong(name, argument, right, argument in needed):
+            outcome = "an answer"
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    function(**{**arguments, argument: item})
+            except RPOError as error:
+                if len(str(error)) < 1500 and "\n" not in str(error):
+                    continue
+                outcome = f"a message of {len(str(error))} characters"
+            except Exception as error:
+                outcome = f"{type(error).__name__}: {error}"[:100]
+            given = type(item).__name__ if isinstance(item, int) else f"{item!r:.60}"
+            answered.append(f"{argument} = {given}: {outcome}")
+    assert not answered, f"{name}\n" + "\n".join(answered)
+
+
+def test_every_public_function_is_among_the_calls() -> None:
+    """Records and what takes no argument aside; a new function must be added above, or here with a reason."""
+    aside = {
+        "Advice", "Baseline", "BatchSolution", "Certificate", "Existence", "PolicyResult", "PreferenceTable", "Saddle",
+        "Solution", "Bound", "Ledger", "LedgerEntry", "Proportion", "Slope", "Coverage",  # records
+        "PreferenceCounts",  # by its constructors `from_pairs` and `from_wins`
+        "Unconstrained", "ReferencePolicy", "list_baselines",  # take nothing
+    }  # fmt: skip
+    called = {name.split("(")[0].split(" ")[0] for name in CALLS}
+    public = {
+        name
+        for module in (bandit, bounds, coverage, baselines)
+        for name in module.__all__
+        if callable(getattr(module, name))
+    }
+    missing = (public | {*instances.list_instances()}) - aside - called
+    assert not missing, missing
