@@ -296,26 +296,25 @@ def _mean(weights: Array, values: Array) -> tuple[float, float]:
 
 def _effect(saddle: Saddle, problem: ContextualBandit, policy: Array, reward: Array, zero: Array) -> dict[str, Any]:
     """Return what one choice does at its optimum: the two terms, gradients, and distances moved."""
-    objective = saddle.objective
     # From the reward, not log(policy): a probability may underflow, its logarithm does not.
     logps = np.where(saddle.d[:, None] > 0, saddle.gibbs_logps(reward), saddle.log_reference)
     metrics = policy_metrics(logps, saddle, problem)
     to_zero, to_base = (_total_variation(saddle.d, policy, other) for other in (zero, saddle.base))
     regime = "active"
-    if objective.eta == 0:
+    if saddle.eta == 0:
         regime = "zero"
     elif to_base < DOMINATED_TV:
         regime = "dominates"
     elif to_zero < NEGLIGIBLE_TV:
         regime = "negligible"
     return {
-        "beta": objective.beta,
-        "eta": objective.eta,
-        "eta_beta": objective.sft_weight,
+        "beta": saddle.beta,
+        "eta": saddle.eta,
+        "eta_beta": saddle.sft_weight,
         "regime": regime,
         "loss/preference": metrics["loss/preference"],
         "loss/sft": metrics["loss/sft"],
-        "loss/sft_weighted": objective.sft_weight * metrics["loss/sft"] if objective.eta else 0.0,
+        "loss/sft_weighted": saddle.sft_weight * metrics["loss/sft"] if saddle.eta else 0.0,
         "gradient_share/reference": _sft_share(saddle, np.zeros_like(reward), np.exp(saddle.log_reference)),
         "gradient_share/optimum": _sft_share(saddle, reward, policy),
         "tv/zero": to_zero,

@@ -19,7 +19,7 @@ from rpo.bandit.solver.saddle import Saddle, build_saddle
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InaccurateSolution, InvalidArgument, NoMinimizer
-from rpo.core.objectives import Solvable, check_objective
+from rpo.core.objectives import DPO, RPO, Objective, require_solvable
 
 ACTIVE = 1e-8  # of the penalty's multiplier, which is of order eta
 ROUNDING = 1e-14
@@ -40,7 +40,7 @@ class Solution:
 
     policy: Array
     reward: Array
-    objective: Solvable
+    objective: Objective
     reward_class: RewardClass
     saddle: Saddle
     certificate: Certificate
@@ -55,8 +55,7 @@ class Solution:
     @property
     def label(self) -> str:
         """A short name for legends: the objective with its numbers."""
-        beta, eta = self.objective.beta, self.objective.eta
-        return f"RPO (beta = {beta:g}, eta = {eta:g})" if eta > 0 else f"DPO (beta = {beta:g})"
+        return self.objective.label
 
     @property
     def logps(self) -> Array:
@@ -93,7 +92,7 @@ def solve(
 def solve(
     problem: ContextualBandit,
     data: PreferenceCounts,
-    objective: Solvable,
+    objective: Objective,
     *,
     reward_class: RewardClass | None = None,
     prompt_weights: str = "data",
@@ -137,7 +136,7 @@ def solve(
 def _solve_maximin(
     problem: ContextualBandit,
     data: PreferenceCounts,
-    objective: Solvable,
+    objective: Objective,
     *,
     reward_class: RewardClass | None = None,
     prompt_weights: str = "data",
@@ -147,7 +146,7 @@ def _solve_maximin(
     start: Array | None = None,
 ) -> Solution:
     checks.one_of("method", method, METHODS)
-    check_objective(objective)
+    require_solvable(objective)
     reward_class = default_class(problem) if reward_class is None else reward_class
     saddle = build_saddle(
         problem, data, objective, reward_class, prompt_weights=prompt_weights, base_policy=base_policy
@@ -157,7 +156,7 @@ def _solve_maximin(
         if not existence.exists:
             named = _labels(problem, existence)
             remedy = "Use Box(R) (--reward_class box)"
-            if objective.eta > 0:
+            if saddle.eta > 0:
                 remedy += ", or a base of full support such as base='reference' (--objective.base reference)"
             raise NoMinimizer(f"{existence.reason}{named} {remedy}.")
 
@@ -179,11 +178,10 @@ def _solve_maximin(
 
         checks.one_of("solver", solver, installed_solvers())
         primal = solve_reward_program(saddle, solver=solver)
-        dual = solve_policy_program(saddle, solver=solver)
-        programs = {
-            side: {"status": result.status, "value": result.value}
-            for side, result in (("reward", primal), ("policy", dual))
-        }
+        solved = {"reward": primal}
+        if saddle.is_likelihood:  # the other shapes' conjugates are not programmed
+            dual = solved["policy"] = solve_policy_program(saddle, solver=solver)
+        programs = {side: {"status": result.status, "value": result.value} for side, result in solved.items()}
         start = primal.reward if start is None else start
     reward = minimize_reward_side(saddle, start)
     certificate = certify(saddle, reward)
@@ -203,7 +201,7 @@ def _solve_maximin(
         certificate=certificate,
         program_certificate=program_certificate,
         programs=programs,
-        active=not isinstance(reward_class, Unconstrained) and multiplier > ACTIVE * objective.eta + ROUNDING,
+        active=not isinstance(reward_class, Unconstrained) and multiplier > ACTIVE * saddle.eta + ROUNDING,
         multiplier=multiplier,
         prompts_without_data=empty,
         **_verdict(certificate, objective, empty, large),
@@ -239,16 +237,19 @@ def default_class(problem: ContextualBandit) -> RewardClass:
     return Box(problem.reward_bound)
 
 
-def _verdict(certificate: Certificate, objective: Solvable, empty: int, large: str) -> dict[str, str]:
+def _verdict(certificate: Certificate, objective: Objective, empty: int, large: str) -> dict[str, str]:
     sentence = f"duality gap {certificate.gap:.1e} (relative {certificate.relative_gap:.1e})"
-    if objective.eta > 0:
+    penalty = objective.anchor.weight
+    if penalty > 0:
         sentence += f", policy within {certificate.tv_bound:.1e} of the optimum in total variation"
     else:
-        sentence += ", eta = 0: no SFT term, this is DPO; the gap certifies the likelihood, not the policy"
+        what = "the likelihood" if type(objective) in (RPO, DPO) else "the fit of the reward"
+        why = "eta = 0: no SFT term, this is DPO" if type(objective) in (RPO, DPO) else "no SFT term"
+        sentence += f", {why}; the gap certifies {what}, not the policy"
     if empty:
         sentence += f"; {empty} prompt(s) without data"
     sentence += large
-    if within_tolerance(certificate.relative_gap, certificate.tv_bound, objective.eta):
+    if within_tolerance(certificate.relative_gap, certificate.tv_bound, penalty):
         return {"status": "certified", "message": f"Certified optimal: {sentence}."}
     if certificate.gap < 0:
         return {

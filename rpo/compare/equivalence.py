@@ -206,8 +206,8 @@ def distance(logps: Array, theory: Solution) -> dict[str, float]:
     loss. tv: the largest total variation over prompts.
     """
     saddle = checks.instance("theory", theory, Solution, remedy="Pass what rpo.bandit.solve returns.").saddle
-    if theory.objective.eta > 0:
-        reward = theory.objective.beta * saddle.log_ratio(logps)
+    if saddle.eta > 0:
+        reward = saddle.beta * saddle.log_ratio(logps)
         gap = certify(saddle, reward, p=saddle.losing_probabilities(theory.reward)).gap
     else:
         gap = float(saddle.loss(logps)[0]) - theory.loss

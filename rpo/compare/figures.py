@@ -118,7 +118,7 @@ def likelihood(comparison: Comparison) -> Figure:
 
 def overoptimization(comparison: Comparison) -> Figure:
     """Draw gold and proxy reward against KL: this problem, and the mean over fresh skewed problems."""
-    eta = comparison.theory.objective.eta
+    eta = comparison.theory.saddle.eta
     with style():
         figure, axes = new_figure(1, 2, width=9.4, height=4.0)
         for column, (axis, title) in enumerate(
@@ -170,7 +170,7 @@ def convergence(comparison: Comparison) -> Figure:
 
 
 def _name(comparison: Comparison) -> str:
-    return f"RPO (eta = {comparison.theory.objective.eta:g})"
+    return f"RPO (eta = {comparison.theory.saddle.eta:g})"
 
 
 def _column(run: Any, key: str) -> Array:

@@ -1,8 +1,7 @@
 """f-divergences that hold a policy to its reference: the link between probability ratios and implicit rewards.
 
 u = pi / pi_ref is a ratio and h = log u, in nats. Every f is normalised to f(1) = f'(1) = 0, so that adding a
-constant to f' or a multiple of u - 1 to f changes nothing. Source: Wang et al. 2024 (arXiv 2309.16240), Table 1;
-docs/theory.md, section 8.
+constant to f' or a multiple of u - 1 to f changes nothing. Source: Wang et al. 2024 (arXiv 2309.16240), Table 1.
 """
 
 from __future__ import annotations

@@ -146,15 +146,7 @@ class Objective(ABC):
         for the plain mean. base_weights: of base_logps; None for `weights`. NumPy, torch, or cvxpy (margins affine,
         base_logps concave). Raises InvalidArgument for a shape that is not of one margin.
         """
-        shape = self.shape
-        if not isinstance(shape, MarginShape):
-            raise InvalidArgument(
-                "objective",
-                expected="a loss of the margin alone",
-                got=f"{type(self).__name__}, a loss of both rewards",
-                remedy="Call the objective on log-probabilities.",
-            )
-        losses = shape.of_margin(self.link.beta * margins)
+        losses = require_margin_shape(self).of_margin(self.link.beta * margins)
         return self._total(numerics.weighted_mean(losses, weights), base_logps, weights, base_weights)
 
     def __call__(
@@ -275,8 +267,7 @@ def preference_loss(margins: Any, beta: float) -> Any:
 
 def preference_derivatives(margins: Any, beta: float) -> tuple[Any, Any]:
     """Return the first and second derivative of `preference_loss` in the margins, each (N,)."""
-    losing = numerics.sigmoid(-beta * margins)
-    return -beta * losing, beta**2 * losing * (1.0 - losing)
+    return Logistic().derivatives(margins, beta)
 
 
 def implicit_margins(
@@ -309,6 +300,11 @@ class RPO(Objective):
         object.__setattr__(self, "eta", checks.nonnegative("eta", self.eta, remedy=remedy))
         checks.one_of("sft_reduction", self.sft_reduction, SFT_REDUCTIONS)
         checks.one_of("base", self.base, BASES)
+
+    @property
+    def label(self) -> str:
+        """A short name for legends; at eta = 0 that of DPO."""
+        return super().label if self.eta else f"DPO (beta = {self.beta:g})"
 
     @property
     def sft_weight(self) -> float:
@@ -377,6 +373,18 @@ class DPO(Objective):
         return Anchor(role=self.base)
 
 
+def require_margin_shape(objective: Objective) -> MarginShape:
+    """Return the objective's shape, or refuse one of both rewards."""
+    if isinstance(objective.shape, MarginShape):
+        return objective.shape
+    raise InvalidArgument(
+        "objective",
+        expected="a loss of the margin alone",
+        got=f"{type(objective).__name__}, a loss of both rewards",
+        remedy="Call the objective on log-probabilities.",
+    )
+
+
 def require_objective(value: object, name: str = "objective") -> Objective:
     """Return `value`, or refuse what is no preference objective, a class included."""
     if isinstance(value, Objective):
@@ -389,8 +397,47 @@ def require_objective(value: object, name: str = "objective") -> Objective:
     )
 
 
-# The objectives whose optima `rpo.bandit.solve` certifies.
+# The two objectives of the paper, which sweeps, bounds and comparisons are about.
 Solvable = RPO | DPO
+
+
+def require_solvable(value: object, name: str = "objective") -> Objective:
+    """Return `value`, or refuse an objective whose maximin is not the convex program that `solve` certifies.
+
+    What is taken: a convex loss of the margin of rewards beta * log(pi / pi_ref), of known slopes, and an SFT term of
+    weight >= 0 (docs/theory.md, section 9). cvxpy must agree that the loss is convex. Raises InvalidArgument.
+    """
+    if type(value) in (RPO, DPO):
+        return check_objective(value, name)
+    objective = require_objective(value, name)
+    shape, link = objective.shape, objective.link
+    wrong = ""
+    if not (isinstance(link, LogRatio) and isinstance(link.divergence, KL) and link.reference and not link.per_token):
+        wrong = "rewards that are not beta * log(pi / pi_ref)"
+    elif not (isinstance(shape, MarginShape) and shape.convex and shape.invariant):
+        wrong = "a loss that is not declared a convex function of the difference of two rewards"
+    elif shape.slopes is None:
+        wrong = "a loss whose slopes towards infinity are not declared"
+    elif not _proven_convex(shape):
+        wrong = "a loss declared convex that cvxpy's rules do not find convex"
+    elif not (objective.anchor.weight >= 0 and objective.preference_weight == 1.0):
+        wrong = "an SFT term of negative weight, or a preference term of a weight other than one"
+    elif not LEAST_SCALE <= link.beta <= 1.0 / LEAST_SCALE:
+        wrong = f"beta = {link.beta:g}, whose square float64 does not hold"
+    if wrong:
+        raise InvalidArgument(
+            name,
+            expected="an objective whose maximin is a convex program",
+            got=f"{objective.label}: {wrong}",
+            remedy="rpo.fit minimises any objective, without a certificate.",
+        )
+    return objective
+
+
+def _proven_convex(shape: MarginShape) -> bool:
+    import cvxpy
+
+    return bool(shape.of_margin(cvxpy.Variable(1)).is_convex())
 
 
 def check_objective(value: object, name: str = "objective") -> Solvable:

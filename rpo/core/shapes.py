@@ -12,8 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from rpo.core import numerics
 from rpo.core.columns import Columns
+from rpo.core.jets import Jet
 
 
 class Shape(ABC):
@@ -37,9 +40,18 @@ class Shape(ABC):
 
 
 class MarginShape(Shape):
-    """A loss of one margin, z = r(chosen) - rival * r(rejected) - offset, in reward units."""
+    """A loss of one margin, z = r(chosen) - rival * r(rejected) - offset, in reward units.
+
+    slopes: its derivative towards z = -inf and +inf, which decide whether a minimiser exists; None where it has a
+    kink, or they were not worked out: then no solver takes it.
+    """
 
     rival: float = 1.0
+
+    @property
+    def slopes(self) -> tuple[float, float] | None:
+        """Derivatives towards -inf and +inf; None where not declared."""
+        return None
 
     @property
     def invariant(self) -> bool:  # type: ignore[override]
@@ -53,6 +65,12 @@ class MarginShape(Shape):
     @abstractmethod
     def of_margin(self, z: Any) -> Any:
         """Return the loss at margins z, elementwise, in any backend."""
+
+    def derivatives(self, margins: Any, beta: float) -> tuple[Any, Any]:
+        """Return the first and second derivative of the loss at z = beta * margins in the margins, each (K,); NumPy."""
+        (variable,) = Jet.variables([margins])
+        jet = self.of_margin(beta * variable)
+        return jet.gradient[0], np.broadcast_to(jet.hessian, (1, 1, *np.shape(margins)))[0, 0]
 
     def __call__(self, values: tuple[Any, ...], beta: float, columns: Columns) -> Any:
         """Return the losses (N,) of pairs."""
@@ -94,6 +112,24 @@ class Logistic(MarginShape):
         loss = numerics.softplus(-z)
         return loss + self.tilt * z if self.tilt else loss
 
+    @property
+    def slopes(self) -> tuple[float, float]:
+        """tilt - 1 and tilt."""
+        return self.tilt - 1.0, self.tilt
+
+    def derivatives(self, margins: Any, beta: float) -> tuple[Any, Any]:
+        """Return the derivatives in closed form: solvers spend their time here."""
+        if self.margin or self.length_weight:
+            return super().derivatives(margins, beta)
+        losing = numerics.sigmoid(-beta * margins)
+        slope = -beta * losing
+        return (slope + beta * self.tilt if self.tilt else slope), beta**2 * losing * (1.0 - losing)
+
+    @property
+    def is_likelihood(self) -> bool:
+        """Whether this is Bradley-Terry's negative log-likelihood itself."""
+        return not (self.tilt or self.margin or self.length_weight) and self.rival == 1.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Hinge(MarginShape):
@@ -117,6 +153,11 @@ class Square(MarginShape):
     def of_margin(self, z: Any) -> Any:
         """Return (z - target)^2."""
         return numerics.square(z - self.target)
+
+    @property
+    def slopes(self) -> tuple[float, float]:
+        """Infinite on both sides."""
+        return -math.inf, math.inf
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ from rpo.bandit.solver.saddle import Saddle
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
-from rpo.core.objectives import DPO, preference_loss
+from rpo.core.objectives import DPO, check_objective, preference_loss
 
 if TYPE_CHECKING:
     import pandas
@@ -129,7 +129,7 @@ def worst_reward(saddle: Saddle, policy: Array) -> tuple[Array, float]:
     LinearBall only; prompts without weight or data have reward 0. Source: paper, Eq. (3.1).
     """
     reward_class = saddle.reward_class
-    pull = saddle.objective.eta * saddle.d[:, None] * (policy - saddle.base)
+    pull = saddle.eta * saddle.d[:, None] * (policy - saddle.base)
 
     def part(block: PromptBlock, r: Array) -> Derivatives:
         value, gradient, hessian = derivatives(LIKELIHOOD, block, r)
@@ -241,7 +241,7 @@ def slack_ledger(
             got=coverage,
             remedy="Choose a comparator that the data cover from pi_base: outside, the theorem says nothing.",
         )
-    eta, beta = saddle.objective.eta, saddle.objective.beta
+    eta, beta = saddle.eta, saddle.beta
     reward, residual = worst_reward(saddle, policy)
     distances = pair_distances(problem, reward)
     z = float(np.sqrt(distances["reward"]))
@@ -306,7 +306,7 @@ def _check(problem: ContextualBandit, data: PreferenceCounts, solution: Solution
             got="the data's",
             remedy="Solve with prompt_weights='population': the theorem is about d0.",
         )
-    if solution.objective.eta == 0:
+    if check_objective(solution.objective, "solution.objective").eta == 0:
         raise InvalidArgument(
             "solution", expected="eta > 0", got=0.0, remedy="At eta = 0 the theorem's bound is infinite."
         )

@@ -13,7 +13,7 @@ from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
 from rpo.core.numerics import kl_divergence, sigmoid
-from rpo.core.objectives import check_objective
+from rpo.core.objectives import require_solvable
 
 NEGATIVE_MASS = 1e-9
 RELATIVE_GAP = 1e-7
@@ -90,6 +90,9 @@ def certify(saddle: Saddle, reward: Array, *, policy: Array | None = None, p: Ar
     if policy is not None:
         policy = checks.probabilities("policy", policy, shape=saddle.base.shape)
     if p is not None:
+        if not saddle.is_likelihood:
+            remedy = "Its dual point is that of the reward itself."
+            raise InvalidArgument("p", expected=f"None with {saddle.objective.label}", got="an array", remedy=remedy)
         p = checks.finite("p", p, shape=saddle.weights.shape)
         _check_least("p", p)
         _check_least("1 - p", 1.0 - p)
@@ -100,15 +103,14 @@ def certify(saddle: Saddle, reward: Array, *, policy: Array | None = None, p: Ar
             got=f"entries in [{np.min(reward):g}, {np.max(reward):g}] outside it",
             remedy="Project it onto the class first: outside it the gap bounds nothing.",
         )
-    objective = saddle.objective
     z = saddle.margins(reward)
-    dual = sigmoid(-z) if p is None else p
+    dual = saddle.losing_probabilities(reward) if p is None else p
     gibbs = saddle.gibbs(reward)
     infeasibility = 0.0
     if isinstance(saddle.reward_class, Unconstrained):
-        candidate = gibbs if objective.eta == 0 else saddle.balanced_policy(dual)
+        candidate = gibbs if saddle.eta == 0 else saddle.balanced_policy(dual)
         if candidate.min() < -NEGATIVE_MASS:
-            return Certificate(saddle.reward_side(reward), float("inf"), 0.0, 0.0, objective.sft_weight)
+            return Certificate(saddle.reward_side(reward), float("inf"), 0.0, 0.0, saddle.sft_weight)
         candidate = np.maximum(candidate, 0.0)
         candidate = candidate / candidate.sum(axis=1, keepdims=True)
         infeasibility = float(np.abs(saddle.multiplier(candidate, dual)).max())
@@ -118,24 +120,26 @@ def certify(saddle: Saddle, reward: Array, *, policy: Array | None = None, p: Ar
         candidate = gibbs if policy is None else policy
         support_term = saddle.reward_class.support_gap(saddle.multiplier(candidate, dual), reward)
     kl_per_prompt = kl_divergence(candidate, gibbs)
-    likelihood = kl_divergence(np.stack([dual, 1.0 - dual], axis=-1), np.stack([sigmoid(-z), sigmoid(z)], axis=-1))
+    likelihood = np.zeros(z.shape)  # at p = -shape'(z) the Fenchel-Young loss of any convex shape vanishes
+    if saddle.is_likelihood:
+        likelihood = kl_divergence(np.stack([dual, 1.0 - dual], axis=-1), np.stack([sigmoid(-z), sigmoid(z)], axis=-1))
     active = saddle.d > 0
     return Certificate(
         reward_value=saddle.reward_side(reward),
-        kl_term=float(objective.sft_weight * (saddle.d[active] @ kl_per_prompt[active])) if objective.eta else 0.0,
+        kl_term=float(saddle.sft_weight * (saddle.d[active] @ kl_per_prompt[active])) if saddle.eta else 0.0,
         likelihood_term=float(saddle.weights @ likelihood),
         support_term=support_term,
-        eta_beta=objective.sft_weight,
+        eta_beta=saddle.sft_weight,
         infeasibility=infeasibility,
     )
 
 
 def _check_signs(saddle: Saddle) -> None:
     """Refuse a saddle for which a term of the gap could be negative: a sum would hide one behind the others."""
-    check_objective(saddle.objective, "saddle.objective")
+    require_solvable(saddle.objective, "saddle.objective")
     check_reward_class(saddle.reward_class)
-    _check_least("saddle.objective.eta", checks.finite("saddle.objective.eta", saddle.objective.eta))
-    checks.positive("saddle.objective.beta", saddle.objective.beta)
+    _check_least("saddle.objective.eta", checks.finite("saddle.objective.eta", saddle.eta))
+    checks.positive("saddle.objective.beta", saddle.beta)
     checks.probabilities("saddle.base", saddle.base)
     checks.probabilities("saddle.weights", saddle.weights)
     _check_least("saddle.d", checks.finite("saddle.d", saddle.d))

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import bmat, csr_array
+from scipy.optimize import linprog
+from scipy.sparse import bmat, csr_array, diags_array, eye_array
 from scipy.sparse.csgraph import breadth_first_order, connected_components
 
 from rpo.bandit.solver.blocks import PromptBlock, blocks
@@ -15,6 +16,7 @@ from rpo.bandit.solver.saddle import Saddle
 from rpo.core import checks
 
 BoolArray = NDArray[np.bool_]
+FLAT = 1e-9  # of a slope, relative to the comparisons' weight: rounding of the linear program
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,26 @@ def minimizer_exists(saddle: Saddle) -> Existence:
 
     With a penalty (eta > 0 and d_x > 0): every response is in supp(pi_base), or beats, through a
     chain of wins, one that is. Without: every component of the prompt's comparison graph is strongly
-    connected (Ford 1957).
+    connected (Ford 1957). A loss that grows on both sides of a margin makes a comparison count both ways; where one
+    falls on the right, a linear program finds whether any direction falls for ever.
     """
     checks.instance("saddle", saddle, Saddle)
+    slopes = saddle.margin_shape.slopes or (-1.0, 0.0)
+    right = slopes[1]
     for block in blocks(saddle):
         x, wins = block.prompt, win_graph(block)
-        if saddle.objective.eta == 0 or block.d == 0:
+        if right < 0 and (falling := _falling(block, slopes, saddle.eta * block.d)) is not None:
+            winner, loser = (int(block.support[a]) for a in falling)
+            return Existence(
+                False,
+                f"prompt {x}: response {loser} beat {winner} too seldom, so the loss falls for ever as their rewards "
+                "part.",
+                x,
+                (winner, loser),
+            )
+        if right != 0:
+            wins = wins + wins.T
+        if saddle.eta == 0 or block.d == 0:
             stranded = _not_strongly_connected(wins)
             if stranded is not None:
                 first, second = (int(block.support[a]) for a in stranded)
@@ -66,6 +82,37 @@ def win_graph(block: PromptBlock) -> Any:
     """Return the sparse (S, S) matrix whose entry (w, l) is set where w beat l."""
     size = block.support.size
     return csr_array((np.ones(block.chosen.size, dtype=bool), (block.chosen, block.rejected)), shape=(size, size))
+
+
+def _falling(block: PromptBlock, slopes: tuple[float, float], pull: float) -> tuple[int, int] | None:
+    """Return a pair (winner, loser) along whose margin a loss that falls on the right does so for ever; None for none.
+
+    A linear program: the least slope at infinity over directions d in [-1, 1]^S, where a margin of direction t adds
+    max(left t, right t) and the penalty pull * (max(d) - <base, d>).
+    """
+    size, (left, right) = block.support.size, slopes
+    won = csr_array((block.weights, (block.chosen, block.rejected)), shape=(size, size))
+    first, second = np.nonzero(np.triu((won + won.T).toarray() > 0))
+    forth, back = won[first, second], won[second, first]
+    edges = first.size
+    rows, ones = np.arange(edges), np.ones(edges)
+    difference = csr_array((np.r_[ones, -ones], (np.r_[rows, rows], np.r_[first, second])), shape=(edges, size))
+    up, down = right * forth - left * back, left * forth - right * back  # along first - second, and against it
+    below = bmat(
+        [
+            [diags_array(up) @ difference, -eye_array(edges), None],
+            [diags_array(down) @ difference, -eye_array(edges), None],
+            [eye_array(size), None, csr_array(-np.ones((size, 1)))],
+        ],
+        format="csr",
+    )
+    bounds = [(-1.0, 1.0)] * size + [(None, None)] * (edges + 1)
+    found = linprog(np.r_[-pull * block.base, ones, pull], A_ub=below, b_ub=np.zeros(below.shape[0]), bounds=bounds)
+    if found.fun >= -FLAT * float(block.weights.sum()):
+        return None
+    steepest = int(np.argmin(found.x[size : size + edges]))
+    pair = int(first[steepest]), int(second[steepest])
+    return pair if found.x[pair[0]] > found.x[pair[1]] else pair[::-1]
 
 
 def comparison_components(wins: Any) -> NDArray[np.int64]:

@@ -45,7 +45,7 @@ def solve_reward_program(saddle: Saddle, *, solver: str = "CLARABEL", **options:
         r = cp.Variable(size)
         if isinstance(reward_class, Box):
             constraints = [r >= 0, r <= reward_class.bound]
-    beta = saddle.objective.beta
+    beta = saddle.beta
     scaled = r / beta
     base_logps = []
     prompts = np.flatnonzero(saddle.d > 0)
@@ -78,7 +78,7 @@ def solve_policy_program(saddle: Saddle, *, solver: str = "CLARABEL", **options:
     Returns pi (X, A), pi_ref where a prompt has no weight, p (K,) and the value of phi. At eta = 0
     the policy does not enter: only p is returned.
     """
-    objective, reward_class = saddle.objective, saddle.reward_class
+    reward_class = saddle.reward_class
     entries, column = _entries(saddle)
     size = len(entries[0])
     p = cp.Variable(saddle.weights.size)
@@ -86,13 +86,13 @@ def solve_policy_program(saddle: Saddle, *, solver: str = "CLARABEL", **options:
     value = saddle.weights @ (cp.entr(p) + cp.entr(1 - p))
     constraints: list[Any] = []
     pi = None
-    if objective.eta > 0:
+    if saddle.eta > 0:
         pi = cp.Variable(size)
         d = saddle.d[entries[0]]
         weighted = np.flatnonzero(d > 0)
         reference = np.exp(saddle.log_reference[entries])
-        value = value - objective.sft_weight * (d[weighted] @ cp.rel_entr(pi[weighted], reference[weighted]))
-        g = g - cp.multiply(objective.eta * d, pi - saddle.base[entries])
+        value = value - saddle.sft_weight * (d[weighted] @ cp.rel_entr(pi[weighted], reference[weighted]))
+        g = g - cp.multiply(saddle.eta * d, pi - saddle.base[entries])
         if isinstance(reward_class, (Box, LinearBall)):  # g = 0 implies it for the unconstrained class
             member = csr_array((np.ones(size), (entries[0], np.arange(size))), shape=(len(saddle.d), size))
             constraints.append(member[np.unique(entries[0])] @ pi == 1)

@@ -1,6 +1,6 @@
 """The reward side, minimised by Newton's method: prompt by prompt (tables), or in theta (the ball).
 
-Derivatives in r: the preference term's through `preference_derivatives`; the SFT term's gradient is
+Derivatives in r: the preference term's through its shape's own; the SFT term's gradient is
 eta d (pi_r - pi_base) and its Hessian (eta d / beta) (diag(pi_r) - pi_r pi_r').
 """
 
@@ -21,22 +21,24 @@ from rpo.bandit.solver.newton import Derivatives, minimize_ball, minimize_box
 from rpo.bandit.solver.saddle import Saddle
 from rpo.core.checks import Array
 from rpo.core.errors import NoMinimizer
+from rpo.core.links import LogRatio
 from rpo.core.numerics import log_softmax
-from rpo.core.objectives import preference_derivatives
+from rpo.core.objectives import Anchor, require_margin_shape
 from rpo.core.progress import track
+from rpo.core.shapes import Logistic
 
 MANY_PROMPTS = 1000  # from which their progress is shown
 
 
 def derivatives(objective: Any, block: PromptBlock, r: Array) -> Derivatives:
     """Return value, gradient (S,) and Hessian (S, S) of one prompt's part of the loss in r (S,)."""
-    beta, size = objective.beta, block.support.size
+    beta, size, pull = objective.link.beta, block.support.size, objective.anchor.weight
     margins = (r[block.chosen] - r[block.rejected]) / beta
     logps = log_softmax(block.log_reference + r / beta)
     base_logps = np.array([block.base @ logps])
     value, _ = objective.terms(margins, base_logps, block.weights, np.array([block.d]))
 
-    slope, curvature = preference_derivatives(margins, beta)
+    slope, curvature = require_margin_shape(objective).derivatives(margins, beta)
     slope, curvature = block.weights * slope / beta, block.weights * curvature / beta**2
     ends = np.concatenate([block.chosen, block.rejected])
     others = np.concatenate([block.rejected, block.chosen])
@@ -44,9 +46,9 @@ def derivatives(objective: Any, block: PromptBlock, r: Array) -> Derivatives:
     cells = np.concatenate([ends * (size + 1), ends * size + others])
     hessian = _sums(cells, np.concatenate([curvature, curvature, -curvature, -curvature]), size * size)
     hessian = hessian.reshape(size, size)
-    if objective.eta > 0:
+    if pull > 0:
         policy = np.exp(logps)
-        weight = objective.sft_weight * block.d / beta
+        weight = pull * block.d / beta
         gradient = gradient + weight * (policy - block.base)
         spread = np.outer(policy, -policy)  # in place: for thousands of responses each (S, S) array counts
         spread.flat[:: size + 1] += policy
@@ -71,7 +73,7 @@ def minimize_reward_side(saddle: Saddle, start: Array | None = None) -> Array:
     table = np.zeros(saddle.base.shape) if start is None else start
     if isinstance(reward_class, LinearBall):
         theta = _ball(saddle, reward_class, reward_class.parameters(table))
-        if saddle.objective.eta == 0:
+        if saddle.eta == 0:
             theta = _pessimistic_theta(saddle, reward_class, theta)
         return reward_class.reward(theta)
     reward = np.zeros(saddle.base.shape)
@@ -93,10 +95,10 @@ def _minimize_block(saddle: Saddle, block: PromptBlock, start: Array, bound: flo
     lower = np.zeros(block.support.size) if np.isfinite(bound) else np.full(block.support.size, -np.inf)
     upper = np.full(block.support.size, bound)
     r = minimize_box(lambda r: derivatives(saddle.objective, block, r), start, lower, upper).x
-    if saddle.objective.eta == 0:
+    if saddle.eta == 0:
         r = _pessimistic_shift(saddle, block, r, lower, upper)
     if isinstance(saddle.reward_class, Unconstrained):
-        return np.asarray(r - saddle.objective.beta * logsumexp(block.log_reference + r / saddle.objective.beta))
+        return np.asarray(r - saddle.beta * logsumexp(block.log_reference + r / saddle.beta))
     return np.asarray(r - r.min())  # a constant a prompt is free; the box always has room for this one
 
 
@@ -129,6 +131,13 @@ class PenaltyAlone:
     beta: float
     eta: float = 1.0
     sft_weight: float = 1.0
+    shape = Logistic()
+    anchor = Anchor(weight=1.0)
+
+    @property
+    def link(self) -> LogRatio:
+        """Rewards of this beta."""
+        return LogRatio(beta=self.beta)
 
     def terms(self, margins: Array, base_logps: Array, weights: Array, base_weights: Array) -> tuple[Any, None]:
         return (base_weights * -base_logps).sum(-1), None
@@ -136,7 +145,7 @@ class PenaltyAlone:
 
 def _pessimistic_shift(saddle: Saddle, block: PromptBlock, r: Array, lower: Array, upper: Array) -> Array:
     """Shift each component of the comparison graph to minimise -E_base[r] + beta log sum pi_ref exp(r / beta)."""
-    beta = saddle.objective.beta
+    beta = saddle.beta
     component = comparison_components(win_graph(block))
     indicator = (component[:, None] == np.arange(component.max() + 1)[None, :]).astype(float)
     if indicator.shape[1] == 1 or block.d == 0:
@@ -183,7 +192,7 @@ def _pessimistic_theta(saddle: Saddle, reward_class: LinearBall, theta: Array) -
         if block.d > 0:
             bare = replace(block, weights=np.zeros(0), chosen=block.chosen[:0], rejected=block.rejected[:0])
             parts.append((bare, phi[block.prompt, block.support]))
-    penalty = PenaltyAlone(saddle.objective.beta)
+    penalty = PenaltyAlone(saddle.beta)
 
     def in_free(c: Array) -> Derivatives:
         value, gradient, hessian = 0.0, np.zeros(c.size), np.zeros((c.size, c.size))

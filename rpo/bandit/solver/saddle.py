@@ -20,7 +20,8 @@ from rpo.core.checks import Array
 from rpo.core.columns import Columns
 from rpo.core.errors import InvalidArgument
 from rpo.core.numerics import log_softmax, sigmoid
-from rpo.core.objectives import LossTerms, Objective, require_objective
+from rpo.core.objectives import DPO, RPO, LossTerms, Objective, Solvable, require_margin_shape, require_objective
+from rpo.core.shapes import Logistic, MarginShape
 
 PROMPT_WEIGHTS = ("data", "population")
 MAX_RESPONSES = 10_000  # at one prompt: Newton's method holds five (S, S) arrays, 4 GB at this size
@@ -34,7 +35,7 @@ class Saddle:
     weights: (K,), weights = n / N. Source: paper, Eq. (3.1)-(3.3), (5.4).
     """
 
-    objective: Any  # an RPO or DPO, but for `loss` and `columns`, which take any objective
+    objective: Objective
     reward_class: RewardClass
     log_reference: Array
     base: Array
@@ -43,6 +44,22 @@ class Saddle:
     chosen: Index
     rejected: Index
     weights: Array
+
+    @property
+    def beta(self) -> float:
+        """Reward units per nat: rewards are beta * log(pi / pi_ref)."""
+        return self.objective.link.beta
+
+    @property
+    def sft_weight(self) -> float:
+        """eta * beta."""
+        return self.objective.anchor.weight
+
+    @property
+    def eta(self) -> float:
+        """Weight of the reward penalty: RPO's own, and the SFT term's over beta for another objective."""
+        own = self.objective
+        return own.eta if isinstance(own, Solvable) and type(own) in (RPO, DPO) else self.sft_weight / self.beta
 
     @cached_property
     def support(self) -> Any:
@@ -55,7 +72,7 @@ class Saddle:
 
     def gibbs_logps(self, reward: Array) -> Array:
         """Return log pi_r, (X, A): pi_r proportional to pi_ref exp(r / beta), the inner maximiser."""
-        return np.asarray(log_softmax(self.log_reference + reward / self.objective.beta))
+        return np.asarray(log_softmax(self.log_reference + reward / self.beta))
 
     def gibbs(self, reward: Array) -> Array:
         """Return pi_r, (X, A)."""
@@ -86,14 +103,14 @@ class Saddle:
     @property
     def constant(self) -> float:
         """eta * beta * E_base[log pi_ref]: reward side minus loss at the Gibbs policy."""
-        if self.objective.eta == 0:
+        if self.eta == 0:
             return 0.0
-        return float(self.objective.sft_weight * (self.d @ self.base_cross_entropy(self.log_reference)))
+        return float(self.sft_weight * (self.d @ self.base_cross_entropy(self.log_reference)))
 
     def reward_side(self, reward: Array) -> float:
         """Return max over pi of phi(pi, r), as the loss at the Gibbs policy plus `constant`."""
         loss, _ = self.objective.terms(
-            self.margins(reward) / self.objective.beta,
+            self.margins(reward) / self.beta,
             self.base_cross_entropy(self.gibbs_logps(reward)),
             self.weights,
             self.d,
@@ -102,26 +119,39 @@ class Saddle:
 
     def multiplier(self, policy: Array, p: Array) -> Array:
         """Return g = (1/N) sum_k n_k p_k delta_k - eta d (pi - pi_base), (X, A); zero iff r is free."""
-        return self._data_term(p) - self.objective.eta * self.d[:, None] * (policy - self.base)
+        return self._data_term(p) - self.eta * self.d[:, None] * (policy - self.base)
 
     def policy_side(self, policy: Array, p: Array, support_value: float) -> float:
         """Return min over R of phi(pi, r) bounded below through p (K,), given S_R(g)."""
         kl = self.d @ rel_entr(policy, np.exp(self.log_reference)).sum(axis=1)
         entropy = self.weights @ (entr(p) + entr(1.0 - p))
-        return float(-self.objective.sft_weight * kl + entropy - support_value)
+        return float(-self.sft_weight * kl + entropy - support_value)
 
     def balanced_policy(self, p: Array) -> Array:
         """Return the policy that makes g = 0: pi_base + (1 / (N eta d)) sum_k n_k p_k delta_k, (X, A).
 
         Entries may be negative: then no policy balances p and the unconstrained dual value is -inf.
         """
-        scale = (self.objective.eta * self.d)[:, None]
+        scale = (self.eta * self.d)[:, None]
         step = np.divide(self._data_term(p), scale, out=np.zeros(self.base.shape), where=scale > 0)
         return np.asarray(self.base + step)
 
     def losing_probabilities(self, reward: Array) -> Array:
-        """Return p = sigmoid(-z), (K,): the maximiser of the conjugate form of softplus."""
-        return np.asarray(sigmoid(-self.margins(reward)))
+        """Return p = -shape'(z), (K,): the maximiser of the conjugate form; for Bradley-Terry sigmoid(-z)."""
+        if self.is_likelihood:
+            return np.asarray(sigmoid(-self.margins(reward)))
+        return -self.margin_shape.derivatives(self.margins(reward), 1.0)[0]
+
+    @property
+    def margin_shape(self) -> MarginShape:
+        """The objective's loss of one margin. Raises InvalidArgument."""
+        return require_margin_shape(self.objective)
+
+    @property
+    def is_likelihood(self) -> bool:
+        """Whether the preference term is Bradley-Terry's negative log-likelihood."""
+        shape = self.objective.shape
+        return isinstance(shape, Logistic) and shape.is_likelihood
 
     def _data_term(self, p: Array) -> Array:
         table = np.zeros(self.base.shape)

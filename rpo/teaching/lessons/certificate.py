@@ -67,7 +67,7 @@ def saddle_values(saddle: Saddle, bound: float) -> dict[str, Array]:
     for row, t in enumerate(difference):
         reward = np.array([[max(t, 0.0), max(-t, 0.0)]])
         upper[row] = saddle.reward_side(reward)
-        value[row] = upper[row] - saddle.objective.sft_weight * kl_divergence(policies, saddle.gibbs(reward)[0])
+        value[row] = upper[row] - saddle.sft_weight * kl_divergence(policies, saddle.gibbs(reward)[0])
     return {"share": share, "difference": difference, "value": value, "upper": upper, "lower": value.min(axis=0)}
 
 

@@ -68,7 +68,7 @@ def implicit_reward(problem: ContextualBandit, solution: Solution, *, prompt: in
     """
     import pandas
 
-    implicit = solution.objective.beta * solution.saddle.log_ratio(solution.logps)[prompt]
+    implicit = solution.saddle.beta * solution.saddle.log_ratio(solution.logps)[prompt]
     reward = solution.reward[prompt]
     return pandas.DataFrame(
         {
