@@ -16,10 +16,11 @@ from rpo.bandit.solver.certificate import RELATIVE_GAP, TV_BOUND, Certificate, c
 from rpo.bandit.solver.existence import Existence, minimizer_exists
 from rpo.bandit.solver.reward_side import minimize_reward_side
 from rpo.bandit.solver.saddle import Saddle, build_saddle
+from rpo.bandit.solver.solvable import require_solvable
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InaccurateSolution, InvalidArgument, NoMinimizer
-from rpo.core.objectives import DPO, RPO, Objective, require_solvable
+from rpo.core.objectives import DPO, RPO, Objective
 
 ACTIVE = 1e-8  # of the penalty's multiplier, which is of order eta
 ROUNDING = 1e-14

@@ -9,11 +9,11 @@ import numpy as np
 
 from rpo.bandit.reward_class import Unconstrained, check_reward_class
 from rpo.bandit.solver.saddle import Saddle
+from rpo.bandit.solver.solvable import require_solvable
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
 from rpo.core.numerics import kl_divergence, sigmoid
-from rpo.core.objectives import require_solvable
 
 NEGATIVE_MASS = 1e-9
 RELATIVE_GAP = 1e-7
