@@ -63,6 +63,7 @@ class RPOTrainer(PairTrainer):
         check_objects(model, processing_class, peft_config, callbacks)
         resolved = args.resolve_objective(objective)
         self.base = BaseSlots(args.base_slots(resolved.base), args.base_num_samples)
+        self._base_column = args.base_column if "column" in self.base.sources else None
         if isinstance(model, (str, FilePath)):
             processing_class = load_tokenizer(model) if processing_class is None else processing_class
             model = load_to_train(model, args.model_init_kwargs, peft_config)
@@ -107,7 +108,7 @@ class RPOTrainer(PairTrainer):
     @property
     def base_column(self) -> str | None:
         """The column of responses under pi_base, where the objective asks for one."""
-        return self.args.base_column if "column" in self.base.sources else None
+        return self._base_column
 
     def _evaluations(self) -> list[Any]:
         return list(self.eval_dataset.values()) if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
