@@ -558,7 +558,7 @@ def naive_router_loss(model, pairs):
 
 
 def test_the_router_loss_is_added_where_it_is_asked_for(tmp_path, caplog):
-    """It is in the loss by its weight, is logged apart, moves the router, and pads; control: not asked for, no trace."""
+    """In the loss by its weight, logged apart, moving the router, and padded; control: not asked for, no trace."""
     pairs, runs = tiny_pairs(4), {}
     for asked in (True, False):
         caplog.clear()
