@@ -15,7 +15,7 @@ from rpo.core.errors import InvalidArgument
 SFT_REDUCTIONS = ("sequence_sum", "sequence_mean", "batch_token_mean")
 BASES = ("chosen", "rejected", "responses", "reference", "custom")
 WEIGHT_TOLERANCE = 1e-6
-LEAST_SCALE = 1e-100  # float64 holds the squares of what lies between it and its inverse
+LEAST_SCALE = 1e-20  # its square, and that of its inverse, leave float64 room for the data's own scale
 
 
 class LossTerms(NamedTuple):
@@ -190,7 +190,7 @@ Objective = RPO | DPO
 
 
 def check_objective(value: object, name: str = "objective") -> Objective:
-    """Return `value`, or refuse anything but an RPO or DPO itself, of a beta and eta whose squares float64 holds.
+    """Return `value`, or refuse anything but an RPO or DPO itself, of a beta and eta that float64 can square.
 
     Solvers and certificates use derivatives and signs of these two losses that a subclass, which may override
     any of them, does not promise.
