@@ -14,7 +14,7 @@ from rpo.core.errors import InvalidArgument
 from rpo.core.reduction import SFT_REDUCTIONS, check_weights, reduced
 
 BASES = ("chosen", "rejected", "responses", "reference", "custom")
-LEAST_SCALE = 1e-100  # float64 holds the squares of what lies between it and its inverse
+LEAST_SCALE = 1e-20  # its square, and that of its inverse, leave float64 room for the data's own scale
 
 
 class LossTerms(NamedTuple):
@@ -189,7 +189,7 @@ Objective = RPO | DPO
 
 
 def check_objective(value: object, name: str = "objective") -> Objective:
-    """Return `value`, or refuse anything but an RPO or DPO itself, of a beta and eta whose squares float64 holds.
+    """Return `value`, or refuse anything but an RPO or DPO itself, of a beta and eta that float64 can square.
 
     Solvers and certificates use derivatives and signs of these two losses that a subclass, which may override
     any of them, does not promise.

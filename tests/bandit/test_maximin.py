@@ -607,23 +607,23 @@ def test_another_loss_than_rpo_and_dpo_is_never_solved_as_if_it_were_one(door: s
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.1])
-@pytest.mark.parametrize("beta", [5e-324, 1e-300, 1e-101, 1e-100, 1e-20, 1e20, 1e100, 1e101, 1e300])
+@pytest.mark.parametrize("beta", [5e-324, 1e-300, 1e-21, 1e-20, 1e-12, 1e12, 1e20, 1e21, 1e300])
 def test_a_temperature_beyond_float64_is_refused_and_any_other_answered(beta: float, eta: float) -> None:
-    """Squares of beta under- or overflow outside [1e-100, 1e100]. DPO tends to the best responses, and to pi_ref."""
+    """Squares of beta under- or overflow beyond. DPO tends to the best responses, and to pi_ref."""
     problem, data, _ = two_components()
     objective = RPO(beta=beta, eta=eta, base="reference")
     for reward_class in (Box(3.0), Unconstrained(), LinearBall(problem.features, 1.0)):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", InaccurateSolution)
-            if not 1e-100 <= beta <= 1e100:
-                with pytest.raises(InvalidArgument, match=r"^objective\.beta: expected a number between 1e-100"):
+            if not 1e-20 <= beta <= 1e20:
+                with pytest.raises(InvalidArgument, match=r"^objective\.beta: expected a number between 1e-20"):
                     solve(problem, data, objective, reward_class=reward_class, method="newton")
                 continue
             found = solve(problem, data, objective, reward_class=reward_class, method="newton")
         batch = solve_batch(data.wins()[None], objective, reference=problem.reference, reward_class=reward_class)
         for policy, reward in ((found.policy, found.reward), (batch.policy[0], batch.reward[0])):
             assert np.allclose(policy.sum(axis=1), 1.0) and (policy >= 0).all()
-            if beta >= 1e20:
+            if beta >= 1e12:
                 assert np.allclose(policy, problem.reference)
             elif eta == 0 and isinstance(reward_class, Box):
                 assert found.status == "certified"
