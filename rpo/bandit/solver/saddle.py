@@ -22,6 +22,7 @@ from rpo.core.numerics import log_softmax, sigmoid
 from rpo.core.objectives import LossTerms, Objective
 
 PROMPT_WEIGHTS = ("data", "population")
+EXTREME = 1e100  # beta beyond it or its inverse, or eta beyond it: products of two overflow or vanish
 MAX_RESPONSES = 10_000  # at one prompt: Newton's method holds five (S, S) arrays, 4 GB at this size
 
 
@@ -141,6 +142,13 @@ def build_saddle(
             expected="Unconstrained(), Box(R) or LinearBall(features, B)",
             got=repr(reward_class),
             remedy="Pass Box(3.0) rather than 3.0, for example.",
+        )
+    if not 1.0 / EXTREME <= objective.beta <= EXTREME or objective.eta > EXTREME:
+        raise InvalidArgument(
+            "objective",
+            expected=f"beta in [{1.0 / EXTREME:g}, {EXTREME:g}] and eta <= {EXTREME:g}",
+            got=f"beta = {objective.beta:g}, eta = {objective.eta:g}",
+            remedy="Beyond it float64 cannot hold the second derivative; smaller extremes have the same policy.",
         )
     shape = problem.reference.shape
     if (data.num_prompts, data.num_responses) != shape:
