@@ -5,8 +5,11 @@ import io
 import json
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas
 import pytest
 
@@ -97,10 +100,11 @@ def test_arena_votes_with_ties_are_counted_and_reported(tmp_path: Path) -> None:
 
 def test_bad_cells_and_labels_that_look_alike_are_counted_and_named(tmp_path: Path) -> None:
     """One cell is missing; "A" and "A " stay two responses; everything goes to stdout, where the answer is."""
-    (tmp_path / "t.csv").write_text("chosen,rejected\nA,B\nA ,B\nB,A\n,B\n")
+    (tmp_path / "t.csv").write_text("chosen,rejected\nA,B\nA ,B\nB,A\n,B\nesc\x1b[31m\x85,B\n", encoding="utf-8")
     result = rpo("solve", tmp_path / "t.csv", "--output", tmp_path / "out")
     assert (result.returncode, result.stderr) == (0, "")
-    assert "3 comparisons" in result.stdout
+    assert "4 comparisons" in result.stdout
+    assert "\x1b" not in result.stdout and r"esc\x1b[31m\x85" in result.stdout  # shown, not sent to the terminal
     assert "left out: 1 rows (missing chosen, first '' at line 5)" in result.stdout
     assert "warning: 1 group(s) of labels" in result.stdout and "'A' and 'A '" in result.stdout
     record = json.loads((tmp_path / "out" / "solution.json").read_text())
@@ -135,6 +139,63 @@ def test_mistakes_are_one_line_and_exit_2(
     for word in words:
         assert word in line
     assert list(tmp_path.iterdir()) == []
+
+
+def models(path: Path, size: int, n: int) -> Path:
+    """Write n comparisons of `size` models whose strengths are standard normal."""
+    g = np.random.default_rng(0)
+    strength = g.normal(size=size)
+    a = g.integers(size, size=n)
+    b = (a + g.integers(1, size, size=n)) % size
+    won = g.random(n) < 1 / (1 + np.exp(strength[b] - strength[a]))
+    outcome = np.where(won, "model_a", "model_b")
+    pandas.DataFrame({"model_a": a, "model_b": b, "winner": outcome}).to_csv(path, index=False)
+    return path
+
+
+def texts(path: Path, n: int) -> Path:
+    """Write n comparisons of two texts of their own, at a prompt of its own."""
+    long = "word " * 40
+    rows = {name: [f"{long}{name} {i}" for i in range(n)] for name in ("prompt", "chosen", "rejected")}
+    pandas.DataFrame(rows).to_csv(path, index=False)
+    return path
+
+
+@pytest.mark.parametrize("options", [[], ["--reward_class", "unconstrained", "--objective.base", "reference"]])
+def test_texts_that_occur_once_take_memory_for_themselves_only(tmp_path: Path, options: list[str]) -> None:
+    """2,000 rows: one table over all prompts and texts would be 64 MB, one of wins 32 GB. Lines stay short."""
+    path = texts(tmp_path / "t.csv", 2000)
+    tracemalloc.start()
+    result = rpo("solve", path, *options)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert result.returncode == 0 and "Certified optimal" in result.stdout, result
+    assert "2000 distinct comparisons at 2000 prompt(s)" in result.stdout
+    assert peak < 60e6
+    assert max(map(len, result.stdout.splitlines()[1:30])) < 250
+
+
+@pytest.mark.parametrize(
+    ("write", "memory"),
+    [
+        pytest.param(lambda path: models(path, 1000, 10**6), 1e9, id="1,000 models, 1e6 comparisons"),
+        pytest.param(lambda path: texts(path, 3000), 5e8, id="3,000 rows of free text"),
+        pytest.param(lambda path: texts(path, 30_000), 1e9, id="30,000 rows of free text"),
+    ],
+)
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+@pytest.mark.slow
+def test_solve_at_scale_in_a_minute_and_modest_memory(tmp_path: Path, write: Any, memory: float) -> None:
+    """The peak is that of the process itself, as the kernel counts it; a minute on an idle core, three on a busy."""
+    path = write(tmp_path / "t.csv")
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom rpo.cli import main\ncode = main(sys.argv[1:])\n"
+        "print('peak', Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])\nsys.exit(code)"
+    )
+    command = [sys.executable, "-c", script, "solve", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
+    assert "Certified optimal" in done.stdout
+    assert float(done.stdout.split("peak ")[1]) * 1024 < memory
 
 
 def test_an_unknown_configuration_key_is_refused(tmp_path: Path) -> None:
