@@ -59,7 +59,7 @@ def data_check_command(
 
     tokenizer = load_tokenizer(model)
     pairs = prepare_pairs(
-        load(DataSource(source=source, split=split, name=name, binarize=binarize), seed),
+        load(DataSource(source=source, split=split, name=name, binarize=binarize), seed, on_refused="drop"),
         tokenizer,
         max_length=max_length,
         max_prompt_length=max_prompt_length,
