@@ -11,6 +11,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from rpo import __version__, commands, llm_commands, train_command
 from rpo.compare import gold_command as enumerable_command
+from rpo.core import shown
 from rpo.core.errors import InaccurateSolution, RPOError
 from rpo.eval import benchmark_command, gold_command, judge_command
 from rpo.explore import command as explorer
@@ -146,7 +147,7 @@ def _without_command(parser: ArgumentParser, given: list[str]) -> int:
 
 def _refuse(who: str, errors: Sequence[object]) -> int:
     for error in errors:
-        print(f"{who}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{who}: error: {shown.line(' '.join(str(error).split()))}", file=sys.stderr)
     return 2
 
 
