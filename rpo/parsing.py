@@ -114,7 +114,7 @@ def config_mistakes(arguments: Sequence[str]) -> list[str]:
 
 
 def _config_paths(arguments: Sequence[str]) -> list[str]:
-    pairs = zip(arguments, [*arguments[1:], ""], strict=False)  # of no arguments, none
+    pairs = zip(arguments, [*arguments[1:], ""], strict=False)
     return [one.partition("=")[2] or after for one, after in pairs if one.partition("=")[0] == "--config"]
 
 

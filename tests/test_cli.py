@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -203,6 +204,140 @@ def test_an_unknown_configuration_key_is_refused(tmp_path: Path) -> None:
     assert "reward_bounds" in refused(rpo("solve", CITATIONS, "--config", tmp_path / "bad.yaml"))
     (tmp_path / "broken.yaml").write_text("reward_bound: [3\n")
     assert "config" in refused(rpo("solve", CITATIONS, "--config", tmp_path / "broken.yaml"))
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]\n" for k in range(1, 12)
+)
+CONFIGS: dict[str, tuple[bytes, str]] = {
+    "not UTF-8": (b"pairs: \xff\n", "config: expected text in UTF-8"),
+    "UTF-16": ("reward_bound: 3".encode("utf-16"), "config: expected text in UTF-8"),
+    "bytes": (bytes(range(256)), "config: expected text in UTF-8"),
+    "bomb": (BOMB.encode(), "its aliases stand for more than 1,000,000 values"),
+    "holds itself": (b"objective: &a [*a]\n", "aliases"),
+    "deep": (b"objective: " + b"[" * 5000 + b"]" * 5000, "nest"),
+    "a config in a config": (b"config: other.yaml\n", "config: expected options in"),
+    "a list": (b"- 1\n", "Unexpected config"),
+    "a NUL": (b'output: "a\\0b"\n', "output: expected text without a NUL"),
+    "a tag": (b"pairs: !!python/name:os.system\n", "tag"),
+    "a control character": (b'output: "\x07"\n', "control characters"),
+    "an integer of 400 digits": (b"max_rows: 1\nreward_bound: " + b"9" * 400, "reward_bound"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configuration_files_that_no_parser_likes(name: str, tmp_path: Path) -> None:
+    content, words = CONFIGS[name]
+    (tmp_path / "c.yaml").write_bytes(content)
+    result = rpo("solve", CITATIONS, "--config", tmp_path / "c.yaml")
+    assert result.returncode == 2 and result.stdout == "" and "Traceback" not in result.stderr
+    assert words in result.stderr and max(map(len, result.stderr.split())) < 1000
+    assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["solve", CITATIONS, "--reward_bound", "9" * 400],
+        ["solve", CITATIONS, "--objective.beta", "9" * 400],
+        ["solve", CITATIONS, "--reward_bound", "9" * 5000],
+        ["simulate", "--output", "s", "--grid", '{"n": [%s]}' % ("9" * 400)],
+        ["simulate", "--output", "s", "--grid", "[" * 5000 + "]" * 5000],
+        ["simulate", "--output", "s", "--grid", '{"n": [3], "beta": [1], "eta": [1]}', "--seed", "9" * 400],
+        ["compare", "--output", "s", "--prompts", "9" * 400],
+        ["explore", "--port", "9" * 400],
+        ["solve", "o" * 5000],
+        ["solve", CITATIONS, "--output", "o" * 5000],
+        ["solve", CITATIONS, "--output", "/".join("o" * 200 for _ in range(100))],
+        ["solve", CITATIONS, "--config", "o" * 5000],
+        ["9" * 5000],
+    ],
+    ids=lambda arguments: " ".join(str(one)[:14] for one in arguments),
+)
+def test_long_numbers_deep_values_and_long_paths(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(refused(rpo(*arguments))) < 2000
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_is_no_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert "expected a folder" in refused(rpo("solve", CITATIONS, "--output", tmp_path / "pipe", "--overwrite", "true"))
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "out").mkdir()
+    os.mkfifo(tmp_path / "out" / "policy.csv")
+    result = rpo("solve", CITATIONS, "--output", tmp_path / "out")
+    assert result.returncode == 2 and "special file" in result.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["policy.csv"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["solve", CITATIONS], ["compare"], ["simulate", "--grid", '{"n": [30], "beta": [0.1], "eta": [0.1]}']],
+    ids=lambda command: command[0],
+)
+def test_a_folder_that_another_run_has_is_refused(command: list[str], tmp_path: Path) -> None:
+    code = "import sys, time; from rpo.core.locks import alone\nwith alone(sys.argv[1]): print(1, flush=True), input()"
+    holder = [sys.executable, "-c", code, str(tmp_path / "out")]
+    with subprocess.Popen(holder, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "1\n"
+        line = refused(rpo(*command, "--output", tmp_path / "out"))
+        assert "is in use by another run" in line and f"process {process.pid} on" in line
+        process.communicate("\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_is_one_line_that_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the parser, in the work, in a simulation between two chunks, which the same command then ends."""
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for place in ("rpo.cli.build_parser", "rpo.bandit.maximin.build_saddle"):
+        with monkeypatch.context() as patched:
+            patched.setattr(place, interrupt)
+            result = rpo("solve", CITATIONS, "--output", tmp_path / "out")
+        assert (result.returncode, result.stdout) == (130, "")
+        assert result.stderr == "rpo solve: interrupted. Nothing was written; the same command starts again.\n"
+        assert list(tmp_path.iterdir()) == []
+    command = ["simulate", "--grid", '{"n": [30, 60], "beta": [0.1], "eta": [0.1]}', "--seeds", 3, "--output", tmp_path]
+    from rpo.bandit.simulation.store import GridStore
+
+    save = GridStore.save
+    with monkeypatch.context() as patched:
+        patched.setattr(GridStore, "save", lambda self, index, *a: interrupt() if index else save(self, index, *a))
+        result = rpo(*command)
+    assert result.returncode == 130
+    assert f"The finished chunks are kept in {tmp_path}; the same command continues." in result.stderr
+    assert rpo(*command).returncode == 0 and (tmp_path / "table.parquet").exists()
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_quietly() -> None:
+    command = [sys.executable, "-m", "rpo.cli", "solve", str(CITATIONS)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(timeout=120) == 141
+        assert process.stderr is not None and process.stderr.read() == ""
+
+
+def test_secrets_do_not_reach_the_saved_configuration(tmp_path: Path) -> None:
+    """Of `rpo judge`, whose further options may hold one; the file says which was left out, and still parses."""
+    from rpo.cli import build_parser
+    from rpo.parsing import resolved_text
+
+    _, parser = build_parser("judge")
+    options = parser.parse_args(
+        ["a.jsonl", "--judge", "x", "--output", "o", "--options", '{"api_key": "sk-1", "max_completion_tokens": 5}']
+    )
+    text = resolved_text(parser, options)
+    assert "sk-1" not in text and "max_completion_tokens: 5" in text and "api_key_env: OPENAI_API_KEY" in text
+    assert text.startswith("# Not kept here, for it is secret: options.api_key. Give it again where it is needed.\n")
+    (tmp_path / "c.yaml").write_text(text)
+    again = parser.parse_args(["--config", str(tmp_path / "c.yaml")])
+    assert again["options"] == {"api_key": None, "max_completion_tokens": 5}
 
 
 def test_data_without_a_minimiser_is_refused_with_the_reason(tmp_path: Path) -> None:
