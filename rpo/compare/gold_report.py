@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter
 
 from rpo.compare.gold import GoldExperiment
 from rpo.compare.gold_evidence import ALL_DRAWS, BEST_OF_N, THEORY, TRAINED, by_source, methods, path_of
+from rpo.core import checks
 from rpo.core.records import staged_output, write_json
 from rpo.plotting import COLORS, NORMAL_95, new_figure, page, save, style
 from rpo.plotting.overoptimization import KL, REFERENCE, REWARDS, curves, root_scale
@@ -115,6 +116,7 @@ def save_gold(
 
     config: text of config.yaml, if any. All of it is written, or nothing.
     """
+    checks.instance("result", result, GoldExperiment)
     with staged_output(directory, overwrite=overwrite, marker=MARKER) as stage:
         if config is not None:
             (stage / "config.yaml").write_text(config, encoding="utf-8")

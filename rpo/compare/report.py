@@ -9,6 +9,7 @@ import pandas
 
 from rpo.compare import figures
 from rpo.compare.equivalence import Comparison
+from rpo.core import checks
 from rpo.core.records import environment, staged_output, write_json
 from rpo.plotting import page, save
 
@@ -24,6 +25,7 @@ def write_report(
     config: text of config.yaml, if any. Nothing appears in `directory` until all of it is written;
     report.json comes last.
     """
+    checks.instance("comparison", comparison, Comparison)
     with staged_output(directory, overwrite=overwrite, marker=MARKER) as stage:
         if config is not None:
             (stage / "config.yaml").write_text(config, encoding="utf-8")
