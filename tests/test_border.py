@@ -72,6 +72,9 @@ CALLS = {
         bandit.solve, **DATA_PAIR, objective=RPO(beta=0.5, eta=0.2, base="custom"), base_policy=UNIFORM, method="newton"
     ),
     "solve baseline": call(bandit.solve, "problem", "data", **DATA_PAIR, objective=baselines.PlugIn(beta=0.5)),
+    "solve reference": call(
+        bandit.solve, "problem", "data", **DATA_PAIR, objective=baselines.ReferencePolicy()
+    ),
     "solve_batch": call(
         bandit.solve_batch, "wins", "objective", "reference", "reward_class", wins=DATA.wins()[None],
         objective=OBJECTIVE, reference=PROBLEM.reference, reward_class=Box(2.0), d0=PROBLEM.d0,
