@@ -86,6 +86,13 @@ def is_listed(value: object) -> TypeGuard[Iterable[Any]]:
     return plain and getattr(value, "ndim", 1) != 0
 
 
+def listed(name: str, value: Any) -> list[Any]:
+    """Return the items of `value`, or refuse what holds none to go through."""
+    if not is_listed(value):
+        raise InvalidArgument(name, expected="a list", got=shown(value), remedy="Write [value] for a single one.")
+    return list(value)
+
+
 def labels(name: str, value: Any, size: int) -> tuple[str, ...] | None:
     """Return `value` as a tuple of `size` labels, or None as it is; refuse another number of them, and one text."""
     if value is None:

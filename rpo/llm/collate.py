@@ -93,8 +93,8 @@ class PairCollator:
             return
         long = []
         for pair in pairs:
-            prompt, responses = self.group_of(pair)
-            total = len(prompt) + max(map(len, responses))
+            group = self.group_of(pair)
+            total = len(group.prompt_ids) + max(map(len, group.responses))
             if total > self.positions:
                 long.append((pair.row, total))
         if long:

@@ -207,7 +207,14 @@ class RPOConfig(TrainerConfig):
                 got="both",
                 remedy="Leave one of them out.",
             )
-        return checks.instance("objective", objective, Objective, remedy="Pass rpo.RPO(beta=0.1, eta=0.005), say.")
+        if not isinstance(objective, Objective):
+            raise InvalidArgument(
+                "objective",
+                expected="an RPO or a DPO",
+                got=type(objective).__name__,
+                remedy="Pass rpo.RPO(beta=0.1, eta=0.005), say.",
+            )
+        return objective
 
     def base_slots(self, base: str) -> dict[str, float]:
         """Return the weight of each source of pi_base: {"chosen": 1.0} unless the objective says otherwise."""

@@ -149,8 +149,8 @@ class Cell:
             if isinstance(draw, _Draw) and answer.policy is not None:
                 proxy_reward = likely.reward if likely is not None and likely.status == "certified" else None
                 base = self._base(i, draw, method)
-                row |= outcome_unchecked(answer.policy, draw.problem, base, proxy_reward)
-                row["gap"] = draw.best - row["reward/gold"]
+                worth = outcome_unchecked(answer.policy, draw.problem, base, proxy_reward)
+                row |= {**worth, "gap": draw.best - worth["reward/gold"]}
             rows.append(row)
         return rows
 
