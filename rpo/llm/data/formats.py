@@ -210,10 +210,10 @@ class _Reader:
         return number
 
     def cut(self, column: str) -> bool:
-        return self.row.get(f"{column}_finish_reason") == "length"
+        return bool(plain(self.row.get(f"{column}_finish_reason")) == "length")
 
     def base_cuts(self, column: str | None, count: int) -> list[bool]:
-        reasons = self.row.get(f"{column}_finish_reason")
+        reasons = plain(self.row.get(f"{column}_finish_reason"))
         if not isinstance(reasons, (list, tuple)):
             reasons = [reasons] * count
         if len(reasons) != count:

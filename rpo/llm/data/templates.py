@@ -242,7 +242,7 @@ class Renderer:
     def _refuse_prefix(self, row: int, column: str, prompt: str, full: str) -> None:
         at = common_length(prompt, full)
         excerpts = [text[max(0, at - AROUND) : at + AROUND] for text in (prompt, full)]
-        tokens = [self._tokenizer.tokenize(text) for text in excerpts]
+        tokens = [self._tokenizer.tokenize(text.encode(errors="replace").decode()) for text in excerpts]
         raise RefusedRow(
             row, column, reason="template_prefix", expected="a prompt that the full conversation begins with",
             got=f"prompt ...{excerpts[0]!r} {tokens[0]} and full text ...{excerpts[1]!r} {tokens[1]}",
