@@ -13,6 +13,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from rpo import __version__, commands, llm_commands, train_command
 from rpo.compare import gold_command as enumerable_command
+from rpo.core import shown
 from rpo.core.errors import InaccurateSolution, LookAlikeLabels, RPOError
 from rpo.core.locks import alone
 from rpo.eval import benchmark_command, gold_command, judge_command
@@ -197,7 +198,7 @@ def _without_command(parser: ArgumentParser, given: list[str]) -> int:
 def _refuse(who: str, errors: Sequence[object]) -> int:
     for error in errors:
         words = (word if len(word) <= LONGEST_WORD else f"{word[:LONGEST_WORD]}..." for word in str(error).split())
-        print(f"{who}: error: {' '.join(words)}", file=sys.stderr)
+        print(f"{who}: error: {shown.line(' '.join(words))}", file=sys.stderr)
     return 2
 
 

@@ -230,10 +230,13 @@ def _policy_rows(counts: PreferenceCounts, solution: Solution) -> pandas.DataFra
     )
 
 
-def _shown(label: str) -> str:
-    """Return a label as a terminal can show it: short, and what cannot be printed as its escape."""
-    short = label if len(label) <= MAX_LABEL else label[: MAX_LABEL - 3] + "..."
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in short)
+def _printable(text: str) -> str:
+    """Return a text of the user's with its control characters as escapes, which a terminal does not obey."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _short(label: str) -> str:
+    return _printable(label if len(label) <= MAX_LABEL else label[: MAX_LABEL - 3] + "...")
 
 
 def _print_solution(table: PreferenceTable, solution: Solution, frame: pandas.DataFrame) -> None:
@@ -241,14 +244,14 @@ def _print_solution(table: PreferenceTable, solution: Solution, frame: pandas.Da
     from rpo.bandit.tables import look_alike_sentence
 
     shown = frame.head(MAX_ROWS)
-    shown = shown.assign(prompt=shown["prompt"].map(_shown), response=shown["response"].map(_shown))
+    shown = shown.assign(prompt=shown["prompt"].map(_short), response=shown["response"].map(_short))
     if table.counts.num_prompts == 1:
         shown = shown.drop(columns="prompt")
     print(f"{table.counts.n:g} comparisons from {table.source}")
     if table.unused_columns:
-        print(f"columns not used: {', '.join(table.unused_columns)}")
+        print(f"columns not used: {', '.join(map(_printable, table.unused_columns))}")
     for reason, number in table.dropped.items():
-        print(f"left out: {number} rows ({reason})")
+        print(f"left out: {number} rows ({_printable(reason)})")
     if table.look_alikes:
         print(f"warning: {look_alike_sentence(table)}")
     print(shown.to_string(index=False, float_format=lambda value: f"{value:.4g}"))

@@ -29,30 +29,30 @@ class DataSource:
     streaming: bool = False
 
 
-def load(given: str | DataSource | list[DataSource], seed: int) -> Any:
+def load(given: str | DataSource | list[DataSource], seed: int, *, on_refused: str = "error") -> Any:
     """Return what `rpo.llm.fit` takes; seed: of mixtures and of random binarization. Raises InvalidArgument.
 
-    A plain name stays one, since records quote it.
+    A plain name stays one, since records quote it. on_refused: of rows that are to be binarized.
     """
     if isinstance(given, str):
         return given
     if isinstance(given, DataSource):
-        return _load(given, seed)
+        return _load(given, seed, on_refused)
     from rpo.llm.data import mix
 
     if not given:
         raise InvalidArgument("dataset", expected="at least one source", got="none", remedy="Name one.")
-    mixture = mix([(_load(one, seed), one.weight) for one in given], rng=seed)
+    mixture = mix([(_load(one, seed, on_refused), one.weight) for one in given], rng=seed)
     return mixture if any(one.streaming for one in given) else list(mixture)
 
 
-def _load(one: DataSource, seed: int) -> Any:
+def _load(one: DataSource, seed: int, on_refused: str) -> Any:
     from rpo.llm.data import binarize, load_preferences
 
     rows = load_preferences(one.source, split=one.split, name=one.name, streaming=one.streaming)
     if one.binarize is None:
         return rows
-    pairs = binarize(rows, strategy=one.binarize, rng=seed)
+    pairs = binarize(rows, strategy=one.binarize, rng=seed, on_refused=on_refused)
     if one.streaming:
         return pairs
     kept = list(pairs)
@@ -60,5 +60,6 @@ def _load(one: DataSource, seed: int) -> Any:
     print(
         f"{one.source}: {report.rows} scored rows gave {report.pairs} pairs; dropped {report.ties} ties and "
         f"{report.too_few} with fewer than two scores ({report.unscored} completions had none)"
+        + (f", refused {report.refused} that are not scored" if report.refused else "")
     )
     return kept

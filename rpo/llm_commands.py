@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from rpo.core import shown
 from rpo.core.errors import InvalidArgument, OutputError
 from rpo.core.lines import read_lines
 from rpo.data_source import DataSource, load
@@ -59,7 +60,7 @@ def data_check_command(
 
     tokenizer = load_tokenizer(model)
     pairs = prepare_pairs(
-        load(DataSource(source=source, split=split, name=name, binarize=binarize), seed),
+        load(DataSource(source=source, split=split, name=name, binarize=binarize), seed, on_refused="drop"),
         tokenizer,
         max_length=max_length,
         max_prompt_length=max_prompt_length,
@@ -69,7 +70,7 @@ def data_check_command(
         weight_column=weight_column,
     )
     check = check_pairs(pairs, tokenizer, samples=samples)
-    text = check.render()
+    text = shown.text(check.render())
     print(text)
     if output is not None:
         with staged_output(output, overwrite=overwrite, marker="report.json") as stage:
@@ -135,9 +136,9 @@ def generate_command(
         rows += [{"model": name, **row} for row in answers]
     if target is None:
         for row in rows:
-            print(f"{row['model'] if len(models) > 1 else ''}> {_prompt_text(row['prompt'])}")
+            print(shown.text(f"{row['model'] if len(models) > 1 else ''}> {_prompt_text(row['prompt'])}"))
             for text, reason in zip(row["responses"], row["finish_reasons"], strict=True):
-                print(text + (" [...]" if reason == "length" else ""))
+                print(shown.text(text) + (" [...]" if reason == "length" else ""))
         return
     _write_lines(target, rows)
     target.with_suffix(".config.yaml").write_text(resolved, encoding="utf-8")

@@ -93,9 +93,11 @@ def train_command(
     training.model_init_kwargs = {key: value for key, value in keywords.items() if value is not None}
     run = fit(
         model,
-        load(dataset, training.seed),
+        load(dataset, training.seed, on_refused=training.on_refused),
         objective,
-        eval_dataset=None if eval_dataset is None else load(eval_dataset, training.seed),
+        eval_dataset=None
+        if eval_dataset is None
+        else load(eval_dataset, training.seed, on_refused=training.on_refused),
         tokenizer=None if revision is None else load_tokenizer(model, revision=revision),
         ref_model=ref_model,
         peft_config=None if lora is None else _lora_keywords(lora),

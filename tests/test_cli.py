@@ -3,10 +3,14 @@
 import contextlib
 import io
 import json
+import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas
 import pytest
 
@@ -97,10 +101,11 @@ def test_arena_votes_with_ties_are_counted_and_reported(tmp_path: Path) -> None:
 
 def test_bad_cells_and_labels_that_look_alike_are_counted_and_named(tmp_path: Path) -> None:
     """One cell is missing; "A" and "A " stay two responses; everything goes to stdout, where the answer is."""
-    (tmp_path / "t.csv").write_text("chosen,rejected\nA,B\nA ,B\nB,A\n,B\n")
+    (tmp_path / "t.csv").write_text("chosen,rejected\nA,B\nA ,B\nB,A\n,B\nesc\x1b[31m\x85,B\n", encoding="utf-8")
     result = rpo("solve", tmp_path / "t.csv", "--output", tmp_path / "out")
     assert (result.returncode, result.stderr) == (0, "")
-    assert "3 comparisons" in result.stdout
+    assert "4 comparisons" in result.stdout
+    assert "\x1b" not in result.stdout and r"esc\x1b[31m\x85" in result.stdout  # shown, not sent to the terminal
     assert "left out: 1 rows (missing chosen, first '' at line 5)" in result.stdout
     assert "warning: 1 group(s) of labels" in result.stdout and "'A' and 'A '" in result.stdout
     record = json.loads((tmp_path / "out" / "solution.json").read_text())
@@ -137,11 +142,202 @@ def test_mistakes_are_one_line_and_exit_2(
     assert list(tmp_path.iterdir()) == []
 
 
+def models(path: Path, size: int, n: int) -> Path:
+    """Write n comparisons of `size` models whose strengths are standard normal."""
+    g = np.random.default_rng(0)
+    strength = g.normal(size=size)
+    a = g.integers(size, size=n)
+    b = (a + g.integers(1, size, size=n)) % size
+    won = g.random(n) < 1 / (1 + np.exp(strength[b] - strength[a]))
+    outcome = np.where(won, "model_a", "model_b")
+    pandas.DataFrame({"model_a": a, "model_b": b, "winner": outcome}).to_csv(path, index=False)
+    return path
+
+
+def texts(path: Path, n: int) -> Path:
+    """Write n comparisons of two texts of their own, at a prompt of its own."""
+    long = "word " * 40
+    rows = {name: [f"{long}{name} {i}" for i in range(n)] for name in ("prompt", "chosen", "rejected")}
+    pandas.DataFrame(rows).to_csv(path, index=False)
+    return path
+
+
+@pytest.mark.parametrize("options", [[], ["--reward_class", "unconstrained", "--objective.base", "reference"]])
+def test_texts_that_occur_once_take_memory_for_themselves_only(tmp_path: Path, options: list[str]) -> None:
+    """2,000 rows: one table over all prompts and texts would be 64 MB, one of wins 32 GB. Lines stay short."""
+    path = texts(tmp_path / "t.csv", 2000)
+    tracemalloc.start()
+    result = rpo("solve", path, *options)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert result.returncode == 0 and "Certified optimal" in result.stdout, result
+    assert "2000 distinct comparisons at 2000 prompt(s)" in result.stdout
+    assert peak < 60e6
+    assert max(map(len, result.stdout.splitlines()[1:30])) < 250
+
+
+@pytest.mark.parametrize(
+    ("write", "memory"),
+    [
+        pytest.param(lambda path: models(path, 1000, 10**6), 1e9, id="1,000 models, 1e6 comparisons"),
+        pytest.param(lambda path: texts(path, 3000), 5e8, id="3,000 rows of free text"),
+        pytest.param(lambda path: texts(path, 30_000), 1e9, id="30,000 rows of free text"),
+    ],
+)
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+@pytest.mark.slow
+def test_solve_at_scale_in_a_minute_and_modest_memory(tmp_path: Path, write: Any, memory: float) -> None:
+    """The peak is that of the process itself, as the kernel counts it; a minute on an idle core, three on a busy."""
+    path = write(tmp_path / "t.csv")
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom rpo.cli import main\ncode = main(sys.argv[1:])\n"
+        "print('peak', Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])\nsys.exit(code)"
+    )
+    command = [sys.executable, "-c", script, "solve", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
+    assert "Certified optimal" in done.stdout
+    assert float(done.stdout.split("peak ")[1]) * 1024 < memory
+
+
 def test_an_unknown_configuration_key_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("reward_bounds: 3\n")
     assert "reward_bounds" in refused(rpo("solve", CITATIONS, "--config", tmp_path / "bad.yaml"))
     (tmp_path / "broken.yaml").write_text("reward_bound: [3\n")
     assert "config" in refused(rpo("solve", CITATIONS, "--config", tmp_path / "broken.yaml"))
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]\n" for k in range(1, 12)
+)
+CONFIGS: dict[str, tuple[bytes, str]] = {
+    "not UTF-8": (b"pairs: \xff\n", "config: expected text in UTF-8"),
+    "UTF-16": ("reward_bound: 3".encode("utf-16"), "config: expected text in UTF-8"),
+    "bytes": (bytes(range(256)), "config: expected text in UTF-8"),
+    "bomb": (BOMB.encode(), "its aliases stand for more than 1,000,000 values"),
+    "holds itself": (b"objective: &a [*a]\n", "aliases"),
+    "deep": (b"objective: " + b"[" * 5000 + b"]" * 5000, "nest"),
+    "a config in a config": (b"config: other.yaml\n", "config: expected options in"),
+    "a list": (b"- 1\n", "Unexpected config"),
+    "a NUL": (b'output: "a\\0b"\n', "output: expected text without a NUL"),
+    "a tag": (b"pairs: !!python/name:os.system\n", "tag"),
+    "a control character": (b'output: "\x07"\n', "control characters"),
+    "an integer of 400 digits": (b"max_rows: 1\nreward_bound: " + b"9" * 400, "reward_bound"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configuration_files_that_no_parser_likes(name: str, tmp_path: Path) -> None:
+    content, words = CONFIGS[name]
+    (tmp_path / "c.yaml").write_bytes(content)
+    result = rpo("solve", CITATIONS, "--config", tmp_path / "c.yaml")
+    assert result.returncode == 2 and result.stdout == "" and "Traceback" not in result.stderr
+    assert words in result.stderr and max(map(len, result.stderr.split())) < 1000
+    assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["solve", CITATIONS, "--reward_bound", "9" * 400],
+        ["solve", CITATIONS, "--objective.beta", "9" * 400],
+        ["solve", CITATIONS, "--reward_bound", "9" * 5000],
+        ["simulate", "--output", "s", "--grid", '{"n": [%s]}' % ("9" * 400)],
+        ["simulate", "--output", "s", "--grid", "[" * 5000 + "]" * 5000],
+        ["simulate", "--output", "s", "--grid", '{"n": [3], "beta": [1], "eta": [1]}', "--seed", "9" * 400],
+        ["compare", "--output", "s", "--prompts", "9" * 400],
+        ["explore", "--port", "9" * 400],
+        ["solve", "o" * 5000],
+        ["solve", CITATIONS, "--output", "o" * 5000],
+        ["solve", CITATIONS, "--output", "/".join("o" * 200 for _ in range(100))],
+        ["solve", CITATIONS, "--config", "o" * 5000],
+        ["9" * 5000],
+    ],
+    ids=lambda arguments: " ".join(str(one)[:14] for one in arguments),
+)
+def test_long_numbers_deep_values_and_long_paths(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(refused(rpo(*arguments))) < 2000
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_is_no_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert "expected a folder" in refused(rpo("solve", CITATIONS, "--output", tmp_path / "pipe", "--overwrite", "true"))
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "out").mkdir()
+    os.mkfifo(tmp_path / "out" / "policy.csv")
+    result = rpo("solve", CITATIONS, "--output", tmp_path / "out")
+    assert result.returncode == 2 and "special file" in result.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["policy.csv"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["solve", CITATIONS], ["compare"], ["simulate", "--grid", '{"n": [30], "beta": [0.1], "eta": [0.1]}']],
+    ids=lambda command: command[0],
+)
+def test_a_folder_that_another_run_has_is_refused(command: list[str], tmp_path: Path) -> None:
+    code = "import sys, time; from rpo.core.locks import alone\nwith alone(sys.argv[1]): print(1, flush=True), input()"
+    holder = [sys.executable, "-c", code, str(tmp_path / "out")]
+    with subprocess.Popen(holder, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "1\n"
+        line = refused(rpo(*command, "--output", tmp_path / "out"))
+        assert "is in use by another run" in line and f"process {process.pid} on" in line
+        process.communicate("\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_is_one_line_that_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the parser, in the work, in a simulation between two chunks, which the same command then ends."""
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for place in ("rpo.cli.build_parser", "rpo.bandit.maximin.build_saddle"):
+        with monkeypatch.context() as patched:
+            patched.setattr(place, interrupt)
+            result = rpo("solve", CITATIONS, "--output", tmp_path / "out")
+        assert (result.returncode, result.stdout) == (130, "")
+        assert result.stderr == "rpo solve: interrupted. Nothing was written; the same command starts again.\n"
+        assert list(tmp_path.iterdir()) == []
+    command = ["simulate", "--grid", '{"n": [30, 60], "beta": [0.1], "eta": [0.1]}', "--seeds", 3, "--output", tmp_path]
+    from rpo.bandit.simulation.store import GridStore
+
+    save = GridStore.save
+    with monkeypatch.context() as patched:
+        patched.setattr(GridStore, "save", lambda self, index, *a: interrupt() if index else save(self, index, *a))
+        result = rpo(*command)
+    assert result.returncode == 130
+    assert f"The finished chunks are kept in {tmp_path}; the same command continues." in result.stderr
+    assert rpo(*command).returncode == 0 and (tmp_path / "table.parquet").exists()
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_quietly() -> None:
+    command = [sys.executable, "-m", "rpo.cli", "solve", str(CITATIONS)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(timeout=120) == 141
+        assert process.stderr is not None and process.stderr.read() == ""
+
+
+def test_secrets_do_not_reach_the_saved_configuration(tmp_path: Path) -> None:
+    """Of `rpo judge`, whose further options may hold one; the file says which was left out, and still parses."""
+    from rpo.cli import build_parser
+    from rpo.parsing import resolved_text
+
+    _, parser = build_parser("judge")
+    options = parser.parse_args(
+        ["a.jsonl", "--judge", "x", "--output", "o", "--options", '{"api_key": "sk-1", "max_completion_tokens": 5}']
+    )
+    text = resolved_text(parser, options)
+    assert "sk-1" not in text and "max_completion_tokens: 5" in text and "api_key_env: OPENAI_API_KEY" in text
+    assert text.startswith("# Not kept here, for it is secret: options.api_key. Give it again where it is needed.\n")
+    (tmp_path / "c.yaml").write_text(text)
+    again = parser.parse_args(["--config", str(tmp_path / "c.yaml")])
+    assert again["options"] == {"api_key": None, "max_completion_tokens": 5}
 
 
 def test_data_without_a_minimiser_is_refused_with_the_reason(tmp_path: Path) -> None:

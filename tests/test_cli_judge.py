@@ -1,6 +1,7 @@
 """`rpo judge`, as its user meets it: files of responses, a judge on loopback, a folder of results."""
 
 import contextlib
+import csv
 import io
 import json
 import os
@@ -322,6 +323,58 @@ def test_what_cannot_be_judged_is_refused_and_leaves_nothing(here: Path, change:
     result = rpo("judge", *files, *(part for item in options.items() for part in item))
     assert result.returncode == 2 and words in result.stderr, result.stderr
     assert sorted(here.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("b.jsonl", b"[" * 100000, "b.jsonl, line 1: expected a row"),
+        ("b.jsonl", b'{"prompt": "p0", "responses": ["\xff"]}', "b.jsonl ('utf-8' codec"),
+        ("b.jsonl", b"1" * 5000, "b.jsonl, line 1: expected a row"),
+        ("b.jsonl", b'{"prompt": ' + b"9" * 400 + b', "responses": ["x"]}', "b.jsonl, line 1: expected a row"),
+        ("b.jsonl", b'{"prompt": [{"role": "user", "content": {"a": 1}}], "responses": ["x"]}', "all models answer"),
+        ("b.jsonl", None, "b.jsonl ([Errno"),
+        ("out/verdicts.jsonl", b"[" * 100000 + b"\n{}\n", "verdicts.jsonl, line 1: expected JSON"),
+        ("out/verdicts.jsonl", b"\xff\xfe\n{}\n", "verdicts.jsonl, line 1: expected JSON"),
+        ("out/verdicts.jsonl", b"null\n", "verdicts.jsonl, line 1: expected a row"),
+        ("out/verdicts.jsonl", b'{"prompt": [{"a": ' + b"[" * 900 + b"]" * 900 + b'}], "first": "a", "second": "b", '
+         b'"verdict": "tie", "key": [], "judge": 7}\n', "its key is not the digest"),
+        ("out/verdicts.jsonl", b'{"failure": 7, "key": {}, "input_tokens": ' + b"9" * 400 + b"}\n", ""),
+        ("out/verdicts.jsonl", None, "expected a writable file"),
+        ("out/results.json", b"[" * 100000, "expected a folder without an earlier result"),
+        ("out/results.json", b'{"status": {}}', ""),
+    ],
+)  # fmt: skip
+def test_damaged_files_are_refused_in_one_line(here: Path, name: str, content: bytes | None, words: str) -> None:
+    """Deep, not UTF-8, numbers of hundreds of digits, folders, other kinds; what does no harm is read past."""
+    files = [write("a.jsonl", "a", [1, 2]), write("b.jsonl", "b", [2, 1])]
+    path = here / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.mkdir() if content is None else path.write_bytes(content)
+    result = rpo("judge", *files, "--judge", "scorer:length", "--output", "out")
+    assert result.returncode == (2 if words else 0) and words in result.stderr, result.stderr
+    assert len(result.stderr.splitlines()) == (1 if words else 0)
+    assert content is None or not words or path.read_bytes() == content
+
+
+def test_names_of_models_are_shown_as_words(here: Path) -> None:
+    """Written and printed, in the plan, the matrices and the sentences: no escape sequence, script, link or formula."""
+    name = "=1+1|<script>[x](javascript:y)\x1b[2J\n"
+    files = [
+        write("a.jsonl", name, [3, 1, 2]),
+        write("b.jsonl", "b", [1, 2, 1]),
+        write("c.jsonl", "c\u202e", [1, 1, 3]),
+    ]
+    result = rpo("judge", *files, "--judge", "scorer:length", "--output", "out")
+    assert result.returncode == 0, result.stderr
+    said = result.stdout + "".join((here / "out" / f"matrix.{end}").read_text() for end in ("md", "csv"))
+    assert "\x1b" not in said and "\u202e" not in said and "\\x1b[2J\\n" in result.stdout
+    table = (here / "out" / "matrix.md").read_text()
+    assert "&lt;script&gt;\\[x\\]" in table and len({line.count(" | ") for line in table.splitlines()}) == 1
+    corner, *cells = next(csv.reader(io.StringIO((here / "out" / "matrix.csv").read_text())))
+    assert cells[0].startswith("'=1+1|") and corner == "win rate of row against column"
+    assert json.loads((here / "out" / "results.json").read_text())["models"][0] == name
 
 
 def test_several_models_answer_one_file_of_prompts(here: Path) -> None:

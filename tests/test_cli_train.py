@@ -215,6 +215,8 @@ def test_generate_prints_or_writes_samples(here: Path) -> None:
     options = ["--model", "./model", "--num_samples", "2", "--max_new_tokens", "4"]
     printed = rpo("generate", *options, "--prompts", "w1 w2").stdout.splitlines()
     assert printed[0] == "> w1 w2" and len(printed) == 3
+    said = rpo("generate", *options, "--prompts", "w1 \x1b[2J").stdout
+    assert "\x1b" not in said and "> w1 \\x1b[2J" in said
     (here / "prompts.jsonl").write_text(json.dumps({"prompt": "w1 w2"}) + "\n" + json.dumps(pair(3)) + "\n")
     assert rpo("generate", *options, "--prompts", "prompts.jsonl", "--output", "samples.jsonl").returncode == 0
     rows = [json.loads(line) for line in (here / "samples.jsonl").read_text().splitlines()]

@@ -131,7 +131,10 @@ def solve(
             got="one",
             remedy="A baseline's options are its fields.",
         )
-    return objective.solve(problem, data, rng=rng)
+    checks.instance("problem", problem, ContextualBandit)
+    checks.instance("data", data, PreferenceCounts)
+    made = objective.solve(problem, data, rng=rng)
+    return checks.instance(f"{type(objective).__name__}.solve", made, PolicyResult, remedy="Return a PolicyResult.")
 
 
 def _solve_maximin(

@@ -53,16 +53,26 @@ def policy_outcome(
     shape = checks.instance("problem", problem, ContextualBandit).reference.shape
     policy = checks.probabilities("policy", policy, shape=shape)
     base = checks.probabilities("base", base, shape=shape)
+    if proxy_reward is not None:
+        proxy_reward = checks.finite("proxy_reward", proxy_reward, shape=shape)
+    return outcome_unchecked(policy, problem, base, proxy_reward)
+
+
+def outcome_unchecked(
+    policy: Array, problem: ContextualBandit, base: Array, proxy_reward: Array | None
+) -> dict[str, float]:
+    """Return `policy_outcome` of tables that the caller made or has checked: sweeps take it of every row."""
     kl = problem.d0 @ kl_divergence(policy, problem.reference)
     outcome = {"kl/reference": float(kl)}
     if problem.reward is not None:
-        outcome["reward/gold"] = problem.expected_reward(policy)
+        outcome["reward/gold"] = problem._expected_reward(policy)
     if proxy_reward is not None:
-        proxy_reward = checks.finite("proxy_reward", proxy_reward, shape=shape)
         outcome["reward/proxy"] = float(problem.d0 @ ((policy - base) * proxy_reward).sum(axis=1))
     return outcome
 
 
 def total_variation(first: Array, second: Array) -> Array:
     """Return half the L1 distance of two policies (X, A), one number a prompt: (X,)."""
+    first = checks.finite("first", first, shape=(None, None))
+    second = checks.finite("second", second, shape=first.shape)
     return np.asarray(0.5 * np.abs(first - second).sum(axis=1))

@@ -164,10 +164,9 @@ class ContextualBandit:
 
     def expected_reward(self, policy: Array) -> float:
         """Return gold J(pi) = E_{d0, pi}[r*], in reward units. policy: (X, A). Source: paper, Eq. (2.3)."""
-        return self._value("policy", policy)
+        return self._expected_reward(checks.probabilities("policy", policy, shape=self.reference.shape))
 
-    def _value(self, name: str, policy: Array) -> float:
-        policy = checks.probabilities(name, policy, shape=self.reference.shape)
+    def _expected_reward(self, policy: Array) -> float:
         return float(self.d0 @ (policy * self.true_reward()).sum(axis=1))
 
     def greedy_policy(self) -> Array:
@@ -178,8 +177,11 @@ class ContextualBandit:
 
     def suboptimality(self, policy: Array, comparator: Array | None = None) -> float:
         """Return Gap = J(comparator) - J(policy), comparator greedy by default. Source: paper, Eq. (2.5)."""
-        best = self.greedy_policy() if comparator is None else comparator
-        return self._value("comparator", best) - self._value("policy", policy)
+        worth = self.expected_reward(policy)
+        if comparator is None:
+            return self._expected_reward(self.greedy_policy()) - worth
+        comparator = checks.probabilities("comparator", comparator, shape=self.reference.shape)
+        return self._expected_reward(comparator) - worth
 
     def softmax_policy(self) -> TabularSoftmaxPolicy:
         """Return a trainable table that starts at the reference."""

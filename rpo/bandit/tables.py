@@ -13,7 +13,7 @@ import re
 import reprlib
 import unicodedata
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ import numpy as np
 
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.problem import ContextualBandit
-from rpo.bandit.table_rows import Layout, Rows, open_rows, unwritable
+from rpo.bandit.table_rows import Layout, open_rows, unwritable
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument, LookAlikeLabels, OutputError
+from rpo.core.progress import track
 
 TIES = ("drop", "half", "error")
 TIE_REASONS = {
@@ -34,9 +35,21 @@ TIE_REASONS = {
     "bothbad": "tie, both bad",
     "tie (inconsistent)": "tie, inconsistent",
 }
-ONE_HOT_OUTCOMES = {(True, False, False): "model_a", (False, True, False): "model_b", (False, False, True): "tie"}
-FLAGS = {True: True, "1": True, "1.0": True, "true": True, False: False, "0": False, "0.0": False, "false": False}
+ONE_HOT_OUTCOMES: dict[tuple[bool | None, ...], str] = {
+    (True, False, False): "model_a", (False, True, False): "model_b", (False, False, True): "tie",
+}  # fmt: skip
+FLAGS: dict[Any, bool] = {
+    True: True,
+    "1": True,
+    "1.0": True,
+    "true": True,
+    False: False,
+    "0": False,
+    "0.0": False,
+    "false": False,
+}
 NAMED_LOOK_ALIKES = 3
+LONG_READ = 30_000_000  # bytes from which the rows read are shown: a few seconds
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -83,7 +96,8 @@ def read_preferences(path: str | Path, *, ties: str = "drop", prompt_column: str
     try:
         # closing: the reader restores what it changed even while an exception keeps it alive
         with contextlib.closing(rows):
-            table = _count(source, rows, ties, unit)
+            long = source.stat().st_size > LONG_READ
+            table = _count(source, track(rows, f"Reading {source.name}", show=None if long else False), ties, unit)
     except UnicodeDecodeError as error:
         raise InvalidArgument(
             "path",
@@ -142,7 +156,7 @@ def bandit_from_preferences(
     )
 
 
-def _count(source: Path, rows: Rows, ties: str, unit: str) -> PreferenceTable:
+def _count(source: Path, rows: Iterator[Any], ties: str, unit: str) -> PreferenceTable:
     """Add up the rows: `rows` yields the layout, then (where, values of its columns), where in `unit`s."""
     layout: Layout = next(rows)
     prompts: dict[str, int] = {}

@@ -20,6 +20,7 @@ from rpo.core.errors import InvalidArgument
 from rpo.llm.logprobs import token_logps
 
 MAX_RESPONSES = 4096
+HEADS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +39,8 @@ class EnumerableLM:
         checks.instance("model", self.model, torch.nn.Module, remedy="Pass a transformers causal language model.")
         checks.instance("prompts", self.prompts, torch.Tensor)
         checks.integer("length", self.length, minimum=1)
+        checks.instance("model", self.model, torch.nn.Module)
+        checks.instance("prompts", self.prompts, torch.Tensor)
         if self.prompts.ndim != 2 or self.prompts.shape[1] < 1:
             raise InvalidArgument(
                 "prompts", expected="shape (X, P)", got=tuple(self.prompts.shape), remedy="Pass equally long prompts."
@@ -133,6 +136,10 @@ def tiny_gpt2(
     v = checks.integer("vocab_size", vocab_size, minimum=2)
     checks.integer("length", length, minimum=1)
     width = checks.integer("hidden_size", hidden_size, minimum=8)
+    if width % HEADS:
+        raise InvalidArgument(
+            "hidden_size", expected=f"a multiple of {HEADS}", got=width, remedy="It is shared among as many heads."
+        )
     generator = checks.generator("rng", rng)
     digits = max(1, int(np.ceil(np.log(x) / np.log(v) - 1e-12)))
     config = GPT2Config(
@@ -140,7 +147,7 @@ def tiny_gpt2(
         n_positions=digits + length,
         n_embd=width,
         n_layer=checks.integer("layers", layers, minimum=1),
-        n_head=4,
+        n_head=HEADS,
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,

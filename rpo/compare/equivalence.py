@@ -22,7 +22,7 @@ from rpo.compare.training import fit_language_model
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument, NoMinimizer
-from rpo.core.objectives import DPO, RPO
+from rpo.core.objectives import DPO, RPO, check_objective
 from rpo.core.records import Run
 
 MAX_DRAWS = 2000
@@ -119,6 +119,7 @@ def compare(
     Raises InvalidArgument, NoMinimizer.
     """
     objective = RPO(beta=0.1, eta=0.1) if objective is None else objective
+    check_objective(objective)
     if not (isinstance(objective, RPO) and objective.base == "chosen" and objective.eta > 0):
         raise InvalidArgument(
             "objective",
@@ -127,6 +128,7 @@ def compare(
             remedy="The drawn data guarantee a minimiser for that base; DPO is trained beside it anyway.",
         )
     checks.integer("skew_draws", skew_draws, minimum=2)
+    total = checks.integer("steps", steps, minimum=1)
     problem_rng, skew_rng = np.random.default_rng(checks.integer("seed", seed, minimum=0)).spawn(2)
     lm, problem, data, draws = draw_problem(
         prompts=prompts,
@@ -150,10 +152,10 @@ def compare(
             data,
             goal,
             problem=problem,
-            steps=steps,
-            learning_rate=learning_rate,
+            steps=total,
+            learning_rate=checks.positive("learning_rate", learning_rate),
             proxy_reward=proxy,
-            log_every=max(1, steps // 60),
+            log_every=max(1, total // 60),
             extra_metrics=lambda logps, truth=truth: distance(logps, truth),  # type: ignore[misc]
             label="transformer" if name == "RPO" else "transformer, DPO",
             progress=progress,
@@ -206,6 +208,8 @@ def distance(logps: Array, theory: Solution) -> dict[str, float]:
     loss. tv: the largest total variation over prompts.
     """
     saddle = checks.instance("theory", theory, Solution, remedy="Pass what rpo.bandit.solve returns.").saddle
+    logps = checks.numbers("logps", logps)
+    checks.has_shape("logps", logps, theory.policy.shape)
     if saddle.eta > 0:
         reward = saddle.beta * saddle.log_ratio(logps)
         gap = certify(saddle, reward, p=saddle.losing_probabilities(theory.reward)).gap

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from rpo.compare.curves import mean_and_error
 from rpo.compare.equivalence import SKEW_PREFERENCES, Comparison
+from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
 from rpo.plotting import COLORS, CYCLE, new_figure, style
@@ -28,9 +29,15 @@ def plot(results: Any, *, labels: Sequence[str] | None = None) -> Figure:
     """
     if hasattr(results, "policy"):
         results = [results]
-    if not isinstance(results, (list, tuple)) or not all(hasattr(one, "policy") for one in results):
-        remedy = "Pass what rpo.bandit.solve or rpo.fit returns, one or a list."
-        raise InvalidArgument("results", expected="solutions or runs", got=type(results).__name__, remedy=remedy)
+    results = checks.listed("results", results)
+    for result in results:
+        if not (hasattr(result, "policy") and hasattr(result, "label")) or isinstance(result, type):
+            raise InvalidArgument(
+                "results",
+                expected="solutions and runs",
+                got=type(result).__name__,
+                remedy="Pass what solve or fit gave.",
+            )
     if not results:
         raise InvalidArgument("results", expected="at least one solution or run", got="none", remedy="Pass some.")
     shape = np.shape(results[0].policy)
@@ -42,11 +49,7 @@ def plot(results: Any, *, labels: Sequence[str] | None = None) -> Figure:
                 got=f"{np.shape(result.policy)} from {result.label!r}",
                 remedy="Compare results on the same problem.",
             )
-    names = [result.label for result in results] if labels is None else list(labels)
-    if len(names) != len(results):
-        raise InvalidArgument(
-            "labels", expected=f"{len(results)} labels", got=len(names), remedy="Pass one for each result."
-        )
+    names = checks.labels("labels", labels, len(results)) or [result.label for result in results]
     in_order = shape[1] <= ORDERED
     with style():
         figure, axes = new_figure(shape[0], 1, width=8.0, height=0.6 + 2.0 * shape[0], sharex=True)

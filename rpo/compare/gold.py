@@ -113,13 +113,14 @@ def gold_experiment(
     Data are as `connected_preferences` draws them, and the reward class is unconstrained, so each has one
     optimum. The default instance was selected with the solver, so that DPO overoptimises. Raises InvalidArgument.
     """
-    path = [checks.positive("betas", beta) for beta in betas]
+    path = [checks.positive("betas", beta) for beta in checks.listed("betas", betas)]
     if len(path) < 3 or sorted(set(path), reverse=True) != path:
         raise InvalidArgument("betas", expected="three or more, falling", got=list(betas), remedy="Sort them.")
-    sizes = [checks.integer("ns", n, minimum=1) for n in ns]
+    sizes = [checks.integer("ns", n, minimum=1) for n in checks.listed("ns", ns)]
     if sorted(set(sizes)) != sizes or sum(n > 1 for n in sizes) < 3:
         raise InvalidArgument("ns", expected="three or more above 1, rising", got=list(ns), remedy="Sort them.")
-    strengths = [checks.positive("etas", eta, remedy="DPO, eta = 0, is always there.") for eta in etas]
+    remedy = "DPO, eta = 0, is always there."
+    strengths = [checks.positive("etas", eta, remedy=remedy) for eta in checks.listed("etas", etas)]
     if not strengths or len(set(strengths)) < len(strengths):
         raise InvalidArgument("etas", expected="one or more, all different", got=list(etas), remedy="Pass each once.")
     total = checks.integer("draws", draws, minimum=2)

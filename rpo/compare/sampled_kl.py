@@ -36,13 +36,13 @@ def kl_coverage(
     cover, default the sum over all responses, nats. Columns: estimator, repetition, exact, estimate,
     standard_error, covered (by the normal interval at `level`).
     """
-    for name, model in (("policy", policy), ("reference", reference)):
-        checks.instance(name, model, EnumerableLM)
+    checks.instance("policy", policy, EnumerableLM)
+    checks.instance("reference", reference, EnumerableLM)
     size = checks.integer("draws", draws, minimum=2)
     times = checks.integer("repetitions", repetitions, minimum=1)
     quantile = float(norm.ppf(0.5 + checks.fraction("level", level) / 2))
     generator = checks.generator("rng", rng)
-    truth = exact_kl(policy, reference) if exact is None else exact
+    truth = exact_kl(policy, reference) if exact is None else checks.nonnegative("exact", exact)
     chosen = generator.integers(len(policy.prompts), size=times * size)
     prompts = policy.prompts[chosen].tolist()
     samples = sample_ids(

@@ -49,20 +49,21 @@ def fit_language_model(
     neighbouring beta (default `lm`). proxy_reward: (X, A), None or "mle". extra_metrics: from
     log pi (X, A) to more columns of the history. Raises InvalidArgument, NonFiniteLoss.
     """
-    checks.instance("lm", lm, EnumerableLM)
-    checks.instance("data", data, PreferenceCounts)
     check_objective(objective)
-    if start is not None:
-        checks.instance("start", start, EnumerableLM)
     total = checks.integer("steps", steps, minimum=1)
     rate = checks.positive("learning_rate", learning_rate)
     every = checks.integer("log_every", log_every, minimum=1)
+    checks.instance("lm", lm, EnumerableLM, remedy="Pass rpo.compare.tiny_gpt2(rng=0), for example.")
+    if start is not None:
+        checks.instance("start", start, EnumerableLM)
     problem = lm.bandit() if problem is None else problem
     saddle = build_saddle(problem, data, objective, Unconstrained(), base_policy=base_policy)
     proxy_class: dict[str, Any] | None = {"name": "given"}
     if isinstance(proxy_reward, str):
         checks.one_of("proxy_reward", proxy_reward, ("mle",))
         proxy_reward, proxy_class = maximum_likelihood_reward(problem, data, objective)
+    elif proxy_reward is not None:
+        proxy_reward = checks.finite("proxy_reward", proxy_reward, shape=problem.reference.shape)
 
     policy = EnumerableLM(model=copy.deepcopy((start or lm).model), prompts=lm.prompts, length=lm.length)
     reference = lm.logps().detach()

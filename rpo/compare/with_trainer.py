@@ -47,7 +47,7 @@ def fit_with_trainer(
     `fit_language_model`'s has, and is held against `solve` in the same way. objective.base: "chosen",
     "rejected" or "responses". Raises InvalidArgument and what `PreferenceTrainer` raises.
     """
-    checks.instance("lm", lm, EnumerableLM)
+    checks.instance("lm", lm, EnumerableLM, remedy="Pass rpo.compare.tiny_gpt2(rng=0), for example.")
     checks.instance("data", data, PreferenceCounts)
     require_objective(objective)
     if objective.anchor.role not in ("chosen", "rejected", "responses"):
@@ -57,18 +57,19 @@ def fit_with_trainer(
             got=repr(objective.anchor.role),
             remedy="Use fit_language_model, which takes expectations under any base exactly.",
         )
+    total = checks.integer("steps", steps, minimum=1)
     policy = replace(lm, model=copy.deepcopy(lm.model))
     pairs = as_pairs(lm, data)
     with tempfile.TemporaryDirectory(prefix="rpo-") as folder:
         fields: dict[str, Any] = {
             "output_dir": folder,
-            "max_steps": checks.integer("steps", steps, minimum=1),
+            "max_steps": total,
             "learning_rate": checks.positive("learning_rate", learning_rate),
             "lr_scheduler_type": "cosine",
             "adam_beta2": 0.99,
             "max_grad_norm": 0.0,
             "per_device_train_batch_size": len(pairs),
-            "logging_steps": max(1, steps // 60),
+            "logging_steps": max(1, total // 60),
             "save_strategy": "no",
             "report_to": "none",
             "disable_tqdm": True,

@@ -86,6 +86,13 @@ def is_listed(value: object) -> TypeGuard[Iterable[Any]]:
     return plain and getattr(value, "ndim", 1) != 0
 
 
+def listed(name: str, value: Any) -> list[Any]:
+    """Return the items of `value`, or refuse what holds none to go through."""
+    if not is_listed(value):
+        raise InvalidArgument(name, expected="a list", got=shown(value), remedy="Write [value] for a single one.")
+    return list(value)
+
+
 def labels(name: str, value: Any, size: int) -> tuple[str, ...] | None:
     """Return `value` as a tuple of `size` labels, or None as it is; refuse another number of them, and one text."""
     if value is None:
@@ -183,12 +190,15 @@ def _exact(item: Any) -> float:
 
 def finite(name: str, value: Any, *, shape: Sequence[int | None] | None = None) -> Array:
     """Return `value` as a float64 array, or refuse NaN, infinity, or another shape (None: any length)."""
-    with np.errstate(over="ignore"):  # a long double may be too large: it becomes inf, and is refused
-        array = numbers(name, value).astype(np.float64, copy=False)
+    array = numbers(name, value)
+    if array.dtype != np.float64:
+        with np.errstate(over="ignore"):  # a long double may be too large: it becomes inf, and is refused
+            array = array.astype(np.float64)
     if shape is not None:
         has_shape(name, array, shape)
-    bad = np.flatnonzero(~np.isfinite(array))
-    if bad.size:
+    good = np.isfinite(array)
+    if not good.all():
+        bad = np.flatnonzero(~good)
         where = tuple(int(i) for i in np.unravel_index(int(bad[0]), array.shape))
         raise InvalidArgument(
             name,
@@ -238,9 +248,8 @@ def probabilities(name: str, value: Any, *, shape: Sequence[int | None] | None =
             remedy="Probabilities are not negative.",
         )
     total = array.sum(axis=-1)
-    off = np.abs(total - 1.0)
-    if off.max() > PROBABILITY_TOLERANCE:
-        worst = float(np.ravel(total)[int(np.ravel(off).argmax())])
+    if np.abs(total - 1.0).max() > PROBABILITY_TOLERANCE:
+        worst = float(np.ravel(total)[int(np.abs(total - 1.0).argmax())])
         raise InvalidArgument(
             name,
             expected="probabilities that sum to one over the last axis",

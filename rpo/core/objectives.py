@@ -24,7 +24,7 @@ from rpo.core.shapes import Logistic, MarginShape, Shape
 
 # What solvers and trainers evaluate; a method says what it is through link, shape, anchor and preference_weight.
 FORMULA = ("__call__", "terms", "per_pair", "rewards", "at_reference", "derivatives", "loss", "_total")
-LEAST_SCALE = 1e-100  # float64 holds the squares of what lies between it and its inverse
+LEAST_SCALE = 1e-20  # its square, and that of its inverse, leave float64 room for the data's own scale
 BASES = ("chosen", "rejected", "responses", "reference", "custom")
 
 
@@ -386,15 +386,16 @@ def require_margin_shape(objective: Objective) -> MarginShape:
 
 
 def require_objective(value: object, name: str = "objective") -> Objective:
-    """Return `value`, or refuse what is no preference objective, a class included."""
-    if isinstance(value, Objective):
-        return value
-    raise InvalidArgument(
-        name,
-        expected="a preference objective: rpo.RPO(beta=0.1, eta=0.05), another of rpo.methods, or your own",
-        got=f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__,
-        remedy="Call the class with its numbers; `rpo methods` lists them.",
-    )
+    """Return `value`, or refuse what is no preference objective, a class included, or one of extreme beta."""
+    if not isinstance(value, Objective):
+        raise InvalidArgument(
+            name,
+            expected="a preference objective: rpo.RPO(beta=0.1, eta=0.05), another of rpo.methods, or your own",
+            got=f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__,
+            remedy="Call the class with its numbers; `rpo methods` lists them.",
+        )
+    _check_scales(name, {"beta": value.link.beta, "eta": getattr(value, "eta", 0.0)})
+    return value
 
 
 # The two objectives of the paper, which sweeps, bounds and comparisons are about.
@@ -402,7 +403,7 @@ Solvable = RPO | DPO
 
 
 def check_objective(value: object, name: str = "objective") -> Solvable:
-    """Return `value`, or refuse anything but an RPO or DPO itself, of a beta and eta whose squares float64 holds.
+    """Return `value`, or refuse anything but an RPO or DPO itself, of a beta and eta that float64 can square.
 
     Solvers and certificates use derivatives and signs of these two losses that a subclass, which may override
     any of them, does not promise.
@@ -415,7 +416,13 @@ def check_objective(value: object, name: str = "objective") -> Solvable:
             remedy="Pass rpo.RPO(beta=0.1, eta=0.05) or rpo.DPO(beta=0.1): only their optima are certified here; "
             "rpo.fit minimises any objective.",
         )
-    for which, number in (("beta", value.beta), ("eta", value.eta)):
+    _check_scales(name, {"beta": value.beta, "eta": value.eta})
+    return value
+
+
+def _check_scales(name: str, numbers: dict[str, float]) -> None:
+    """Refuse a beta or eta whose square, or that of its inverse, leaves float64 no room; eta may be 0."""
+    for which, number in numbers.items():
         if abs(number) > 1.0 / LEAST_SCALE or (abs(number) < LEAST_SCALE and (which == "beta" or number != 0)):
             raise InvalidArgument(
                 f"{name}.{which}",
@@ -423,7 +430,6 @@ def check_objective(value: object, name: str = "objective") -> Solvable:
                 got=number,
                 remedy="Measure rewards in other units: only beta and eta in units of the reward matter.",
             )
-    return value
 
 
 def _check_alike(name: str, value: Any, first: Any) -> None:

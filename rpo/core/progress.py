@@ -7,11 +7,15 @@ from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 T = TypeVar("T")
+_drawn: list[str] = []
 
 
 def track(items: Iterable[T], description: str, *, show: bool | None = None) -> Iterator[T]:
-    """Yield `items` under a bar with the time left. show: None draws only where stderr is a terminal."""
-    if not (sys.stderr.isatty() if show is None else show):
+    """Yield `items` under a bar with the time left, if they are finite.
+
+    show: None draws only where stderr is a terminal. Within another bar nothing is drawn: a terminal has one.
+    """
+    if not (sys.stderr.isatty() if show is None else show) or _drawn:
         yield from items
         return
     from rich.console import Console
@@ -20,4 +24,8 @@ def track(items: Iterable[T], description: str, *, show: bool | None = None) -> 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         total = len(items) if isinstance(items, Sized) else None
-        yield from progress.track(items, total=total, description=description)
+        _drawn.append(description)
+        try:
+            yield from progress.track(items, total=total, description=description)
+        finally:
+            _drawn.remove(description)

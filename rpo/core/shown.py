@@ -10,9 +10,9 @@ import re
 _ACTIVE = "\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 _IN_TEXT = re.compile(f"[{_ACTIVE}]")
 _IN_LINE = re.compile(f"[\t\n{_ACTIVE}]")
-_MARKDOWN = re.compile(r"[\\|\[\]`*]")
+_MARKDOWN = re.compile(r"[\\|\[\]`]|\*(?=\S)|(?<=\S)\*")
 # Full-width forms too: spreadsheets take them as formulas where the language writes them so.
-_FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
+_FORMULA = tuple("=+-@\t\n\uff1d\uff0b\uff0d\uff20")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
 
@@ -41,7 +41,7 @@ def markdown_code(value: object) -> str:
 
 def cell(value: object) -> str:
     """Return `value` as a cell of a CSV file: an apostrophe before what a spreadsheet would compute; numbers stay."""
-    words = line(value)
+    words = text(value)
     return f"'{words}" if words.startswith(_FORMULA) and not _NUMBER.fullmatch(words) else words
 
 

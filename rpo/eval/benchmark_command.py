@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from rpo.core import shown
 from rpo.core.errors import InvalidArgument
 
 
@@ -67,7 +68,7 @@ def alpaca_eval_command(
         report = {**vars(export_counts), "command": shlex.join(judging), "environment": environment()}
         write_json(stage / "export.json", report)
         (stage / "export.yaml").write_text(resolved, encoding="utf-8")
-    print(f"{export_counts.message}, written to {folder / 'model_outputs.json'}")
+    print(shown.line(f"{export_counts.message}, written to {folder / 'model_outputs.json'}"))
     print("Next (needs alpaca-eval, with setuptools<81, and OPENAI_API_KEY; costs money):")
     _print_commands([judging, ["rpo", "benchmark", "table", str(folder)]])
 
@@ -186,7 +187,7 @@ def lm_eval_command(
     """
     from rpo.core.records import check_output
     from rpo.eval.benchmarks import lm_eval
-    from rpo.eval.benchmarks.results import save, to_markdown
+    from rpo.eval.benchmarks.results import save, to_markdown, unreadable
 
     options = lm_eval.arguments(
         model,
@@ -209,7 +210,7 @@ def lm_eval_command(
     results = lm_eval.run(options, output)
     save(results, output, overwrite=overwrite, resolved=resolved)
     print(to_markdown(results))
-    print(f"Written to {output}")
+    print(*unreadable(results), f"Written to {output}", sep="\n")
 
 
 def table_command(
@@ -229,12 +230,12 @@ def table_command(
     """
     from rpo.core.records import check_output
     from rpo.eval.benchmarks.reading import read_results
-    from rpo.eval.benchmarks.results import save, to_markdown
+    from rpo.eval.benchmarks.results import save, to_markdown, unreadable
 
     if output is not None:
         check_output(output, overwrite=overwrite, marker="results.json")
     results = read_results(sources, models)
-    print(to_markdown(results))
+    print(to_markdown(results), *unreadable(results), sep="\n")
     if output is not None:
         save(results, output, overwrite=overwrite, resolved=resolved)
         print(f"Written to {output}")
@@ -242,7 +243,7 @@ def table_command(
 
 def _print_commands(commands: Sequence[Sequence[str]]) -> None:
     for command in commands:
-        print("  " + shlex.join(command))
+        print("  " + shown.line(shlex.join(command)))
 
 
 def _write_jsonl(path: Path, rows: Sequence[Mapping[str, object]]) -> None:

@@ -142,7 +142,7 @@ def judge_command(
         (stage / "config.yaml").write_text(resolved, encoding="utf-8")
         write_json(stage / MARKER, record)
     print("\n".join(_summary(matchups, judged, comparisons, ranking)))
-    print(f"Written to {folder}")
+    print(f"Written to {shown.line(folder)}")
     if not judged.complete:
         raise VerdictsMissing(_missing(judged))
 
@@ -153,7 +153,7 @@ def _finished(folder: Path) -> bool:
         return bool(json.loads((folder / MARKER).read_text(encoding="utf-8"))["status"] == "complete")
     except FileNotFoundError:
         return False
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return True  # somebody's file
 
 

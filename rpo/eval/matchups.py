@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rpo.core import checks
+from rpo.core import checks, shown
 from rpo.core.errors import InvalidArgument
 from rpo.eval.planning import Pair
 from rpo.eval.scorers import Prompt
@@ -47,9 +47,15 @@ class Matchups:
         """Return all of it in words."""
         parts = [f"{len(self.models)} models, {self.prompts} of {self.common} common prompts"]
         parts += [
-            f"{name}: {count} prompts that another lacks, left out" for name, count in self.missing.items() if count
+            f"{shown.line(name)}: {count} prompts that another lacks, left out"
+            for name, count in self.missing.items()
+            if count
         ]
-        parts += [f"{name}: {count} responses cut at the length limit" for name, count in self.cut.items() if count]
+        parts += [
+            f"{shown.line(name)}: {count} responses cut at the length limit"
+            for name, count in self.cut.items()
+            if count
+        ]
         return "; ".join(parts)
 
 
@@ -62,7 +68,7 @@ def read_responses(paths: Sequence[str | Path]) -> list[Responses]:
     for path in map(Path, paths):
         try:
             lines = path.read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:  # ValueError: other encodings, and a NUL in the path
             raise InvalidArgument(
                 "responses",
                 expected="files written by `rpo generate`",
@@ -147,7 +153,7 @@ def _bare(prompt: Prompt) -> Prompt:
 def _row(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         row = None
     if isinstance(row, dict):
         prompt, texts, reasons = row.get("prompt"), row.get("responses"), row.get("finish_reasons")

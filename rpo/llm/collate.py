@@ -62,17 +62,20 @@ class PairCollator:
     """Turns a list of items, or of bare pairs, into one batch: `path`'s inputs and, one entry a pair, the rest.
 
     group_of: the prompt and responses scored of a pair. tokens_of: how many tokens of a pair a token mean
-    is taken over. Beside the path's inputs: "weights" and "tokens" (B,) float64, "rows" (B,), and the
+    is taken over. positions: how many tokens the model has positions for, None for any number; longer pairs are
+    refused (InvalidArgument). Beside the path's inputs: "weights" and "tokens" (B,) float64, "rows" (B,), and the
     (B, 2) log-probabilities a `PairDataset` knows.
     """
 
     path: Path
     group_of: Callable[[TokenizedPair], PromptGroup] = group_of
     tokens_of: Callable[[TokenizedPair], float] = lambda pair: 1.0
+    positions: int | None = None
 
     def __call__(self, items: Sequence[Any]) -> dict[str, torch.Tensor]:
         items = [item if isinstance(item, dict) else {"pair": item} for item in items]
         pairs: list[TokenizedPair] = [item["pair"] for item in items]
+        self.require_positions(pairs)
         # First the tensors with one entry a pair: accelerate takes the batch size from the first.
         batch = {
             "weights": torch.tensor([pair.weight for pair in pairs], dtype=torch.float64),
@@ -83,6 +86,25 @@ class PairCollator:
             if name in items[0]:
                 batch[name] = torch.from_numpy(np.stack([item[name] for item in items]))
         return batch | self.path.collate([self.group_of(pair) for pair in pairs])
+
+    def require_positions(self, pairs: Iterable[TokenizedPair]) -> None:
+        """Refuse pairs that are longer than the model has positions for, naming the first. Raises InvalidArgument."""
+        if self.positions is None:
+            return
+        long = []
+        for pair in pairs:
+            group = self.group_of(pair)
+            total = len(group.prompt_ids) + max(map(len, group.responses))
+            if total > self.positions:
+                long.append((pair.row, total))
+        if long:
+            raise InvalidArgument(
+                "max_length",
+                expected=f"pairs of at most {self.positions} tokens, the model's positions",
+                got=f"{long[0][1]} tokens in row {long[0][0]}" + (f", and {len(long) - 1} more" if long[1:] else ""),
+                remedy=f"Set max_length={self.positions} or less, or use a model with more positions "
+                "(config.max_position_embeddings).",
+            )
 
     def totals(self, pairs: Iterable[TokenizedPair]) -> torch.Tensor:
         """Return the total weight and the total weighted number of tokens, (2,) float64, as `batch_totals` does."""

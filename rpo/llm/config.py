@@ -54,7 +54,9 @@ class TrainerConfig(TrainingArguments):
     )
     on_refused: str = field(default="error", metadata=_help("A row that cannot be used: error, or drop (counted)."))
     weight_column: str | None = field(default=None, metadata=_help("Column with the weight of each pair."))
-    chat_template: str | None = field(default=None, metadata=_help("Jinja template in place of the tokenizer's."))
+    chat_template: str | None = field(
+        default=None, metadata=_help("Jinja template in place of the tokenizer's; saved with the model.")
+    )
 
     # Layout.
     path: str = field(

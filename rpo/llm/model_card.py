@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rpo.core import shown
 from rpo.core.objectives import RPO
 
 # Of the hundred training arguments those that decide the result; run.json has them all.
@@ -64,14 +65,14 @@ def write_model_card(
     if _is_hub_name(dataset):
         front["datasets"] = [dataset]
     name = "DPO" if objective.get("eta", 0) == 0 and "beta" in objective else str(objective.get("name", "RPO"))
-    source = _last_part(base_model) or "a model without a name"
+    source, data = _last_part(base_model) or "a model without a name", _last_part(dataset)
     # One of the two decides the length, the other is not used.
     unused = "num_train_epochs" if (config.get("max_steps") or -1) > 0 else "max_steps"
     settings = {key: config[key] for key in SHOWN if config.get(key) is not None and key != unused}
     sections = [
-        f"# {source}, trained by {name}",
-        f"{'An adapter for' if adapter else 'Trained from'} `{source}` on preference pairs of "
-        f"`{_last_part(dataset)}` with [rpo-lab](https://pypi.org/project/rpo-lab/).",
+        f"# {shown.markdown(source)}, trained by {shown.markdown(name)}",
+        f"{'An adapter for' if adapter else 'Trained from'} {shown.markdown_code(source)} on preference pairs of "
+        f"{shown.markdown_code(data)} with [rpo-lab](https://pypi.org/project/rpo-lab/).",
         "## Objective",
         WHAT,
         _table(_objective_rows(objective), "field", "value"),
@@ -111,15 +112,15 @@ def _flat(counts: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
 
 
 def _table(rows: Iterable[tuple[str, Any]], *heads: str) -> str:
-    shown = [f"| {_cell(key)} | {_cell(value)} |" for key, value in rows]
-    if not shown:
+    lines = [f"| {_cell(key)} | {_cell(value)} |" for key, value in rows]
+    if not lines:
         return "Not recorded."
-    return "\n".join([f"| {' | '.join(heads)} |", "|---|---|", *shown])
+    return "\n".join([f"| {' | '.join(heads)} |", "|---|---|", *lines])
 
 
 def _cell(value: Any) -> str:
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return " ".join(text.split()).replace("|", "\\|")
+    return shown.markdown(" ".join(text.split()))
 
 
 def _is_hub_name(name: str) -> bool:

@@ -23,6 +23,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument, MissingDependency, RPOError
 from rpo.core.records import staged_output
+from rpo.llm.head import causal_model
 from rpo.llm.soundness import ModelNotLoaded, require_causal, require_finite, require_whole
 
 logger = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ def choose_pad_token(tokenizer: Any) -> str:
 
 def check_embeddings(model: Any, tokenizer: Any) -> None:
     """Refuse a tokenizer with ids beyond the model's embeddings. Raises InvalidArgument."""
-    rows = model.get_input_embeddings().num_embeddings
+    rows = len(causal_model(model).get_input_embeddings().weight)  # of what peft may have put around them, too
     if len(tokenizer) > rows:
         raise InvalidArgument(
             "tokenizer",
@@ -150,6 +151,13 @@ def check_embeddings(model: Any, tokenizer: Any) -> None:
             got=f"{len(tokenizer)}",
             remedy="Use the model's own tokenizer, or call model.resize_token_embeddings(len(tokenizer)) yourself.",
         )
+
+
+def positions_of(model: Any) -> int | None:
+    """Return how many tokens the model has positions for, None where its configuration sets no limit."""
+    config: Any = getattr(causal_model(model), "config", None)
+    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else None
+    return getattr(text, "max_position_embeddings", None) or None
 
 
 def disable_dropout(model: nn.Module) -> int:

@@ -6,8 +6,10 @@ Shapes: B pairs of a micro-batch; m scores a pair.
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -23,7 +25,7 @@ from rpo.llm.config import TrainerConfig
 from rpo.llm.data import PairStream, PreparedPairs, TokenizedPair, load_preferences, prepare_pairs, stream_pairs
 from rpo.llm.data.loading import SUFFIXES
 from rpo.llm.data.report import warn_of_unused_prompts
-from rpo.llm.models import check_embeddings, disable_dropout
+from rpo.llm.models import check_embeddings, disable_dropout, positions_of
 from rpo.llm.movement import MovedShare, warn_of_half_precision
 from rpo.llm.router import require_router_loss, router_losses, router_weight
 from rpo.llm.sampling import stop_token_ids
@@ -55,6 +57,11 @@ class PairTrainer(TokenBudget, SafeTrainer):
             disable_dropout(model)
         if processing_class is not None:
             check_embeddings(model, processing_class)
+        if args.chat_template is not None and processing_class is not None:
+            processing_class = copy.deepcopy(processing_class)  # the user's stays as it is
+            processing_class.chat_template = args.chat_template  # saved with the model, for whoever samples from it
+        collator = replace(collator, positions=positions_of(model))
+        self._require_positions = collator.require_positions
         self.objective, self.tokenizer, self.path = objective, processing_class, collator.path
         self.data_reports: dict[str, dict[str, Any]] = {}
         self.self_check_results: dict[str, Any] = {}
@@ -90,7 +97,8 @@ class PairTrainer(TokenBudget, SafeTrainer):
     def _collator(collator: PairCollator, args: TrainerConfig) -> PairCollator:
         if args.max_tokens_per_batch is None:
             return collator
-        return BudgetCollator(collator.path, collator.group_of, collator.tokens_of, args.max_tokens_per_batch)
+        given = {field.name: getattr(collator, field.name) for field in fields(collator)}
+        return BudgetCollator(**given, max_tokens=args.max_tokens_per_batch)
 
     # --- what a subclass gives -----------------------------------------------------------------
 
@@ -142,6 +150,7 @@ class PairTrainer(TokenBudget, SafeTrainer):
             data = prepare_pairs(rows, self.tokenizer, **options)
         warn_of_unused_prompts(data.report)
         self.data_reports[name] = data.report.to_dict()
+        self._require_positions(data)
         return PairDataset(data)
 
     @property
@@ -213,7 +222,8 @@ class PairTrainer(TokenBudget, SafeTrainer):
         num_items_in_batch: torch.Tensor | None = None,
     ) -> Any:
         """Return the micro-batch's share of the global batch's mean loss (of its own, when evaluating)."""
-        with router_losses(self.model) if self.router_weight else contextlib.nullcontext([]) as router:
+        with contextlib.ExitStack() as stack:
+            router = stack.enter_context(router_losses(self.model)) if self.router_weight else []
             scores = self.scores(model, inputs)
         self.require_finite(scores, inputs["rows"])
         own = self.batch_totals(inputs)

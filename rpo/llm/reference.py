@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import os
 import re
 import sys
@@ -183,13 +184,14 @@ class NamedAdapter(Reference):
 
     @contextlib.contextmanager
     def hidden(self) -> Iterator[None]:
-        """Hide the adapter from `save_pretrained`, which writes every adapter it knows of."""
-        configs = self.model.peft_config
-        config = configs.pop(self.adapter_name)
+        """Have `save_pretrained`, which writes every adapter, write the others alone."""
+        model = self.model
+        kept = [name for name in model.peft_config if name != self.adapter_name]
+        model.save_pretrained = functools.partial(model.save_pretrained, selected_adapters=kept)
         try:
             yield
         finally:
-            configs[self.adapter_name] = config
+            del model.save_pretrained
 
     def release(self) -> None:
         """Delete the adapter, if it was made for this reference."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -14,8 +15,9 @@ from torch import nn
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
 from rpo.core.progress import track
-from rpo.llm.head import takes_logits_to_keep
+from rpo.llm.head import causal_model, takes_logits_to_keep
 from rpo.llm.logprobs import token_logps
+from rpo.llm.models import positions_of
 from rpo.llm.router import without_router
 
 Message: TypeAlias = Mapping[str, Any]
@@ -222,18 +224,17 @@ def _sample_batch(
     mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     more = without_router(model) | ({"logits_to_keep": 1} if takes_logits_to_keep(model) else {})
+    keyword = _cache_keyword(model)
     cache, tokens = None, []
     finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     for _ in range(max_new_tokens):
-        output = model(
-            input_ids=step,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            **more,
-        )
-        cache = output.past_key_values
+        fed = {"input_ids": step, keyword: cache, "use_cache": True}
+        if keyword == "past_key_values":
+            fed |= {"attention_mask": mask, "position_ids": positions}
+        elif cache is None:  # a state holds no padding to be masked later
+            fed["attention_mask"] = mask
+        output = model(**fed, **more)
+        cache = getattr(output, keyword)
         token = decoding(token_logps(output.logits[:, -1]), generator)
         tokens.append(token)
         finished |= torch.isin(token, stops)
@@ -242,6 +243,20 @@ def _sample_batch(
         step, positions = token[:, None], positions[:, -1:] + 1
         mask = torch.cat((mask, torch.ones_like(step)), dim=1)
     return torch.stack(tokens, dim=1)
+
+
+def _cache_keyword(model: Any) -> str:
+    """Return under what name the model keeps what it has read: attention's keys and values, or a state."""
+    known = inspect.signature(type(causal_model(model)).forward).parameters
+    for name in ("past_key_values", "cache_params"):
+        if name in known:
+            return name
+    raise InvalidArgument(
+        "model",
+        expected="a model that goes on from past_key_values or cache_params",
+        got=type(causal_model(model)).__name__,
+        remedy="Use transformers' own generate for it.",
+    )
 
 
 def _check_prompts(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
@@ -255,7 +270,7 @@ def _check_prompts(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens:
             got=type(adapter).__name__,
             remedy="Use transformers' own generate for it; LoRA adapters work here.",
         )
-    limit = getattr(wrapped.config.get_text_config(), "max_position_embeddings", None)
+    limit = positions_of(model)
     for place, ids in enumerate(prompts):
         if not len(ids):
             raise InvalidArgument(

@@ -67,6 +67,7 @@ class PreferenceTrainer(PairTrainer):
         resolved = args.resolve_objective(objective)
         self.needs_reference = "reference" in resolved.needs
         self.base = BaseSlots(args.base_slots(resolved.anchor.role), args.base_num_samples)
+        self._base_column = args.base_column if "column" in self.base.sources else None
         if isinstance(model, (str, FilePath)):
             processing_class = load_tokenizer(model) if processing_class is None else processing_class
             model = load_to_train(model, args.model_init_kwargs, peft_config)
@@ -121,7 +122,7 @@ class PreferenceTrainer(PairTrainer):
     @property
     def base_column(self) -> str | None:
         """The column of responses under pi_base, where the objective asks for one."""
-        return self.args.base_column if "column" in self.base.sources else None
+        return self._base_column
 
     def _evaluations(self) -> list[Any]:
         return list(self.eval_dataset.values()) if isinstance(self.eval_dataset, dict) else [self.eval_dataset]

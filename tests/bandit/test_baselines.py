@@ -445,7 +445,10 @@ def small(seed: int, bound: float = 2.0) -> tuple[ContextualBandit, PreferenceCo
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.permutations(range(4)))
 def test_permuting_responses_permutes_the_policy(seed: int, order: list[int]) -> None:
-    """Control: unless the order is the identity, the policies as they stand differ for pi_ref at least."""
+    """Control: unless the order is the identity, the policies as they stand differ for pi_ref at least.
+
+    The cone program's value is within 1e-7, which fixes its policy to the root of that.
+    """
     problem, data = small(seed)
     moved = ContextualBandit(
         d0=problem.d0, reference=problem.reference[:, order], reward=problem.true_reward()[:, order], reward_bound=2.0
@@ -454,7 +457,7 @@ def test_permuting_responses_permutes_the_policy(seed: int, order: list[int]) ->
     for method in [*EXACT, METHODS[4]]:
         policy = solve(problem, data, method).policy
         again = solve(moved, PreferenceCounts.from_wins(wins), method).policy
-        assert again == pytest.approx(policy[:, order], abs=1e-4 if method is METHODS[4] else 1e-6), method.label
+        assert again == pytest.approx(policy[:, order], abs=1e-3 if method is METHODS[4] else 1e-6), method.label
     if order != sorted(order):
         assert not np.allclose(problem.reference, moved.reference)
 

@@ -175,6 +175,38 @@ def test_from_wins_refuses_and_names_the_argument(wins: Any, name: str) -> None:
         PreferenceCounts.from_wins(wins)
 
 
+def test_responses_are_numbered_prompt_by_prompt() -> None:
+    """Prompt 0 holds responses 1 and 4, prompt 1 none, prompt 2 holds 0, 1 and 3: numbered 0, 1 and 0, 1, 2."""
+    labels = ("a", "b", "c", "d", "e")
+    counts = PreferenceCounts.from_pairs(
+        [0, 0, 2, 2], [4, 1, 0, 3], [1, 4, 3, 1], count=[2, 1, 1, 1], num_prompts=3, num_responses=5,
+        response_labels=labels,
+    )  # fmt: skip
+    own = counts.per_prompt()
+    assert own.num_responses == 3
+    assert list(zip(own.prompt, own.chosen, own.rejected, own.count, strict=True)) == [
+        (0, 0, 1, 1.0), (0, 1, 0, 2.0), (2, 0, 2, 1.0), (2, 2, 1, 1.0),
+    ]  # fmt: skip
+    assert own.own_labels == (("b", "e"), (), ("a", "b", "d"))
+    assert own.response_labels is None
+
+
+def test_tables_that_do_not_fit_are_refused_before_they_are_made() -> None:
+    """6,000 prompts with two texts of their own each: 6,000 x 12,000 is 0.6 GB, and 6,000 x 2 is nothing."""
+    x = np.arange(6000)
+    counts = PreferenceCounts.from_pairs(x, 2 * x, 2 * x + 1, num_prompts=6000, num_responses=12000)
+    with pytest.raises(InvalidArgument, match=r"^counts: expected a table .* 6000 x 12000, 0.6 GB.*per_prompt\(\)"):
+        counts.response_counts("chosen")
+    with pytest.raises(InvalidArgument, match=r"^counts: expected a table .* 6000 x 12000 x 12000, 6912.0 GB"):
+        counts.wins()
+    assert counts.per_prompt().response_counts("responses").shape == (6000, 2)
+    with pytest.raises(InvalidArgument, match=r"^num_prompts, num_responses: .*X = 50000000, A = 1000000"):
+        PreferenceCounts.from_pairs([0], [0], [1], num_prompts=50_000_000, num_responses=1_000_000)
+    many = ContextualBandit(d0=[1.0], reference=np.full((1, 8000), 1 / 8000))
+    with pytest.raises(InvalidArgument, match=r"^problem: expected a table of at most .*1 x 8000 x 8000, 0.5 GB"):
+        many.pair_distribution()
+
+
 def test_response_frequencies_refuse_an_unknown_kind() -> None:
     with pytest.raises(InvalidArgument, match=r"^which: expected one of 'chosen', 'rejected', 'responses'"):
         counted().response_frequencies("all")

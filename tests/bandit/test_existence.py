@@ -4,6 +4,7 @@ F(r) = sum_k w_k softplus(-(r_w - r_l)) + eta (beta log sum pi_ref exp(r / beta)
 """
 
 import itertools
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,12 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
+from rpo.bandit.data import PreferenceCounts
+from rpo.bandit.reward_class import Unconstrained
 from rpo.bandit.solver.existence import comparison_components, minimizer_exists
-from rpo.bandit.solver.saddle import Saddle
+from rpo.bandit.solver.saddle import Saddle, build_saddle
+from rpo.bandit.tables import bandit_from_preferences
+from rpo.core.objectives import RPO
 
 
 def brute_force(wins: Any, base: Any, support: Any, eta: float) -> bool:
@@ -151,6 +156,29 @@ def test_prompt_without_data_does_not_spoil_existence(make_saddle: Callable[...,
         assert minimizer_exists(make_saddle(wins, prompt_weights=weighting)).exists
     wins[0, 1, 0] = 0
     assert not minimizer_exists(make_saddle(wins)).exists
+
+
+def test_memory_follows_the_data_and_not_the_square_of_the_responses() -> None:
+    """500 prompts with two texts of their own: a table of wins over all 1,000 texts would take 500 MB."""
+    x = np.arange(500)
+    data = PreferenceCounts.from_pairs(
+        np.repeat(x, 2), np.stack([2 * x, 2 * x + 1], 1).ravel(), np.stack([2 * x + 1, 2 * x], 1).ravel(),
+        num_prompts=500, num_responses=1000,
+    )  # fmt: skip
+    problem = bandit_from_preferences(data)
+    tracemalloc.start()
+    for eta, base in ((0.1, "chosen"), (0.0, "chosen"), (0.1, "reference")):
+        assert minimizer_exists(build_saddle(problem, data, RPO(beta=1.0, eta=eta, base=base), Unconstrained())).exists
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6
+
+
+def test_the_first_stranded_pair_is_named_in_a_larger_component(make_saddle: Callable[..., Saddle]) -> None:
+    """0 is alone; 1 -> 3 -> 1 is strong; 2 -> 3 leads nowhere back: the first two apart are 1 and 2."""
+    wins = np.zeros((1, 4, 4))
+    wins[0, 1, 3] = wins[0, 3, 1] = wins[0, 2, 3] = 1
+    assert minimizer_exists(make_saddle(wins, eta=0.0)).responses == (1, 2)
 
 
 def test_comparison_components_by_hand() -> None:

@@ -15,10 +15,13 @@ Function = Callable[[Any], tuple[float, Any, Any]]
 
 
 @pytest.fixture(params=["spectrum", "factor"], autouse=True)
-def systems(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def systems(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Few variables are solved for through the spectrum; `factor` solves for them as for many."""
     if request.param == "factor":
         monkeypatch.setattr(newton, "LARGE", 0)
+    else:
+        monkeypatch.setattr(newton, "LARGE", 10**9)
+    return str(request.param)
 
 
 def logistic(seed: int, n: int = 5, rank: int = 5, curvature: float = 0.0) -> Function:
@@ -57,6 +60,19 @@ def test_box_minimum_agrees_with_lbfgsb(seed: int, rank: int) -> None:
     assert result.residual < 1e-12
     if rank == 5:
         assert result.x == pytest.approx(other.x, abs=1e-4)
+
+
+def test_like_variables_meet_their_wall_in_one_solve(systems: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """40 pairs of a quadratic with equal walls and slopes equal but for rounding: one walk is 2 solves and not 41."""
+    n, solves = 40, []
+    h = 2.0 * np.eye(2 * n) - np.kron(np.eye(n), np.array([[0.0, 1.0], [1.0, 0.0]]))
+    b = np.tile([1.0, -1.0], n) * (1.0 + 1e-15 * np.arange(2 * n))
+    original = newton._solve
+    monkeypatch.setattr(newton, "_solve", lambda h, g: solves.append(g.size) or original(h, g))
+    result = minimize_box(quadratic(h, b), np.full(2 * n, 0.1), np.zeros(2 * n), np.full(2 * n, 0.15))
+    assert result.x == pytest.approx(np.tile([0.15, 0.0], n), abs=1e-12)
+    assert result.residual < 1e-12
+    assert len(solves) <= (4 if systems == "factor" else 2 * n)
 
 
 @pytest.mark.parametrize("rank", [5, 3, 1])

@@ -435,7 +435,7 @@ def test_bandit_from_preferences(tmp_path):
 
 def test_bandit_from_preferences_refuses(tmp_path):
     table = read_preferences(save(tmp_path / "t.csv", ["chosen", "rejected"], [("a", "b")]))
-    with pytest.raises(InvalidArgument, match="counts: expected PreferenceCounts, got PreferenceTable"):
+    with pytest.raises(InvalidArgument, match="counts: expected a PreferenceCounts, got PreferenceTable"):
         bandit_from_preferences(table)  # type: ignore[arg-type]
     sparse = PreferenceCounts.from_pairs([0], [0], [1], num_prompts=2, num_responses=2)
     with pytest.raises(InvalidArgument, match=r"counts: expected data at every prompt, got none at prompt 1"):

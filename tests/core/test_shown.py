@@ -29,6 +29,7 @@ def test_a_terminal_gets_no_control_characters(given: str, text: str | None, lin
     [
         ("org/model_7b-v0.1", "org/model_7b-v0.1"),
         ("a|b", "a\\|b"),
+        ("eta * beta **x**", "eta * beta \\*\\*x\\*\\*"),
         ("<script>alert(1)</script>", "&lt;script&gt;alert(1)&lt;/script&gt;"),
         ("[x](javascript:alert(1))", "\\[x\\](javascript:alert(1))"),
         ("![x](http://a/b.png)", "!\\[x\\](http://a/b.png)"),
@@ -52,5 +53,5 @@ def test_a_spreadsheet_computes_nothing() -> None:
         assert shown.cell(words) == f"'{words}"
     for words in ("-0.5", "+1e-3", ".5", "model", "a=b", "", "'=x"):
         assert shown.cell(words) == words
-    assert shown.cell("\t=1") == "\\t=1" and shown.cell(-0.25) == "-0.25"
+    assert shown.cell("\t=1") == "'\t=1" and shown.cell(-0.25) == "-0.25" and shown.cell("two\n=1") == "two\n=1"
     assert not re.match(r"[=+\-@\t\r]", shown.cell("\r=1"))

@@ -37,7 +37,16 @@ def says(page: str, words: str) -> None:
     assert words in " ".join(pages.text_of(page).split()), f"{page} says no longer {words!r}: change or drop its test"
 
 
-def trainer(folder: Path, model: Any = None, *, peft_config: Any = None, **options: Any) -> Any:
+def trainer(
+    folder: Path,
+    model: Any = None,
+    *,
+    reference: Any = None,
+    peft_config: Any = None,
+    rows: Any = ROWS,
+    template: str | None = None,
+    **options: Any,
+) -> Any:
     datasets.disable_progress_bars()
     settings: dict[str, Any] = {
         "output_dir": str(folder), "per_device_train_batch_size": 2, "max_length": None,
@@ -48,10 +57,10 @@ def trainer(folder: Path, model: Any = None, *, peft_config: Any = None, **optio
     return trl.DPOTrainer(
         model=models_for_tests.tiny_model("llama") if model is None else model,
         # TRL reads the reference of a whole model from where the model came from; this one came from nowhere.
-        ref_model=models_for_tests.tiny_model("llama") if alone else None,
+        ref_model=models_for_tests.tiny_model("llama") if alone else reference,
         args=trl.DPOConfig(**(settings | options)),
-        train_dataset=datasets.Dataset.from_list(ROWS),
-        processing_class=models_for_tests.tiny_tokenizer(chat_template=None),
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=models_for_tests.tiny_tokenizer(chat_template=template),
         peft_config=peft_config,
     )
 
@@ -210,3 +219,42 @@ def test_what_does_not_begin_like_its_prompt_is_scored_from_where_they_part(tmp_
     says("docs/coming_from.md", "TRL warns once, and scores from there in either case")
     source = importlib.import_module("trl.trainer.dpo_trainer")
     assert source.common_prefix_length([1, 2, 3], [1, 2, 4]) == 2
+
+
+def test_an_adapter_beside_an_adapter_is_refused(tmp_path: Path) -> None:
+    says("docs/coming_from.md", "together with `peft_config` it is refused, as a `PeftModel` is by TRL")
+    peft, config = adapter(target_modules=["q_proj"])
+    with pytest.raises(ValueError, match="PeftModel"):
+        trainer(tmp_path, peft.get_peft_model(models_for_tests.tiny_model("llama"), config), peft_config=config)
+
+
+def test_every_token_after_the_prompt_is_scored(tmp_path: Path) -> None:
+    """A template that writes "w2" after the end of a turn, and an answer after a tool's result."""
+    says("docs/coming_from.md", "such as the newline after `<|im_end|>`, is scored by TRL and not here")
+    says("docs/coming_from.md", "TRL scores every token after the prompt")
+    template = (
+        "{% for message in messages %}<|{{ message['role'] }}|> {{ message['content'] }} </s> w2 {% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|> {% endif %}"
+    )
+
+    def turns(*contents: str) -> list[dict[str, str]]:
+        return [{"role": ("assistant", "user")[k % 2], "content": words} for k, words in enumerate(contents)]
+
+    rows = [{"prompt": [{"role": "user", "content": "w1"}], "chosen": turns("w3", "w4", "w5"), "rejected": turns("w6")}]
+    made = trainer(tmp_path, rows=rows, template=template)
+    tokens = made.processing_class.convert_ids_to_tokens(made.train_dataset[0]["chosen_ids"])
+    assert tokens == ["w3", "</s>", "w2", "<|user|>", "w4", "</s>", "w2", "<|assistant|>", "w5", "</s>", "w2"]
+    collated = made.data_collator([made.train_dataset[0]])
+    assert int(collated["completion_mask"][0].sum()) == len(tokens)
+
+
+def test_the_router_loss_is_on_for_every_mixture_of_experts(tmp_path: Path) -> None:
+    says("docs/coming_from.md", "TRL adds it to every such model")
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        "mixtral", **{**models_for_tests.COMMON, "num_local_experts": 2, "output_router_logits": False}
+    )
+    model, reference = (AutoModelForCausalLM.from_config(config) for _ in range(2))
+    made = trainer(tmp_path, model, reference=reference)
+    assert made.aux_loss_enabled and made.router_aux_loss_coef == config.router_aux_loss_coef > 0

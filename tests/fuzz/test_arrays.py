@@ -186,7 +186,8 @@ TARGETS = [
     Target("fit_gao", fit_gao, {"kl": KL, "gold": GOLD, "form": "best_of_n", "level": 0.75},
            arrays=("kl", "gold"), numbers=("level",), objects=("form",)),
     Target("bootstrap_gao", bootstrap_gao,
-           {"kl": KL, "gold": np.stack([GOLD, GOLD + 0.25, GOLD - 0.125]), "form": "policy", "resamples": 20, "rng": 0},
+           {"kl": np.stack([KL, KL, KL]), "gold": np.stack([GOLD, GOLD + 0.25, GOLD - 0.125]), "form": "policy",
+            "resamples": 20, "rng": 0},
            arrays=("kl", "gold"), counts=("resamples",), objects=("rng", "form")),
     Target("from_trl", conversions.from_trl, {"beta": 0.5, "loss_weights": [1.0, 0.25]},
            arrays=("loss_weights",), numbers=("beta",)),
@@ -280,7 +281,8 @@ def spoilt_arrays(draw: Any, given: Any) -> Any:
         return chosen(draw, containers)
     if how == "wrong":
         return chosen(draw, WRONG)
-    return array * draw(st.floats(allow_nan=True, allow_infinity=True))
+    with np.errstate(all="ignore"):
+        return array * draw(st.floats(allow_nan=True, allow_infinity=True))
 
 
 @st.composite
@@ -341,15 +343,21 @@ def call_outcome(drawn: tuple[Target, str, str, Any]) -> str:
         if isinstance(reading, (np.ndarray, float)):
             finite = np.isfinite(np.asarray(reading)).all()
             assert target.loose or finite, f"{where} is not finite"
-            if kind != "array" or np.asarray(target.arguments[name]).dtype.kind == "f":
-                whole = target.call(**{**arguments, name: reading})
-            else:
-                whole = target.call(**{**arguments, name: np.asarray(reading).astype(np.int64)})
-            coarse = "16" in str(getattr(value, "dtype", "")) or "32" in str(getattr(value, "dtype", ""))
+            held = kind == "array" and finite and (np.abs(reading) <= 2**53).all()
+            whole_numbers = held and np.asarray(target.arguments[name]).dtype.kind == "i"
+            plain = np.asarray(reading).astype(np.int64) if whole_numbers else reading
+            coarse = any(digits in str(getattr(value, "dtype", "")) for digits in ("16", "32"))
+            try:
+                expected = numbers_in(target.call(**{**arguments, name: plain}))
+            except RPOError:  # half precision may sum to one only to its own rounding
+                assert coarse, f"{where} is taken, and plain numbers are not"
+                return
             tolerance = 1e-2 if coarse else 1e-9
-            assert same(numbers_in(result), numbers_in(whole), tolerance), f"{where} differs from plain numbers"
+            assert same(numbers_in(result), expected, tolerance), f"{where} differs from plain numbers"
         else:
-            assert target.loose or not any(map(math.isnan, numbers_in(result))), f"{where} gives NaN"
+            unspoilt = numbers_in(target.call(**target.arguments))
+            allowed = target.loose or any(map(math.isnan, unspoilt))
+            assert allowed or not any(map(math.isnan, numbers_in(result))), f"{where} gives NaN"
 
     return outcome(lambda: target.call(**arguments), check)
 

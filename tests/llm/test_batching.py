@@ -66,7 +66,7 @@ class Budgeted(RPOTrainer):
 def budgeted(folder: Any, path: Any, max_tokens: int, **options: Any) -> Budgeted:
     run = training.trainer(folder, PAIRS, **{"per_device_train_batch_size": 6, **options})
     run.__class__, run.path, plain = Budgeted, path, run.data_collator
-    run.data_collator = BudgetCollator(path, plain.group_of, plain.tokens_of, max_tokens)
+    run.data_collator = BudgetCollator(path, plain.group_of, plain.tokens_of, max_tokens=max_tokens)
     return run
 
 

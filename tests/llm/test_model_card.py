@@ -76,6 +76,16 @@ def test_paths_of_this_machine_are_not_published(tmp_path: Path, monkeypatch: py
     assert "base_model" not in ModelCard(text).data.to_dict()
 
 
+def test_names_cannot_act_in_the_page(tmp_path: Path) -> None:
+    """A folder, a data set, a reason and an objective of others: no HTML, no link, no way out of a code span."""
+    name = "m`<img src=x onerror=y>[z](javascript:y)\x1b[2J"
+    text = card(tmp_path, base_model=name, dataset=f"d/{name}", data_report={"refused": {"<b>|[a](b)": 2}})
+    body = text.split("---", 2)[2]
+    assert "\x1b" not in text and "``m`<img" in body  # in a code span only
+    assert "<img" not in body.replace("``m`<img", "") and "\\[z\\](javascript:y)" in body
+    assert "| refused/&lt;b&gt;\\|\\[a\\](b) | 2 |" in body
+
+
 def test_equal_arguments_give_equal_bytes_and_others_do_not(tmp_path: Path) -> None:
     assert card(tmp_path) == card(tmp_path, environment={"python": "3.11.7", "torch": "2.13.0"})
     assert card(tmp_path) != card(tmp_path, metrics={"eval_loss": 0.7})

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from rpo.core.errors import InvalidArgument
+from rpo.llm.models import check_embeddings, load_model
+from rpo.llm.packing import SharedPrefixPath
 from rpo.llm.reference import (
     AsGiven,
     DisabledAdapter,
@@ -294,6 +297,8 @@ def test_the_copied_adapter_is_frozen_and_saved_only_if_not_hidden(plain: Any, t
         policy.save_pretrained(tmp_path / "hidden")
     policy.save_pretrained(tmp_path / "shown")
     assert not (tmp_path / "hidden" / "reference").exists()
+    assert not [name for name in load_file(tmp_path / "hidden" / "adapter_model.safetensors") if "reference" in name]
+    assert len(load_file(tmp_path / "hidden" / "adapter_model.safetensors")) == 8
     assert (tmp_path / "shown" / "reference").is_dir()  # the control
     reloaded = peft.PeftModel.from_pretrained(plain, tmp_path / "hidden")
     torch.testing.assert_close(policy_logps(reloaded), start, rtol=0, atol=1e-12)
@@ -373,3 +378,43 @@ def test_under_zero_3_a_separate_model_is_refused(plain: Any) -> None:
     accelerator = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=3)))
     with pytest.raises(InvalidArgument, match="Set precompute_ref_log_probs=True, or train an adapter"):
         FrozenModel(plain).prepare(accelerator)
+
+
+EMBEDDINGS: dict[str, dict[str, Any]] = {
+    "embeddings": {"target_modules": ["embed_tokens", "q_proj"]},
+    "head": {"target_modules": ["lm_head", "q_proj"]},
+    "single tokens": {"trainable_token_indices": [7, 8, 20, 25]},
+    "whole modules": {"modules_to_save": ["embed_tokens", "lm_head"]},
+}
+
+
+@pytest.mark.parametrize("kind", EMBEDDINGS)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # peft on tied embeddings
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_adapters_of_embeddings_and_heads(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path, kind: str, tied: bool):
+    """Scored, kept as reference, saved and loaded to 1e-10: every path against one sequence at a time in float64.
+
+    The control is the base, whose log-probabilities are others.
+    """
+    base = tiny_model("llama", dtype=torch.float64, tie_word_embeddings=tied)
+    base.save_pretrained(tmp_path / "base")
+    start = naive(base)
+    policy = lora(base, **EMBEDDINGS[kind])
+    policy.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    torch.testing.assert_close(naive(policy), start, rtol=0, atol=1e-10)
+    check_embeddings(policy, tiny_tokenizer())
+    with torch.no_grad():
+        random = torch.Generator().manual_seed(3)
+        for value in policy.parameters():
+            if value.requires_grad:
+                value += 0.1 * torch.randn(value.shape, generator=random).to(value)
+    expected = naive(policy)
+    assert (expected - start).abs().max() > 1e-2
+    for path in (PATH, SharedPrefixPath()):
+        assert path.logps(policy, path.collate(GROUPS)).sub(expected).abs().max() < 1e-5  # float32 in the rotations
+    reference = resolve_reference(policy)
+    with reference.active() as model:
+        torch.testing.assert_close(naive(model), expected, rtol=0, atol=1e-10)
+    with reference.hidden():
+        policy.save_pretrained(tmp_path / "adapter")
+    torch.testing.assert_close(naive(load_model(tmp_path / "adapter")), expected, rtol=0, atol=1e-10)

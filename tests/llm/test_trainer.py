@@ -13,7 +13,8 @@ from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import DPO, RPO
 from rpo.llm.collate import PairDataset
 from rpo.llm.data import PreparedPairs, stream_pairs
-from rpo.llm.models import load_model
+from rpo.llm.models import load_model, load_tokenizer
+from rpo.llm.sampling import prompt_token_ids
 
 
 def naive_logp(model, prompt, response):
@@ -558,7 +559,7 @@ def naive_router_loss(model, pairs):
 
 
 def test_the_router_loss_is_added_where_it_is_asked_for(tmp_path, caplog):
-    """It is in the loss by its weight, is logged apart, moves the router, and pads; control: not asked for, no trace."""
+    """It is in the loss by its weight, logged apart, moves the router, and pads; control: not asked for, no trace."""
     pairs, runs = tiny_pairs(4), {}
     for asked in (True, False):
         caplog.clear()
@@ -592,3 +593,45 @@ def test_paths_that_have_no_router_loss_are_refused(tmp_path):
     )
     with pytest.raises(InvalidArgument, match='expected a router loss.*Train on path="padded"'):
         run.train()
+
+
+# --- what a model cannot do --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_pairs_beyond_the_positions_are_refused_before_training(tmp_path, family):
+    """Prompts of 1-5 tokens and responses of up to 10 against 8 positions: the first row is named, the others counted.
+
+    In a stream, where it is met. The control has one position more than the longest.
+    """
+    pairs = tiny_pairs(12)
+    lengths = {pair.row: len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs}
+    long = [row for row, length in lengths.items() if length > 8]
+    model = models_for_tests.tiny_model(family, max_position_embeddings=8)
+    said = rf"max_length: expected pairs of at most 8 tokens.*{lengths[long[0]]} tokens in row {long[0]}, and "
+    with pytest.raises(InvalidArgument, match=said + f"{len(long) - 1} more"):
+        trainer(tmp_path, pairs, model=model)
+    trainer(tmp_path, pairs, model=models_for_tests.tiny_model(family, max_position_embeddings=max(lengths.values())))
+    rows = [
+        {"prompt_ids": list(p.prompt_ids), "chosen_ids": list(p.chosen_ids), "rejected_ids": list(p.rejected_ids)}
+        for p in pairs
+    ]
+    run = trainer(tmp_path, stream_pairs(rows, None), model=model, precompute_ref_log_probs=False)
+    with pytest.raises(InvalidArgument, match="at most 8 tokens"):
+        run.train()
+
+
+def test_a_chat_template_is_saved_with_the_model(tmp_path):
+    """What samples from the folder renders prompts as training did; the tokenizer that was given stays as it was."""
+    template = "{% for m in messages %}<|user|> {{ m['content'] }} {% endfor %}"
+    tokenizer = models_for_tests.tiny_tokenizer()
+    message = [{"role": "user", "content": "w1"}]
+    answers = [[{"role": "assistant", "content": text}] for text in ("w2 </s>", "w3 </s>")]
+    row = {"prompt": message, "chosen": answers[0], "rejected": answers[1]}
+    model = models_for_tests.tiny_model("llama")
+    run = trainer(tmp_path, [row] * 4, model=model, processing_class=tokenizer, chat_template=template)
+    run.save_model(str(tmp_path / "saved"))
+    saved = load_tokenizer(tmp_path / "saved")
+    assert prompt_token_ids(saved, message) == list(run.train_dataset.pairs[0].prompt_ids)
+    assert tokenizer.chat_template == models_for_tests.CHAT_TEMPLATE
+    assert prompt_token_ids(tokenizer, message) != list(run.train_dataset.pairs[0].prompt_ids)

@@ -50,9 +50,9 @@ class ChiSquaredPO(Baseline):
     base: str = "chosen"
 
     def __post_init__(self) -> None:
-        check_fields(self.beta, self.base, self.reward_class)
+        object.__setattr__(self, "beta", check_fields(self.beta, self.base, self.reward_class))
         if self.clip is not None:
-            checks.positive("clip", self.clip)
+            object.__setattr__(self, "clip", checks.positive("clip", self.clip))
 
     @property
     def label(self) -> str:

@@ -38,10 +38,10 @@ class RewardEnsemble(Baseline):
     base: str = "chosen"
 
     def __post_init__(self) -> None:
-        check_fields(self.beta, self.base, self.reward_class)
+        object.__setattr__(self, "beta", check_fields(self.beta, self.base, self.reward_class))
         object.__setattr__(self, "size", checks.integer("size", self.size, minimum=1))
         checks.one_of("how", self.how, COMBINATIONS)
-        checks.nonnegative("penalty", self.penalty)
+        object.__setattr__(self, "penalty", checks.nonnegative("penalty", self.penalty))
 
     @property
     def label(self) -> str:

@@ -61,12 +61,11 @@ class PessimisticMLE(Baseline):
         check_fields(1.0, self.base, self.reward_class)
         checks.one_of("prompt_weights", self.prompt_weights, PROMPT_WEIGHTS)
         if self.radius is not None:
-            checks.nonnegative("radius", self.radius)
+            object.__setattr__(self, "radius", checks.nonnegative("radius", self.radius))
         if self.ridge is not None:
-            checks.positive("ridge", self.ridge)
-        checks.positive("scale", self.scale)
-        if not 0 < checks.positive("delta", self.delta) < 1:
-            raise InvalidArgument("delta", expected="a probability in (0, 1)", got=self.delta, remedy="0.05, say.")
+            object.__setattr__(self, "ridge", checks.positive("ridge", self.ridge))
+        object.__setattr__(self, "scale", checks.positive("scale", self.scale))
+        object.__setattr__(self, "delta", checks.fraction("delta", self.delta))
         if isinstance(self.reward_class, Unconstrained) and self.radius is None:
             raise InvalidArgument(
                 "radius",

@@ -44,15 +44,15 @@ def maximum_likelihood(
     return solve(problem, data, DPO(beta=beta, base=base), reward_class=reward_class, method="newton")
 
 
-def check_fields(beta: float, base: str, reward_class: object) -> None:
-    """Refuse a beta that is not above zero, a base without a name, and what is no reward class nor makes one.
+def check_fields(beta: float, base: str, reward_class: object) -> float:
+    """Return beta, above zero; refuse a base without a name, and what is no reward class nor makes one.
 
     A function of the problem is completed by `simulate`, problem by problem.
     """
-    checks.positive("beta", beta)
     checks.one_of("base", base, NAMED_BASES)
     if reward_class is not None and (isinstance(reward_class, type) or not callable(reward_class)):
         check_reward_class(reward_class)
+    return checks.positive("beta", beta)
 
 
 def likelihood_evidence(solution: Solution) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class PlugIn(Baseline):
     base: str = "chosen"
 
     def __post_init__(self) -> None:
-        check_fields(self.beta, self.base, self.reward_class)
+        object.__setattr__(self, "beta", check_fields(self.beta, self.base, self.reward_class))
 
     @property
     def label(self) -> str:
@@ -126,7 +126,7 @@ class Greedy(Baseline):
     beta: float = 1.0
 
     def __post_init__(self) -> None:
-        check_fields(self.beta, self.base, self.reward_class)
+        object.__setattr__(self, "beta", check_fields(self.beta, self.base, self.reward_class))
 
     @property
     def label(self) -> str:
@@ -167,7 +167,7 @@ class BestOfN(Baseline):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "n", checks.integer("n", self.n, minimum=1))
-        check_fields(self.beta, self.base, self.reward_class)
+        object.__setattr__(self, "beta", check_fields(self.beta, self.base, self.reward_class))
 
     @property
     def label(self) -> str:

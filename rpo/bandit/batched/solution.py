@@ -78,6 +78,8 @@ def solve_batch(
     table = checks.finite("wins", wins, shape=(None, None, None, None))
     s, x, a, _ = table.shape
     checks.has_shape("wins", table, (s, x, a, a))
+    if not table.size:
+        raise InvalidArgument("wins", expected="some data", got=f"shape {table.shape}", remedy="Pass an instance.")
     pi_ref = checks.probabilities("reference", reference, shape=(x, a))
     total = table.sum(axis=(1, 2, 3))
     diagonal = np.einsum("sxaa->sxa", table)

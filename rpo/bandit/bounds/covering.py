@@ -39,7 +39,9 @@ def log_covering_box(bound: float, *, prompts: int, arms: int, radius: float, mo
     top = checks.positive("bound", bound)
     x = checks.integer("prompts", prompts, minimum=1)
     a = checks.integer("arms", arms, minimum=2)
-    cells = math.log(math.ceil(top / (2.0 * checks.positive("radius", radius))))
+    side = 2.0 * checks.positive("radius", radius)
+    # Rounding up is below the precision of a logarithm of more than 2^53, and their number may exceed every float.
+    cells = math.log(math.ceil(top / side)) if top < side * 2.0**53 else math.log(top) - math.log(side)
     whole = a * cells
     faces = math.log(a) + (a - 1) * cells
     return x * (min(whole, faces) if modulo_constants else whole)

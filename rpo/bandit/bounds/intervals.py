@@ -110,7 +110,9 @@ def loglog_slope(
 
     misfit, extra = fit(0.0)[3] / freedom, 0.0
     if misfit > 1.0:
-        extra = float(brentq(lambda t: fit(t)[3] - freedom, 0.0, max(float(np.var(v)) * v.size, 1e-300), xtol=1e-300))
+        most = max(float(np.var(v)) * v.size, 1e-300)
+        # Errors far below the misfit make a steep function of it, on which a hundred steps are too few.
+        extra = float(brentq(lambda t: fit(t)[3] - freedom, 0.0, most, xtol=1e-300, maxiter=10_000))
     slope, intercept, spread, _ = fit(extra)
     half = float(stats.t.isf((1.0 - level) / 2.0, freedom)) / math.sqrt(spread)
     return Slope(

@@ -14,7 +14,7 @@ import numpy as np
 from rpo.bandit.batched import solve_batch
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.method import Baseline
-from rpo.bandit.metrics import policy_outcome
+from rpo.bandit.metrics import outcome_unchecked
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import RewardClass, Unconstrained
 from rpo.bandit.simulation.entrants import Maximin, Template, describe
@@ -47,6 +47,7 @@ class _Draw:
     problem: ContextualBandit
     data: PreferenceCounts
     wins: Array
+    best: float  # what the policy greedy on r* is worth
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +107,7 @@ class Cell:
         try:
             problem = self.problem(seed)
             data = problem.sample_preferences(self.n, rng=self.generator(DATA, self._data_hash, seed))
-            return _Draw(problem, data, data.wins())
+            return _Draw(problem, data, data.wins(), problem.expected_reward(problem.greedy_policy()))
         except Exception as error:  # a user's function may raise anything: it becomes a row
             return error
 
@@ -148,8 +149,8 @@ class Cell:
             if isinstance(draw, _Draw) and answer.policy is not None:
                 proxy_reward = likely.reward if likely is not None and likely.status == "certified" else None
                 base = self._base(i, draw, method)
-                row |= policy_outcome(answer.policy, draw.problem, base, proxy_reward)
-                row["gap"] = draw.problem.suboptimality(answer.policy)
+                worth = outcome_unchecked(answer.policy, draw.problem, base, proxy_reward)
+                row |= {**worth, "gap": draw.best - worth["reward/gold"]}
             rows.append(row)
         return rows
 

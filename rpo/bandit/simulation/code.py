@@ -54,9 +54,11 @@ class _Walk:
         """Digest `value`. strict: refuse what cannot be told apart; otherwise, its type stands for it."""
         if isinstance(value, PLAIN):
             return self.write(type(value).__name__, repr(value))
-        if id(value) in self.seen:
-            return self.write("again", self.seen[id(value)][0])
-        self.seen[id(value)] = (len(self.seen), value)
+        # Equal constants may be one object or several, as Python compiled or loaded them: they are written out.
+        if not isinstance(value, (tuple, frozenset, CodeType)):
+            if id(value) in self.seen:
+                return self.write("again", self.seen[id(value)][0])
+            self.seen[id(value)] = (len(self.seen), value)
         if isinstance(value, CodeType):
             self.write(value.co_code.hex(), value.co_names, value.co_varnames, value.co_freevars, value.co_flags)
             return self.add(value.co_consts, strict=False)

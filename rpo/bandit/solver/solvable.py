@@ -5,7 +5,7 @@ from __future__ import annotations
 from rpo.core.divergences import KL
 from rpo.core.errors import InvalidArgument
 from rpo.core.links import LogRatio
-from rpo.core.objectives import DPO, LEAST_SCALE, RPO, Objective, check_objective, require_objective
+from rpo.core.objectives import DPO, RPO, Objective, check_objective, require_objective
 from rpo.core.shapes import MarginShape
 
 
@@ -30,8 +30,6 @@ def require_solvable(value: object, name: str = "objective") -> Objective:
         wrong = "a loss declared convex that cvxpy's rules do not find convex"
     elif not (objective.anchor.weight >= 0 and objective.preference_weight == 1.0):
         wrong = "an SFT term of negative weight, or a preference term of a weight other than one"
-    elif not LEAST_SCALE <= link.beta <= 1.0 / LEAST_SCALE:
-        wrong = f"beta = {link.beta:g}, whose square float64 does not hold"
     if wrong:
         raise InvalidArgument(
             name,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
 from rpo.eval.benchmarks.files import read_json, read_lines, read_text, require
-from rpo.eval.benchmarks.results import BenchmarkResult, mean_and_error
+from rpo.eval.benchmarks.results import BenchmarkResult, mean_and_error, numbers
 
 BENCHMARK = "AlpacaEval"
 ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"  # what makes it AlpacaEval 2
@@ -142,9 +141,13 @@ def read_leaderboard(path: str | Path, models: Collection[str] | None = None) ->
     """Return the results in a leaderboard.csv; values in per cent, avg_length in characters.
 
     The file lists every model of the published leaderboard too. models: which to return; by default those that
-    annotations.json beside it judged, or all where there is none. Raises InvalidArgument.
+    annotations.json beside it judged, or all where there is none. A cell that is no number keeps its row, without a
+    value. Raises InvalidArgument.
     """
-    rows = list(csv.DictReader(io.StringIO(read_text("leaderboard", path))))
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_text("leaderboard", path))))
+    except csv.Error as error:
+        raise InvalidArgument("leaderboard", expected="CSV", got=f"{path} ({error})", remedy="Look at it.") from error
     if not rows:
         raise InvalidArgument("leaderboard", expected="at least one row", got=f"none in {path}", remedy="Look at it.")
     require("leaderboard", rows[0], ("win_rate", "standard_error", "n_total"), str(path))
@@ -155,27 +158,28 @@ def read_leaderboard(path: str | Path, models: Collection[str] | None = None) ->
     names = set(models) if models is not None else set(judged) or None
     label = next(iter(rows[0]))  # pandas' index column, without a name or called model_name
     found = []
-    for number, row in enumerate(rows, start=2):
-        name = row[label]
+    for row in rows:
+        name = str(row[label])
         if names is not None and name not in names:
             continue
         context = judged.get(name, {})
-        for metric, error in METRICS.items():
-            value = _number(row.get(metric), f"{metric}, line {number}", path)
-            if value is None:
+        for metric, of_error in METRICS.items():
+            if row.get(metric) in (None, ""):
                 continue
-            count = _number(row["n_total"], f"n_total, line {number}", path)
+            cells = {metric: row[metric], str(of_error): row.get(str(of_error)), "n_total": row["n_total"]}
+            read, bad = numbers(cells)
+            value, deviation, count = read.values()
             found.append(
                 BenchmarkResult(
                     model=name,
                     benchmark=BENCHMARK,
                     metric=metric,
                     value=value,
-                    standard_error=None if error is None else _number(row.get(error), f"{error}, line {number}", path),
+                    standard_error=deviation,
                     n=None if count is None or metric == OF_ALL else int(count),
                     missing=0 if metric == OF_ALL else context.get("missing", 0),
                     source=str(path),
-                    settings={key: item for key, item in context.items() if key != "missing"},
+                    settings={key: item for key, item in context.items() if key != "missing"} | bad,
                 )
             )
     return found
@@ -185,24 +189,25 @@ def read_annotations(path: str | Path) -> list[BenchmarkResult]:
     """Return win rates computed from an annotations.json, in per cent, where no leaderboard was written.
 
     An annotation's preference p is between 1 (the baseline won) and 2; 0 and 1.5 are draws. Its win rate is p - 1;
-    the length-controlled one is the tool's own "glm_preference". Annotations without a preference are counted as
-    missing. Raises InvalidArgument.
+    the length-controlled one is the tool's own "glm_preference". Annotations without a preference, or with one that
+    is no number from 1 to 2, are counted as missing. Raises InvalidArgument.
     """
     found = []
     for name, group in _by_generator(Path(path)).items():
         context = _settings(group)
-        missing = context.pop("missing")
-        given = _column(group, "preference", path)
-        if not given or not all(p in DRAWS or 1 <= p <= 2 for p in given):
+        context.pop("missing")
+        preferences = [_preference(row) for row in group]
+        if not any(preference is not None for preference in preferences):
             raise InvalidArgument(
                 "annotations",
                 expected="preferences from 1 to 2",
-                got=f"{given[:3]} for {name} in {path}",
+                got=f"{[row['preference'] for row in group][:3]} for {name} in {path}",
                 remedy="Judge again.",
             )
-        preferences = [0.5 if p in DRAWS else p - 1.0 for p in given]
-        columns = {"win_rate": preferences, "length_controlled_winrate": _column(group, "glm_preference", path)}
-        for metric, values in columns.items():
+        controlled = [numbers({"": row.get("glm_preference")})[0][""] for row in group]
+        columns = {"win_rate": preferences, "length_controlled_winrate": controlled}
+        for metric, column in columns.items():
+            values = [value for value in column if value is not None]
             if values:
                 mean, error = mean_and_error([100.0 * value for value in values])
                 found.append(
@@ -213,7 +218,7 @@ def read_annotations(path: str | Path) -> list[BenchmarkResult]:
                         value=mean,
                         standard_error=error,
                         n=len(values),
-                        missing=missing,
+                        missing=len(column) - len(values),
                         source=str(path),
                         settings=context,
                     )
@@ -301,23 +306,13 @@ def _settings(group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "baseline": ", ".join(sorted({str(row["generator_1"]) for row in group})),
         "annotator": ", ".join(sorted({str(row["annotator"]) for row in group if row.get("annotator")})),
-        "missing": sum(row["preference"] is None for row in group),
+        "missing": sum(_preference(row) is None for row in group),
     }
 
 
-def _column(group: Sequence[Mapping[str, Any]], column: str, path: str | Path) -> list[float]:
-    numbers = [_number(row.get(column), column, path) for row in group]
-    return [number for number in numbers if number is not None]
-
-
-def _number(value: Any, name: str, path: str | Path) -> float | None:
-    """Return a number, or None for an empty cell."""
-    if value is None or value == "":
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise InvalidArgument(name, expected="a number", got=f"{value!r} in {path}", remedy="Look at the file.")
-    return number
+def _preference(row: Mapping[str, Any]) -> float | None:
+    """Return the model's share of an annotation, in [0, 1]; None where it has no preference."""
+    given = numbers({"": row["preference"]})[0][""]
+    if given in DRAWS:
+        return 0.5
+    return given - 1.0 if given is not None and 1 <= given <= 2 else None

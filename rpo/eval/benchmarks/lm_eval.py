@@ -17,10 +17,11 @@ from typing import Any
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument, MissingDependency, RPOError
 from rpo.eval.benchmarks.files import read_json, require
-from rpo.eval.benchmarks.results import BenchmarkResult
+from rpo.eval.benchmarks.results import BenchmarkResult, numbers
 
 # These run programs that the model wrote. The harness itself refuses others that do, later.
 CODE_TASKS = ("mbpp", "humaneval")
+NO_ERROR = "N/A"  # what the harness writes where it has no standard error
 
 
 class BenchmarkFailed(RPOError):
@@ -111,42 +112,50 @@ def read_results(path: str | Path, models: Collection[str] | None = None) -> lis
     """Return every metric of every task (and group) in a results_*.json, in the harness's units.
 
     A metric of a filter keeps the harness's name, "exact_match,strict-match"; that of no filter is "acc". n is the
-    number of examples evaluated. settings: few-shot examples, the task's version, and how it was run.
-    Raises InvalidArgument.
+    number of examples evaluated. settings: few-shot examples, the task's version, and how it was run. A metric that
+    is no number keeps its row, without a value. Raises InvalidArgument.
     """
     record = read_json("results", path)
     require("results", record, ("results", "versions", "n-shot", "config"), str(path))
-    model = str(record.get("model_name") or record["config"].get("model_args") or "")
+    config, shots, versions = (_mapping(record[name]) for name in ("config", "n-shot", "versions"))
+    samples = _mapping(record.get("n-samples"))
+    model = str(record.get("model_name") or config.get("model_args") or "")
     if models is not None and model not in models:
         return []
     shared = {
         "lm_eval_version": record.get("lm_eval_version"),
-        "model_args": record["config"].get("model_args"),
-        "limit": record["config"].get("limit"),
+        "model_args": config.get("model_args"),
+        "limit": config.get("limit"),
         "chat_template": record.get("chat_template") is not None,
-        "seed": record["config"].get("random_seed"),
+        "seed": config.get("random_seed"),
     }
     found = []
-    for task, metrics in {**record.get("groups", {}), **record["results"]}.items():
-        settings = {"n_shot": record["n-shot"].get(task), "version": record["versions"].get(task), **shared}
-        count = record.get("n-samples", {}).get(task, {}).get("effective")
-        for key, value in metrics.items():
+    for task, metrics in {**_mapping(record.get("groups")), **_mapping(record["results"])}.items():
+        settings = {"n_shot": shots.get(task), "version": versions.get(task), **shared}
+        count = _mapping(samples.get(task)).get("effective")
+        for key, value in _mapping(metrics).items():
             metric, _, filtered = key.partition(",")
             if not filtered or metric.endswith("_stderr"):
                 continue
+            error = metrics.get(f"{metric}_stderr,{filtered}")
+            cells = {key: value, f"{key} standard error": None if error == NO_ERROR else error, "n-samples": count}
+            read, bad = numbers(cells)
+            score, deviation, examples = read.values()
+            if score is None:
+                bad = {"unreadable": bad.get("unreadable") or [f"{key}: nothing"]}
             found.append(
                 BenchmarkResult(
                     model=model,
                     benchmark=task,
                     metric=metric if filtered == "none" else key,
-                    value=_value(value, f"{key} of {task}", path),
-                    standard_error=_error(metrics.get(f"{metric}_stderr,{filtered}")),
-                    n=count,
+                    value=score,
+                    standard_error=deviation,
+                    n=None if examples is None else int(examples),
                     source=str(path),
-                    settings=settings,
+                    settings=settings | bad,
                 )
             )
-    if not found:
+    if all(result.value is None for result in found):
         raise InvalidArgument("results", expected="at least one metric", got=f"none in {path}", remedy="Look at it.")
     return found
 
@@ -167,12 +176,5 @@ def _pretrained(model: str) -> str:
     return ",".join(f"{key}={name}" for key, name in names.items())
 
 
-def _value(value: Any, name: str, path: str | Path) -> float:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    raise InvalidArgument(name, expected="a number", got=f"{value!r} in {path}", remedy="Look at the file.")
-
-
-def _error(value: Any) -> float | None:
-    """Return a standard error; the harness writes "N/A" where it has none."""
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -19,7 +19,7 @@ import numpy as np
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
 from rpo.eval.benchmarks.files import read_lines, require
-from rpo.eval.benchmarks.results import BenchmarkResult, mean_and_error
+from rpo.eval.benchmarks.results import BenchmarkResult, mean_and_error, numbers
 
 BENCHMARK = "MT-Bench"
 TEMPERATURES = {
@@ -188,32 +188,44 @@ def commands(
 def read_judgments(path: str | Path, models: Collection[str] | None = None) -> list[BenchmarkResult]:
     """Return "turn_1", "turn_2" ... and "score" (all turns) of each model and judge, points of ten.
 
-    path: model_judgment/*_single.jsonl. Scores of -1 (the judge gave none) are counted as missing, and in no mean; of a
-    question judged again, the last judgment counts. "score" is the mean over judgments, as FastChat's
-    show_result; its standard error takes the turns of a question together. Raises InvalidArgument.
+    path: model_judgment/*_single.jsonl. Scores of -1 (the judge gave none), and what is no number from 0 to 10, are
+    counted as missing, and in no mean; of a question judged again, the last judgment counts. "score" is the mean
+    over judgments, as FastChat's show_result; its standard error takes the turns of a question together. Rows
+    without a question or turn that could be read are left out, and named under settings. Raises InvalidArgument.
     """
     rows, torn = read_lines("judgments", path)
     groups: dict[tuple[str, str], dict[tuple[int, int], float]] = {}
     given: dict[tuple[str, str], int] = {}
+    bad: dict[tuple[str, str], list[str]] = {}
     for number, row in enumerate(rows, start=1):
         where = f"line {number} of {path}"
         require("judgments", row, ("question_id", "model", "judge", "score", "turn"), where)
-        if models is not None and row["model"] not in models:
+        if models is not None and str(row["model"]) not in models:
             continue
         judge = row["judge"][0] if isinstance(row["judge"], list) and row["judge"] else row["judge"]
         group = (str(row["model"]), str(judge))
-        turn = checks.integer("turn", row["turn"], minimum=1)
-        question = checks.integer("question_id", row["question_id"], minimum=0)
-        groups.setdefault(group, {})[question, turn] = _score(row["score"], where)
+        scores = groups.setdefault(group, {})
+        try:
+            turn = checks.integer("turn", row["turn"], minimum=1)
+            question = checks.integer("question_id", row["question_id"], minimum=0)
+        except InvalidArgument as error:
+            bad.setdefault(group, []).append(f"{error.name} in line {number}: {error.got[:40]}")
+            continue
+        score = numbers({"": row["score"]})[0][""]
+        if score is None or not (score == FAILED or 0 <= score <= 10):
+            bad.setdefault(group, []).append(f"score in line {number}: {str(row['score'])[:40]!r}")
+            score = FAILED
+        scores[question, turn] = score
         given[group] = given.get(group, 0) + 1
     found = []
     for group, scores in groups.items():
-        settings = {"judge": group[1], "repeated": given[group] - len(scores), "torn_lines": torn}
+        settings = {"judge": group[1], "repeated": given.get(group, 0) - len(scores), "torn_lines": torn}
         subsets = {"score": scores}
         for turn in sorted({turn for _, turn in scores}):
             subsets[f"turn_{turn}"] = {key: score for key, score in scores.items() if key[1] == turn}
         for metric, subset in subsets.items():
-            found.append(_result(group[0], metric, subset, str(path), settings))
+            more = {"unreadable": bad[group]} if metric == "score" and group in bad else {}
+            found.append(_result(group[0], metric, subset, str(path), settings | more))
     return found
 
 
@@ -253,14 +265,6 @@ def _clustered_mean(scores: Mapping[tuple[int, int], float]) -> tuple[float, flo
     mean = math.fsum(scores.values()) / len(scores)
     _, error = mean_and_error([math.fsum(of) - mean * len(of) for of in sums.values()])
     return mean, None if error is None else error * len(sums) / len(scores)
-
-
-def _score(value: Any, where: str) -> float:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and (value == FAILED or 0 <= value <= 10):
-        return float(value)
-    raise InvalidArgument(
-        "score", expected="a number from 0 to 10, or -1", got=f"{value!r} in {where}", remedy="Look at that line."
-    )
 
 
 def _check_lengths(model: Any, tokenizer: Any, questions: Sequence[Question], max_new_tokens: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from rpo.core.errors import InvalidArgument
 from rpo.eval.benchmarks import alpaca_eval, lm_eval, mt_bench
 from rpo.eval.benchmarks.files import read_json
-from rpo.eval.benchmarks.results import BenchmarkResult
+from rpo.eval.benchmarks.results import BenchmarkResult, unreadable
 
 # What is looked for in a folder.
 PATTERNS = ("leaderboard.csv", "annotations.json", "*_single.jsonl", "results_*.json")
@@ -41,6 +41,10 @@ def read_results(sources: Sequence[str | Path], models: Collection[str] | None =
             expected="names that occur in the sources",
             got=", ".join(absent) or "no results",
             remedy="Leave models out to see what there is.",
+        )
+    if all(result.value is None for result in results):
+        raise InvalidArgument(
+            "sources", expected="at least one number", got=unreadable(results)[0], remedy="Look at the file."
         )
     return results
 

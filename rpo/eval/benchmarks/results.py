@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rpo.core import shown
 from rpo.core.records import environment, jsonable, staged_output, write_json
 
 if TYPE_CHECKING:
@@ -27,15 +29,16 @@ class BenchmarkResult:
     """One number with its evidence.
 
     value: in the tool's own unit: per cent (AlpacaEval), points of ten (MT-Bench), usually a fraction
-    (lm-eval). standard_error: in the same unit; None where the tool gives none. n: what the value is a mean
-    over. missing: answers that brought no score; they are not in the value. source: the file it was read
-    from. settings: what else the file says of how it came about.
+    (lm-eval); None where the file has something else than a number. standard_error: in the same unit; None where
+    the tool gives none. n: what the value is a mean over. missing: answers that brought no score; they are not in
+    the value. source: the file it was read from. settings: what else the file says of how it came about, and under
+    "unreadable" what stands where a number should.
     """
 
     model: str
     benchmark: str
     metric: str
-    value: float
+    value: float | None
     standard_error: float | None
     n: int | None
     missing: int = 0
@@ -44,8 +47,8 @@ class BenchmarkResult:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % normal interval, value -/+ 1.96 standard errors; None without a standard error."""
-        if self.standard_error is None:
+        """95 % normal interval, value -/+ 1.96 standard errors; None without value or standard error."""
+        if self.value is None or self.standard_error is None:
             return None
         half = NORMAL_975 * self.standard_error
         return (self.value - half, self.value + half)
@@ -86,12 +89,52 @@ def save(
             writer.writeheader()
             for result in results:
                 row = result.to_row()
-                writer.writerow({**row, "settings": json.dumps(jsonable(row["settings"]), sort_keys=True)})
+                row["settings"] = json.dumps(jsonable(row["settings"]), sort_keys=True)
+                writer.writerow(
+                    {name: shown.cell(item) if isinstance(item, str) else item for name, item in row.items()}
+                )
         (stage / "results.md").write_text(to_markdown(results) + "\n", encoding="utf-8")
         (stage / "config.yaml").write_text(resolved, encoding="utf-8")
         rows = [result.to_row() for result in results]
         write_json(stage / "results.json", {"results": rows, "environment": environment()})
     return Path(directory)
+
+
+def number(value: Any) -> float | None:
+    """Return what a cell says; None for an empty one ("", None). Raises ValueError for what is no finite number."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError, ValueError):
+            found = float(value)
+            if math.isfinite(found):
+                return found
+    raise ValueError(repr(value)[:40])
+
+
+def numbers(cells: Mapping[str, Any]) -> tuple[dict[str, float | None], dict[str, Any]]:
+    """Return the numbers of named cells, None for bad ones, and these as the settings "unreadable" ({} if none)."""
+    found: dict[str, float | None] = {}
+    bad = []
+    for name, value in cells.items():
+        try:
+            found[name] = number(value)
+        except ValueError as error:
+            found[name] = None
+            bad.append(f"{name}: {error}")
+    return found, {"unreadable": bad} if bad else {}
+
+
+def unreadable(results: Iterable[BenchmarkResult]) -> list[str]:
+    """Return a line for each result beside which something else than a number stands."""
+    lines = []
+    for result in results:
+        cells = result.settings.get("unreadable", [])
+        if cells:
+            first = "; ".join(cells[:3]) + ("; ..." if len(cells) > 3 else "")
+            where = f"{result.metric} of {result.model}, {result.benchmark}, {result.source}"
+            lines.append(shown.line(f"{len(cells)} cells left out, for they are no numbers ({where}): {first}"))
+    return lines
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
@@ -106,4 +149,4 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.5g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+    return f"{value:.5g}" if isinstance(value, float) else shown.markdown(value)

@@ -116,7 +116,7 @@ class DataCheck:
         ]
         others = {
             "columns that nothing reads": report["unused_columns"],
-            "left out of prompts by the template": report["unwritten"],
+            "left out by the template": report["unwritten"],
             "nulls left out of tool calls and tools": {"in all": report["nulls"]} if report["nulls"] else {},
         }
         for name, found in others.items():

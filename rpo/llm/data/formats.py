@@ -189,6 +189,7 @@ class _Reader:
             prompt = stored_messages(prompt)
         if all_texts(values, stored_messages):
             values = [stored_messages(value) for value in values]
+        if any(isinstance(value, list) for value in values):
             base = [stored_messages(value) or value if isinstance(value, str) else value for value in base]
         return prompt, values, base
 
@@ -209,10 +210,10 @@ class _Reader:
         return number
 
     def cut(self, column: str) -> bool:
-        return self.row.get(f"{column}_finish_reason") == "length"
+        return bool(plain(self.row.get(f"{column}_finish_reason")) == "length")
 
     def base_cuts(self, column: str | None, count: int) -> list[bool]:
-        reasons = self.row.get(f"{column}_finish_reason")
+        reasons = plain(self.row.get(f"{column}_finish_reason"))
         if not isinstance(reasons, (list, tuple)):
             reasons = [reasons] * count
         if len(reasons) != count:
@@ -324,13 +325,13 @@ class _Reader:
         return "".join(part["text"] for part in parts)
 
     def parsed(self, column: str) -> Any:
-        """Return an optional column, from JSON if it is a string, without Arrow's None fields."""
+        """Return an optional column: from JSON as it is if it is a string, else without Arrow's None fields."""
         value = plain(self.row.get(column))
         if is_absent(value):
             return None
         if isinstance(value, str):
             try:
-                value = json.loads(value)
+                return json.loads(value)
             except (ValueError, RecursionError):
                 self.refuse(column, "wrong_type", "JSON", shown(value), "Write valid JSON, or pass the value itself.")
         return without_none(value)

@@ -32,7 +32,10 @@ def plain(value: Any) -> Any:
         value = value.tolist()
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+    if not isinstance(value, (list, tuple)):
+        return value
+    # What begins with an int is a list of token ids, which may be long.
+    return list(value) if value and type(value[0]) is int else [plain(item) for item in value]
 
 
 def without_none(value: Any) -> Any:

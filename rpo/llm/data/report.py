@@ -70,11 +70,12 @@ class DataReport:
     anywhere at the limits; *_truncated: in that part.
     boundary_merges: pairs whose prompt gave up its last tokens, which merged with a response.
     rewritten: responses that the chat template did not reproduce word for word. several_messages:
-    responses of several messages, of which the assistant's are scored. unwritten: messages of
-    prompts by field that it left out (or changed, for content), such as the reasoning of earlier turns.
+    responses of several messages, of which the assistant's are scored. unwritten: messages by
+    field that it left out (in prompts also changed, for content), such as the reasoning of earlier turns.
     nulls: arguments of tool calls and fields of tools that were None and are left out. cut_when_made:
     responses whose finish reason is "length". ends: responses by the id of the end token written.
-    unused_columns: rows by column that nothing here reads. prompts_inferred: rows without a prompt column.
+    unused_columns: rows by column that nothing here reads. unread_prompts: those of them whose names say that
+    they hold a prompt, where their text is not in it. prompts_inferred: rows without a prompt column.
     """
 
     rows: int = 0
@@ -97,6 +98,7 @@ class DataReport:
     cut_when_made: int = 0
     ends: Counter[int] = field(default_factory=Counter)
     unused_columns: Counter[str] = field(default_factory=Counter)
+    unread_prompts: Counter[str] = field(default_factory=Counter)
     prompts_inferred: int = 0
 
     def refuse(self, refusal: RefusedRow) -> None:
@@ -105,13 +107,20 @@ class DataReport:
         if len(self.messages) < KEPT_MESSAGES:
             self.messages.append(str(refusal))
 
+    def count_columns(self, extra: Mapping[str, Any], prompt: str | None) -> None:
+        """Count the columns of a row that nothing reads, and those that seem to belong to its prompt, if it is text."""
+        self.unused_columns.update(extra.keys())
+        if prompt is None:
+            return
+        texts = {name: extra[name].strip() for name in PROMPT_LIKE if isinstance(extra.get(name), str)}
+        self.unread_prompts.update(name for name, text in texts.items() if text and text not in prompt)
+
     def unused_prompts(self) -> str | None:
-        """Return a sentence on unused columns whose names say that the prompt, or a part of it, is in them."""
-        found = [name for name in self.unused_columns if name in PROMPT_LIKE]
-        if not found:
+        """Return a sentence on columns that seem to hold the prompt, or a part of it, and are not read."""
+        if not self.unread_prompts:
             return None
         inferred = "taken from what both responses begin with" if self.prompts_inferred else "in the column 'prompt'"
-        named = ", ".join(map(repr, found))
+        named = ", ".join(f"{name!r} ({count} rows)" for name, count in self.unread_prompts.items())
         return f"the prompt is {inferred}, and nothing reads {named}; rename or join the columns if it belongs there"
 
     def to_dict(self) -> dict[str, Any]:

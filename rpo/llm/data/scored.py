@@ -11,6 +11,7 @@ import numpy as np
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
+from rpo.llm.data.messages import plain
 from rpo.llm.data.report import RefusedRow, shown, with_origin
 from rpo.llm.data.streaming import splits_itself
 
@@ -22,13 +23,17 @@ SCORES = ("overall_score", "score", "rating")
 
 @dataclass(slots=True)
 class BinarizeReport:
-    """Rows read, pairs made, rows dropped for a tie or for fewer than two scores, and completions without a score."""
+    """Rows read, pairs made, rows dropped for a tie or for fewer than two scores, and completions without a score.
+
+    refused: rows left out that are not scored ones at all.
+    """
 
     rows: int = 0
     pairs: int = 0
     ties: int = 0
     too_few: int = 0
     unscored: int = 0
+    refused: int = 0
 
     def to_dict(self) -> dict[str, int]:
         """Return plain counts, for a record."""
@@ -38,8 +43,9 @@ class BinarizeReport:
 class Binarized:
     """Pairs made of scored rows, the same at every iteration; `report` counts the current pass."""
 
-    def __init__(self, rows: Iterable[Any], strategy: str, seed: int, conversational: bool) -> None:
+    def __init__(self, rows: Iterable[Any], strategy: str, seed: int, conversational: bool, drop: bool) -> None:
         self._rows, self._strategy, self._seed, self._conversational = rows, strategy, seed, conversational
+        self._drop = drop
         self.report = BinarizeReport()
 
     @property
@@ -51,7 +57,13 @@ class Binarized:
         report = self.report = BinarizeReport()
         for index, row in enumerate(self._rows):
             report.rows += 1
-            prompt, listed, extra = _read(row, index)
+            try:
+                prompt, listed, extra = _read(row, index)
+            except RefusedRow:
+                if not self._drop:
+                    raise
+                report.refused += 1
+                continue
             scored = [(answer, score) for answer, score in listed if score is not None]
             report.unscored += len(listed) - len(scored)
             if len(scored) < 2:
@@ -82,6 +94,7 @@ def binarize(
     strategy: str = "best_vs_worst",
     rng: np.random.Generator | np.random.SeedSequence | int | None = None,
     conversational: bool = False,
+    on_refused: str = "error",
 ) -> Binarized:
     """Return pairs of a prompt's best completion and its worst, or one drawn among those with a lower score.
 
@@ -89,15 +102,17 @@ def binarize(
     {"response", "overall_score"}, or the columns responses and scores. strategy: "best_vs_worst" or
     "best_vs_random", which needs `rng`. The first of equal completions is taken; rows whose scores
     are all equal are dropped and counted. conversational: write strings as one user and one
-    assistant message. Raises InvalidArgument; RefusedRow while iterating.
+    assistant message. on_refused: of a row that is not scored, "error", or "drop", which counts it.
+    Raises InvalidArgument; RefusedRow while iterating.
     Source: Tunstall et al. 2023 (Zephyr), section 3, for best against random.
     """
     checks.one_of("strategy", strategy, STRATEGIES)
+    checks.one_of("on_refused", on_refused, ("error", "drop"))
     if iter(rows) is rows:
         remedy = "Pass a list, a dataset, or an object whose __iter__ starts anew."
         raise InvalidArgument("rows", expected="rows that can be reread", got="a generator", remedy=remedy)
     seed = 0 if strategy == "best_vs_worst" else int(checks.generator("rng", rng).integers(2**63))
-    return Binarized(rows, strategy, seed, conversational)
+    return Binarized(rows, strategy, seed, conversational, on_refused == "drop")
 
 
 def _read(row: Any, index: int) -> tuple[Any, list[tuple[Any, float | None]], dict[str, Any]]:
@@ -105,12 +120,12 @@ def _read(row: Any, index: int) -> tuple[Any, list[tuple[Any, float | None]], di
     names = set(row) if isinstance(row, Mapping) else set()
     prompt = next((name for name in PROMPTS if name in names), None)
     if "completions" in names:
-        used, listed = {"completions"}, row["completions"]
+        used, listed = {"completions"}, plain(row["completions"])
         pairs = [(_pick(item, ANSWERS), _pick(item, SCORES)) for item in listed] if isinstance(listed, list) else []
     elif {"responses", "scores"} <= names:
-        used, listed = {"responses", "scores"}, row["responses"]
-        same = isinstance(listed, list) and isinstance(row["scores"], list) and len(listed) == len(row["scores"])
-        pairs = list(zip(listed, row["scores"], strict=True)) if same else []
+        used, listed, scores = {"responses", "scores"}, plain(row["responses"]), plain(row["scores"])
+        same = isinstance(listed, list) and isinstance(scores, list) and len(listed) == len(scores)
+        pairs = list(zip(listed, scores, strict=True)) if same else []
     else:
         used, pairs = set(), []
     if prompt is None or not pairs or any(answer is None for answer, _ in pairs):

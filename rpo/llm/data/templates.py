@@ -27,7 +27,7 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 class Rendered(NamedTuple):
     """A row as text. bodies: what follows the prompt, one a response, with its end of turn if `closed`.
 
-    rewritten: responses whose words the template changed. unwritten: messages of the prompt by field it left out.
+    rewritten: responses whose words the template changed. unwritten: messages by field that it left out.
     turns: of a response of several messages, where in its body the assistant's turns begin and end, else None.
     """
 
@@ -78,7 +78,7 @@ class Renderer:
                 )  # fmt: skip
             changed = not all(text_of(message).strip() in stem for message in response.content)
             if changed or any(set(message) > {"role", "content"} for message in response.content):
-                self._require_written(record, column, response.content)
+                left_out.update(self._left_out_of_response(record, column, response.content))
             rewritten += changed
             bodies.append(stem if response.cut else stem + self._lacking(stem, closing))
             closed.append(ends and not response.cut)
@@ -158,15 +158,14 @@ class Renderer:
             found[field] += 1
         return found
 
-    def _require_written(self, record: Preference, column: str, response: Sequence[Message]) -> None:
-        """Refuse a response that the template does not write whole; names of its messages may be missing."""
-        start = len(record.prompt)
-        for k, field, _ in unwritten(
-            [*record.prompt, *response], start, lambda messages: self._write(record, messages)
-        ):
+    def _left_out_of_response(self, record: Preference, column: str, response: Sequence[Message]) -> Counter[str]:
+        """Return the messages of a response by field that is missing. Raises RefusedRow unless those are names."""
+        whole, start = [*record.prompt, *response], len(record.prompt)
+        missing = unwritten(whole, start, lambda messages: self._write(record, messages))
+        for k, field, _ in missing:
             if field in ("content", "tool_calls", *REASONING):
-                message = response[k - start]
-                self._refuse_unwritten(record.row, f"{column}, {field}", shown(message[field]))
+                self._refuse_unwritten(record.row, f"{column}, {field}", shown(whole[k][field]))
+        return Counter(field for _, field, _ in missing)
 
     def _refuse_unwritten(
         self, row: int, column: str, got: str, remedy: str = "Pass a chat_template that writes it, or remove it."
@@ -243,7 +242,7 @@ class Renderer:
     def _refuse_prefix(self, row: int, column: str, prompt: str, full: str) -> None:
         at = common_length(prompt, full)
         excerpts = [text[max(0, at - AROUND) : at + AROUND] for text in (prompt, full)]
-        tokens = [self._tokenizer.tokenize(text) for text in excerpts]
+        tokens = [self._tokenizer.tokenize(text.encode(errors="replace").decode()) for text in excerpts]
         raise RefusedRow(
             row, column, reason="template_prefix", expected="a prompt that the full conversation begins with",
             got=f"prompt ...{excerpts[0]!r} {tokens[0]} and full text ...{excerpts[1]!r} {tokens[1]}",

@@ -108,7 +108,7 @@ class PairEncoder:
         # Counted only now, when nothing can refuse the row any more.
         self._base_count = len(record.responses) - 2
         report.formats[record.kind] += 1
-        report.unused_columns.update(record.extra.keys())
+        report.count_columns(record.extra, None if text is None else text.prompt)
         report.prompts_inferred += not record.prompt_given
         report.nulls += record.nulls
         report.boundary_merges += moved > 0

@@ -56,7 +56,7 @@ def test_an_end_token_inside_a_text_that_was_cut_counts_too() -> None:
 def test_clean_data_warn_of_nothing() -> None:
     """The control of the warnings above."""
     tokenizer = characters(CHATML)
-    rows = [chat_row(f"q{k}", "a" * (1 + k % 3), "b" * (1 + (k + 1) % 3)) for k in range(12)]
+    rows = [chat_row(f"q{k}", "a" * (1 + k % 3), "b" * (1 + (k + 1) % 3), input="", query=f"q{k}") for k in range(12)]
     assert check_pairs(prepare_pairs(rows, tokenizer), tokenizer).warnings == ()
 
 
@@ -75,7 +75,7 @@ def test_clean_data_warn_of_nothing() -> None:
             {},
             "both responses begin with, and nothing reads 'question'",
         ),
-        ([text("p", "a", "b", input="q")], {}, "in the column 'prompt', and nothing reads 'input'"),
+        ([text("p", "a", "b", input="q")], {}, "in the column 'prompt', and nothing reads 'input' (1 rows)"),
     ],
 )
 def test_warnings(rows: list[Any], options: dict[str, Any], words: str) -> None:
@@ -133,7 +133,7 @@ def test_what_no_pair_shows_is_named() -> None:
     words = check.render()
     lines = [
         "columns that nothing reads: source (1)",
-        "left out of prompts by the template: name (1)",
+        "left out by the template: name (1)",
         "nulls left out of tool calls and tools: in all (1)",
         "  of several messages" + " " * 18 + "1  50.0%",
     ]

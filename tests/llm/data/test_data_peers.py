@@ -28,7 +28,10 @@ CHAT = [
 IMPLICIT_CHAT = [{name: [turn("user", "q"), turn("assistant", name)] for name in ("chosen", "rejected")}]
 
 
-@pytest.mark.parametrize("rows", [TEXT, IMPLICIT, CHAT, IMPLICIT_CHAT])
+SEVERAL = [chat_row() | {"chosen": [turn("assistant", "a"), turn("user", "u"), turn("assistant", "b")]}]
+
+
+@pytest.mark.parametrize("rows", [TEXT, IMPLICIT, CHAT, IMPLICIT_CHAT, SEVERAL])
 def test_trl_tokenizes_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     """Equal token by token, but for the newline that TRL trains after ChatML's end of turn."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -51,7 +54,7 @@ def test_trl_tokenizes_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
         processing_class=tokenizer,
     )
     newline = tokenizer.convert_tokens_to_ids("\n")
-    after = [newline] if rows in (CHAT, IMPLICIT_CHAT) else []
+    after = [newline] if rows in (CHAT, IMPLICIT_CHAT, SEVERAL) else []
     ours = prepare_pairs(rows, tokenizer)
     assert len(ours) == len(trainer.train_dataset) == len(rows)
     for pair, theirs in zip(ours, trainer.train_dataset, strict=True):

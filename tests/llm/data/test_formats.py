@@ -137,7 +137,9 @@ def test_nulls_in_tool_calls_are_counted() -> None:
     assert calling(arguments=one).responses == calling(arguments=other).responses
     whole = json.dumps(one)
     assert calling(arguments=whole).responses[0].content[0]["tool_calls"][0]["function"]["arguments"] == whole
-    assert read(chat_row(tools=[{"name": "f", "parameters": {"x": None}}])).nulls == 1
+    tools = [{"name": "f", "parameters": {"x": None}}]
+    assert (read(chat_row(tools=tools)).nulls, read(chat_row(tools=json.dumps(tools))).nulls) == (1, 0)
+    assert read(chat_row(tools=json.dumps(tools))).tools == tools  # JSON says what it means
 
 
 def test_finish_reasons_base_and_weight() -> None:

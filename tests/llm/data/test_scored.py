@@ -24,7 +24,7 @@ def test_best_vs_worst_counts_what_it_drops() -> None:
         {"id": 9, "prompt": "p", "chosen": "r1", "rejected": "r2", "score_chosen": 5.0, "score_rejected": 1.5},
         {"prompt": "p", "chosen": "r0", "rejected": "r1", "score_chosen": 4.0, "score_rejected": 1.0},
     ]
-    assert pairs.report.to_dict() == {"rows": 4, "pairs": 2, "ties": 1, "too_few": 1, "unscored": 3}
+    assert pairs.report.to_dict() == {"rows": 4, "pairs": 2, "ties": 1, "too_few": 1, "unscored": 3, "refused": 0}
 
 
 def test_best_vs_random_draws_among_the_lower_ones() -> None:
@@ -79,12 +79,15 @@ def test_pairs_as_messages_go_on_to_be_prepared() -> None:
         {"prompt": "p", "completions": "a"},
         {"prompt": "p", "completions": [{"score": 1}]},
         {"prompt": "p", "responses": ["a"], "scores": [1, 2]},
+        {"prompt": "p", "completions": float("nan")},
         "train",
     ],
 )
 def test_rows_that_are_not_scored(row: Any) -> None:
     with pytest.raises(RefusedRow, match="row 1, completions"):
         list(binarize([scored(1, 2), row]))
+    pairs = binarize([scored(1, 2), row, scored(1, 2)], on_refused="drop")
+    assert len(list(pairs)) == 2 and (pairs.report.rows, pairs.report.refused) == (3, 1)
 
 
 def test_bad_arguments() -> None:

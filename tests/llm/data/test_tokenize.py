@@ -211,9 +211,10 @@ def test_what_a_template_leaves_out_is_refused(template: str, row: dict[str, Any
 def test_reasoning_of_earlier_turns_may_be_left_out_and_is_counted() -> None:
     """By design of the template, which keeps that of the answer."""
     earlier = [turn("user", "q"), THOUGHT, turn("user", "Hi", name="Ann")]
-    row = chat_row() | {"prompt": earlier, "chosen": [turn("assistant", "Yes", reasoning_content="kept")]}
+    answer = turn("assistant", "Yes", reasoning_content="kept", name="Bob")
+    row = chat_row() | {"prompt": earlier, "chosen": [answer]}
     pairs = prepare_pairs([row], characters(REASONING))
-    assert pairs.report.unwritten == {"reasoning_content": 1, "name": 1}
+    assert pairs.report.unwritten == {"reasoning_content": 1, "name": 2}
     assert parts(characters(REASONING), row)[1] == "<think>kept</think>Yes<|im_end|>"
     shortened = REASONING.replace("m['content'] }}", "m['content'].split('</think>')[-1] }}")
     row = chat_row() | {"prompt": [turn("user", "q"), turn("assistant", "<think>a</think>b"), turn("user", "Hi")]}

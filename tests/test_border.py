@@ -1,4 +1,4 @@
-"""What every public function of the bandit and of the core does with an argument of the wrong kind: one typed refusal.
+"""What every public function of bandit, core and compare does with an argument of the wrong kind: one typed refusal.
 
 `CALLS` holds one call that succeeds for each of them. Each of its arguments is replaced, one at a time, by objects of
 other kinds; what comes back must be one of `rpo.core.errors`, never an answer and never a raw exception.
@@ -17,7 +17,7 @@ import scipy.sparse
 import torch
 
 import rpo
-from rpo import bandit
+from rpo import bandit, compare
 from rpo.bandit import (
     Box,
     ContextualBandit,
@@ -33,7 +33,7 @@ from rpo.bandit import (
 from rpo.bandit.plots import policies as plotted
 from rpo.bandit.simulation import Maximin
 from rpo.core import conversions, gao
-from rpo.core.errors import RPOError
+from rpo.core.errors import InvalidArgument, RPOError
 from rpo.core.neighbours import SFT, BradleyTerry
 from rpo.core.objectives import DPO, RPO
 
@@ -45,6 +45,11 @@ REWARD = np.asarray(PROBLEM.reward)
 SOLUTION = bandit.solve(PROBLEM, DATA, OBJECTIVE, prompt_weights="population", method="newton")
 SADDLE = SOLUTION.saddle
 ARGUMENTS = bounds.bound_arguments(PROBLEM, 60, base=SADDLE.base, reward_class=Box(2.0))
+FREE = bandit.solve(PROBLEM, DATA, OBJECTIVE, reward_class=bandit.Unconstrained(), method="newton")
+RUN = bandit.fit(PROBLEM.softmax_policy(), DATA, OBJECTIVE)
+LM = compare.tiny_gpt2(prompts=2, vocab_size=2, length=1, hidden_size=8, layers=1, rng=0)
+LM_BANDIT = LM.bandit(np.array([[1.0, 0.0], [0.0, 1.0]]))
+LM_DATA = LM_BANDIT.sample_preferences(20, rng=0)
 LOGPS = np.log([0.5, 0.25])
 LENGTHS, EQUAL = np.array([3.0, 5.0]), np.array([3.0, 3.0])
 KL, GOLD = np.array([0.1, 0.5, 1.0, 2.0]), np.array([0.3, 0.5, 0.55, 0.4])
@@ -67,6 +72,9 @@ CALLS = {
         bandit.solve, **DATA_PAIR, objective=RPO(beta=0.5, eta=0.2, base="custom"), base_policy=UNIFORM, method="newton"
     ),
     "solve baseline": call(bandit.solve, "problem", "data", **DATA_PAIR, objective=baselines.PlugIn(beta=0.5)),
+    "solve reference": call(
+        bandit.solve, "problem", "data", **DATA_PAIR, objective=baselines.ReferencePolicy()
+    ),
     "solve_batch": call(
         bandit.solve_batch, "wins", "objective", "reference", "reward_class", wins=DATA.wins()[None],
         objective=OBJECTIVE, reference=PROBLEM.reference, reward_class=Box(2.0), d0=PROBLEM.d0,
@@ -236,6 +244,25 @@ CALLS = {
         gao.fit_gao, "kl", "gold", "form", kl=KL, gold=GOLD, form="best_of_n", reference_gold=0.0,
         standard_error=np.full(4, 0.1), level=0.9,
     ),
+    "tiny_gpt2": call(
+        compare.tiny_gpt2, "prompts", "vocab_size", "length", "hidden_size", "layers", "spread", "rng", prompts=2,
+        vocab_size=2, length=1, hidden_size=8, layers=1, spread=0.5, rng=0,
+    ),
+    "EnumerableLM": call(
+        compare.EnumerableLM, "model", "prompts", "length", model=LM.model, prompts=LM.prompts, length=1
+    ),
+    "fit_language_model": call(
+        compare.fit_language_model, "lm", "data", "objective", lm=LM, data=LM_DATA, objective=OBJECTIVE,
+        problem=LM_BANDIT, start=LM, steps=1, learning_rate=0.01, log_every=1, proxy_reward=np.ones((2, 2)),
+    ),
+    "kl_coverage": call(
+        compare.kl_coverage, "policy", "reference", "draws", "repetitions", "level", "rng", policy=LM, reference=LM,
+        draws=2, repetitions=1, level=0.9, exact=0.1, rng=0,
+    ),
+    "measure": call(compare.measure, "run", "theory", run=RUN, theory=SOLUTION),
+    "distance": call(compare.distance, "logps", "theory", logps=np.log(UNIFORM), theory=FREE),
+    "plot": call(compare.plot, "results", results=(SOLUTION, RUN), labels=("a", "b")),
+    "total_variation": call(compare.total_variation, "first", "second", first=UNIFORM, second=UNIFORM),
     "bootstrap_gao": call(
         gao.bootstrap_gao, "kl", "gold", "form", "rng", kl=np.stack([KL, KL]), gold=np.stack([GOLD, GOLD]),
         form="best_of_n", reference_gold=0.0, level=0.9, resamples=20, rng=0,
@@ -345,14 +372,43 @@ def test_every_public_function_is_among_the_calls() -> None:
         "Advice", "Baseline", "BatchSolution", "Certificate", "Existence", "PolicyResult", "PreferenceTable", "Saddle",
         "Solution", "Bound", "Ledger", "LedgerEntry", "Proportion", "Slope", "Coverage",  # records
         "PreferenceCounts",  # by its constructors `from_pairs` and `from_wins`
+        "Comparison", "GoldExperiment", "NonFiniteLoss",  # records and an error
         "Unconstrained", "ReferencePolicy", "list_baselines",  # take nothing
+        "compare", "gold_experiment", "draw_problem", "fit_with_trainer", "write_report", "save_gold",  # below
     }  # fmt: skip
     called = {name.split("(")[0].split(" ")[0] for name in CALLS}
     public = {
         name
-        for module in (bandit, bounds, coverage, baselines)
+        for module in (bandit, bounds, coverage, baselines, compare)
         for name in module.__all__
         if callable(getattr(module, name))
     }
     missing = (public | {*instances.list_instances()}) - aside - called
     assert not missing, missing
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "wrong"),
+    [
+        (compare.compare, {}, {"objective": "RPO", "steps": "many", "skew_draws": 1.5, "seed": True}),
+        (compare.gold_experiment, {}, {"betas": 3.0, "etas": "text", "ns": 4, "draws": None, "seed": -1}),
+        (
+            compare.draw_problem,
+            {"prompts": 1, "vocab_size": 2, "length": 1, "num_preferences": 9, "reward_bound": 1.0, "rng": 0},
+            {"prompts": None, "vocab_size": 1, "length": "a", "num_preferences": 0.5, "reward_bound": -1, "rng": None},
+        ),
+        (
+            compare.fit_with_trainer,
+            {"lm": LM, "data": LM_DATA, "objective": OBJECTIVE},
+            {"lm": LM.model, "data": LM_BANDIT, "objective": RPO, "steps": 0, "learning_rate": "fast"},
+        ),
+        (compare.write_report, {"directory": "nowhere"}, {"comparison": SOLUTION}),
+        (compare.save_gold, {"directory": "nowhere"}, {"result": SOLUTION}),
+    ],
+)
+def test_long_calls_refuse_before_they_start(
+    function: Callable[..., Any], arguments: dict[str, Any], wrong: dict[str, Any]
+) -> None:
+    for name, item in wrong.items():
+        with pytest.raises(InvalidArgument, match=f"^({name}|n): expected"):
+            function(**{**arguments, name: item})
