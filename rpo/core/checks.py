@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from decimal import Decimal
 from numbers import Integral, Real
 from pathlib import Path
@@ -96,7 +96,7 @@ def labels(name: str, value: Any, size: int) -> tuple[str, ...] | None:
     """Return `value` as a tuple of `size` labels, or None as it is; refuse another number of them, and one text."""
     if value is None:
         return None
-    if not is_listed(value):
+    if not is_listed(value) or isinstance(value, Set):  # a set has no order
         raise InvalidArgument(
             name, expected=f"{size} labels or None", got=shown(value), remedy="Pass a tuple with one label for each."
         )
@@ -165,7 +165,7 @@ def _read(value: Any) -> NDArray[Any]:
         value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
     elif isinstance(value, (list, tuple)):
         # NumPy would turn True beside 0.5 into 1.0, and a masked array in a list into its data
-        value = [item if type(item) is float else _read(item) for item in value]
+        value = [item if _is_plain(item) else _read(item) for item in value]
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise ValueError("masked entries")
     array = np.asarray(value)
@@ -175,6 +175,11 @@ def _read(value: Any) -> NDArray[Any]:
     elif kind not in "iuf":
         raise ValueError(f"an array of {array.dtype}")
     return array
+
+
+def _is_plain(item: object) -> bool:
+    """Return whether NumPy reads an item of a list rightly, whatever stands beside it."""
+    return isinstance(item, (float, np.floating)) or (is_whole(item) and -MAX_EXACT <= item <= MAX_EXACT)
 
 
 def _exact(item: Any) -> float:
