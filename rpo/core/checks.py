@@ -119,6 +119,20 @@ def instance(name: str, value: Any, kind: type[T], *, remedy: str = "") -> T:
     )
 
 
+def table(name: str, value: Any, columns: Sequence[str], *, remedy: str) -> Any:
+    """Return `value`, or refuse what is no pandas DataFrame of at least one row with these columns."""
+    pandas = sys.modules.get("pandas")  # who holds a DataFrame has loaded it
+    got = type(value).__name__
+    if pandas is not None and isinstance(value, pandas.DataFrame):
+        missing = [column for column in columns if column not in value.columns]
+        if not missing and len(value):
+            return value
+        got = f"{len(value)} rows" + (f" without {', '.join(missing)}" if missing else "")
+    raise InvalidArgument(
+        name, expected=f"a DataFrame with rows and the columns {', '.join(columns)}", got=got, remedy=remedy
+    )
+
+
 def path(name: str, value: Any) -> Path:
     """Return `value` as a Path, or refuse what names no file."""
     if not isinstance(value, (str, os.PathLike)) or "\0" in os.fspath(value):
@@ -179,7 +193,7 @@ def _read(value: Any) -> NDArray[Any]:
 
 def _is_plain(item: object) -> bool:
     """Return whether NumPy reads an item of a list rightly, whatever stands beside it."""
-    return isinstance(item, (float, np.floating)) or (is_whole(item) and -MAX_EXACT <= item <= MAX_EXACT)
+    return isinstance(item, (float, np.floating)) or (is_whole(item) and abs(int(item)) <= MAX_EXACT)
 
 
 def _exact(item: Any) -> float:
