@@ -617,7 +617,7 @@ def test_prompts_with_the_same_data_are_minimised_once(monkeypatch: pytest.Monke
     problem = ContextualBandit(d0=np.full(50, 0.02), reference=np.full((50, 2), 0.5), reward_bound=3.0)
     original = reward_side.minimize_box
     monkeypatch.setattr(reward_side, "minimize_box", lambda *a, **k: seen.append(1) or original(*a, **k))
-    objective = RPO(beta=1.0, eta=0.1, base="reference")
+    objective = RPO(beta=1.0, eta=0.5, base="reference")  # inside the box: pi = 5 / 6
     for extra, turned, minima in ((0, 0, 1), (1, 0, 2), (0, 1, 2)):
         seen.clear()
         counts, winner = 1.0 + extra * (x == 7), turned * (x == 7)
