@@ -245,9 +245,9 @@ def _rows_of_one_model(
     for number, row in enumerate(rows, start=1):
         where = f"row {number} of {path}"
         require("generations", row, ("prompt", "responses", "finish_reasons"), where)
-        for name in ("responses", "finish_reasons"):
-            for text in row[name] if isinstance(row[name], list) else [row[name]]:
-                _text("generations", text, f"{name} in {where}")
+        for column in ("responses", "finish_reasons"):
+            for text in row[column] if isinstance(row[column], list) else [row[column]]:
+                _text("generations", text, f"{column} in {where}")
         if not isinstance(row["responses"], list) or not isinstance(row["finish_reasons"], list):
             raise InvalidArgument(
                 "generations", expected="lists of texts", got=f"a text in {where}", remedy="Write [text] for one."
