@@ -12,6 +12,7 @@ from types import FunctionType
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import scipy.sparse
 import torch
@@ -29,8 +30,10 @@ from rpo.bandit import (
     bounds,
     coverage,
     instances,
+    plots,
 )
 from rpo.bandit.plots import policies as plotted
+from rpo.bandit.plots.animation import run_frame
 from rpo.bandit.simulation import Maximin
 from rpo.core import conversions, gao
 from rpo.core.errors import InvalidArgument, RPOError
@@ -50,6 +53,13 @@ RUN = bandit.fit(PROBLEM.softmax_policy(), DATA, OBJECTIVE)
 LM = compare.tiny_gpt2(prompts=2, vocab_size=2, length=1, hidden_size=8, layers=1, rng=0)
 LM_BANDIT = LM.bandit(np.array([[1.0, 0.0], [0.0, 1.0]]))
 LM_DATA = LM_BANDIT.sample_preferences(20, rng=0)
+LEDGER = bounds.slack_ledger(PROBLEM, DATA, SOLUTION, comparator=UNIFORM, coverage=1.0)
+MASS = plotted.mass_frame(PROBLEM, DATA, {"uniform": UNIFORM})
+PATHS = plotted.simplex_frame(PROBLEM, DATA, etas=[0.1], betas=[0.5, 0.25])
+GAPS = pandas.DataFrame({"series": ["a", "a"], "n": [10, 100], "mean": [0.5, 0.2], "standard_error": [0.01, 0.01]})
+COVERED = pandas.DataFrame({"coverage": [0.5, 1.0, 2.0, 4.0], "gap": [0.1, 0.2, 0.3, 0.4], "method": ["RPO"] * 4})
+AXES = [(beta, eta, seed) for beta in (0.1, 0.2) for eta in (0.1, 0.2) for seed in (0, 1)]
+CELLS = pandas.DataFrame(AXES, columns=["beta", "eta", "seed"]).assign(n=10, gap=np.linspace(0.1, 0.8, 8))
 LOGPS = np.log([0.5, 0.25])
 LENGTHS, EQUAL = np.array([3.0, 5.0]), np.array([3.0, 3.0])
 KL, GOLD = np.array([0.1, 0.5, 1.0, 2.0]), np.array([0.3, 0.5, 0.55, 0.4])
@@ -208,6 +218,21 @@ CALLS = {
     "simplex_frame": call(
         plotted.simplex_frame, "problem", "data", "etas", "betas", **DATA_PAIR, etas=[0.1], betas=[0.5], prompt=0,
         reward_class=Box(2.0),
+    ),
+    "mass_frame": call(
+        plotted.mass_frame, "problem", "data", "policies", **DATA_PAIR, policies={"a": UNIFORM}, prompt=0
+    ),
+    "mass": call(plots.mass, "frame", frame=MASS),
+    "simplex": call(plots.simplex, "frame", "problem", "data", frame=PATHS, **DATA_PAIR),
+    "slack_waterfall": call(plots.slack_waterfall, "frame", frame=LEDGER.to_frame()),
+    "gap_against_n": call(plots.gap_against_n, "gaps", gaps=GAPS),
+    "gap_against_coverage": call(plots.gap_against_coverage, "frame", "bins", frame=COVERED, bins=2),
+    "heatmap": call(plots.heatmap, "frame", frame=CELLS),
+    "comparison_network": call(
+        plots.comparison_network, "source", "prompt", source=PROBLEM, prompt=0, p=UNIFORM, q=UNIFORM
+    ),
+    "run_frame": call(
+        run_frame, "problem", "data", "beta", "eta", **DATA_PAIR, beta=0.5, eta=0.2, along="step", points=[1.0]
     ),
     "RPO": call(RPO, "beta", "eta", beta=0.5, eta=0.2, sft_reduction="sequence_sum", base="chosen"),
     "DPO": call(DPO, "beta", beta=0.5, base="chosen"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from decimal import Decimal
 from numbers import Integral, Real
 from pathlib import Path
@@ -97,7 +97,7 @@ def labels(name: str, value: Any, size: int) -> tuple[str, ...] | None:
     """Return `value` as a tuple of `size` labels, or None as it is; refuse another number of them, and one text."""
     if value is None:
         return None
-    if not is_listed(value):
+    if not is_listed(value) or isinstance(value, Set):  # a set has no order
         raise InvalidArgument(
             name, expected=f"{size} labels or None", got=shown(value), remedy="Pass a tuple with one label for each."
         )
@@ -117,6 +117,20 @@ def instance(name: str, value: Any, kind: type[T], *, remedy: str = "") -> T:
         expected=f"{article} {kind.__name__}",
         got=f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__,
         remedy=remedy or f"Pass {article} {kind.__name__}.",
+    )
+
+
+def table(name: str, value: Any, columns: Sequence[str], *, remedy: str) -> Any:
+    """Return `value`, or refuse what is no pandas DataFrame of at least one row with these columns."""
+    pandas = sys.modules.get("pandas")  # who holds a DataFrame has loaded it
+    got = type(value).__name__
+    if pandas is not None and isinstance(value, pandas.DataFrame):
+        missing = [column for column in columns if column not in value.columns]
+        if not missing and len(value):
+            return value
+        got = f"{len(value)} rows" + (f" without {', '.join(missing)}" if missing else "")
+    raise InvalidArgument(
+        name, expected=f"a DataFrame with rows and the columns {', '.join(columns)}", got=got, remedy=remedy
     )
 
 
@@ -166,7 +180,7 @@ def _read(value: Any) -> NDArray[Any]:
         value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
     elif isinstance(value, (list, tuple)):
         # NumPy would turn True beside 0.5 into 1.0, and a masked array in a list into its data
-        value = [item if type(item) is float else _read(item) for item in value]
+        value = [item if _is_plain(item) else _read(item) for item in value]
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise ValueError("masked entries")
     array = np.asarray(value)
@@ -176,6 +190,11 @@ def _read(value: Any) -> NDArray[Any]:
     elif kind not in "iuf":
         raise ValueError(f"an array of {array.dtype}")
     return array
+
+
+def _is_plain(item: object) -> bool:
+    """Return whether NumPy reads an item of a list rightly, whatever stands beside it."""
+    return isinstance(item, (float, np.floating)) or (is_whole(item) and abs(int(item)) <= MAX_EXACT)
 
 
 def _exact(item: Any) -> float:

@@ -128,7 +128,7 @@ def test_instance_labels_and_path_refuse_by_name() -> None:
         InvalidArgument, match=r"^data: expected an Existence, got the class int\. Pass an Existence\.$"
     ):
         checks.instance("data", int, Existence)
-    for value in ("ab", 3, ["a"], np.ma.masked, {"a": 1, "b": 2}):
+    for value in ("ab", 3, ["a"], np.ma.masked, {"a": 1, "b": 2}, {"a", "b"}):
         with pytest.raises(InvalidArgument, match=r"^names: expected 2 labels"):
             checks.labels("names", value, 2)
     for value in ("a\0b", 3, None, b"a"):

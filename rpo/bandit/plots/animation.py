@@ -50,11 +50,13 @@ def run_frame(
     import pandas
 
     checks.one_of("along", along, ALONG)
+    checks.instance("problem", problem, ContextualBandit)
+    checks.instance("data", data, PreferenceCounts)
     if along == "beta":
-        values = np.geomspace(2.0, 0.02, 40) if points is None else np.asarray(points, dtype=np.float64)
+        values = np.geomspace(2.0, 0.02, 40) if points is None else checks.finite("points", points)
         rows = _beta_rows(problem, data, eta, sorted((checks.positive("points", v) for v in values), reverse=True))
     else:
-        values = np.unique(np.geomspace(1, 3000, 40).round()) if points is None else np.asarray(points)
+        values = np.unique(np.geomspace(1, 3000, 40).round()) if points is None else checks.numbers("points", points)
         steps = sorted({0, *(checks.integer("points", v, minimum=0) for v in values)})
         start = problem.softmax_policy() if policy is None else policy
         rows = []
@@ -84,11 +86,14 @@ def animate_run(
     any single frame, the first included, shows the whole run. The last frame is held for two seconds.
     path: ends in .gif. Raises InvalidArgument, OutputError.
     """
-    target = Path(path)
+    checks.instance("problem", problem, ContextualBandit)
+    checks.instance("data", data, PreferenceCounts)
+    target = checks.path("path", path)
     if target.suffix.lower() != ".gif":
         raise InvalidArgument("path", expected="a name ending in .gif", got=str(path), remedy="Rename it.")
+    checks.table("frame", frame, ("method", *LOGPS), remedy="Use run_frame.")
     along = next((name for name in ALONG if name in frame), None)
-    if along is None or not {"method", *LOGPS} <= set(frame):
+    if along is None:
         raise InvalidArgument("frame", expected="the columns of run_frame", got=list(frame), remedy="Use run_frame.")
     x = checks.integer("prompt", prompt, minimum=0, maximum=problem.num_prompts - 1)
     speed = checks.integer("frames_per_second", frames_per_second, minimum=1, maximum=50)

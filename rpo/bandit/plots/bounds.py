@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 
 from rpo.bandit.bounds.intervals import Slope
-from rpo.core.errors import InvalidArgument
+from rpo.core import checks
 from rpo.plotting import COLORS, CYCLE, new_figure, style
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ def slack_waterfall(frame: pandas.DataFrame) -> Figure:
     frame: rows of `Ledger.to_frame()`, of one or several chains. Axis: reward units, logarithmic
     unless the gap is negligible beside the bound; labels give each step's share of bound - gap.
     """
-    _columns("frame", frame, ("chain", "number", "name", "slack_reward", "share", "upper_bound"))
+    columns = ("chain", "number", "name", "slack_reward", "share", "upper_bound")
+    checks.table("frame", frame, columns, remedy="Pass what Ledger.to_frame returns.")
     chains = list(dict.fromkeys(frame["chain"]))
     top = float(frame["upper_bound"].max())
     starts = {chain: _start(frame[frame["chain"] == chain]) for chain in chains}
@@ -81,9 +82,9 @@ def gap_against_n(
     hollow. slopes: by series. bounds: columns route, n, value. reward_bound: R, above which a bound
     is vacuous (shaded).
     """
-    _columns("gaps", gaps, ("series", "n", "mean", "standard_error"))
+    checks.table("gaps", gaps, ("series", "n", "mean", "standard_error"), remedy="Pass one row a series and n.")
     if bounds is not None:
-        _columns("bounds", bounds, ("route", "n", "value"))
+        checks.table("bounds", bounds, ("route", "n", "value"), remedy="Pass one row a route and n.")
     with style():
         figure, axes = new_figure(1, 1, width=9.6, height=4.6)
         axis = axes[0, 0]
@@ -140,14 +141,3 @@ def _fraction(value: float, low: float, top: float, logarithmic: bool) -> float:
 def _start(steps: pandas.DataFrame) -> float:
     first = steps.sort_values("number").iloc[0]
     return float(first["upper_bound"] - first["slack_reward"])
-
-
-def _columns(name: str, frame: pandas.DataFrame, wanted: tuple[str, ...]) -> None:
-    missing = [column for column in wanted if column not in frame.columns]
-    if missing or frame.empty:
-        raise InvalidArgument(
-            name,
-            expected=f"at least one row with columns {', '.join(wanted)}",
-            got=f"{len(frame)} rows without {', '.join(missing) or 'anything missing'}",
-            remedy="Pass the tables that Ledger.to_frame and the study make.",
-        )

@@ -24,15 +24,8 @@ def gap_against_coverage(frame: Any, *, bins: int = 8, points: bool = True) -> F
     Raises InvalidArgument.
     """
     count = checks.integer("bins", bins, minimum=1)
-    missing = [name for name in COLUMNS if name not in frame]
-    if missing or not len(frame):
-        raise InvalidArgument(
-            "frame",
-            expected="rows with the columns coverage, gap, method",
-            got=f"{len(frame)} rows without {', '.join(missing) or 'any'}",
-            remedy="Pass one row an instance and method.",
-        )
-    coverage = np.asarray(frame["coverage"], dtype=np.float64)
+    checks.table("frame", frame, COLUMNS, remedy="Pass one row an instance and method.")
+    coverage = checks.numbers("frame['coverage']", frame["coverage"])
     gap = checks.finite("frame['gap']", frame["gap"], shape=coverage.shape)
     if not (coverage >= 0).all():
         raise InvalidArgument(

@@ -73,7 +73,7 @@ def best_eta_exponent(frame: pandas.DataFrame, *, level: float = 0.95, resamples
         raise InvalidArgument("level", expected="a number in (0, 1)", got=level, remedy="Pass 0.95.")
     count = checks.integer("resamples", resamples, minimum=20)
     generator = checks.generator("rng", rng)
-    _check(frame)
+    checks.table("frame", frame, COLUMNS, remedy="Pass one row a cell and seed, as `simulate` returns.")
     positive = frame[frame["eta"] > 0]
     axes = [np.sort(positive[name].unique()) for name in ("n", "beta", "eta", "seed")]
     ns, betas, etas, seeds = axes
@@ -126,7 +126,7 @@ def best_eta_exponent(frame: pandas.DataFrame, *, level: float = 0.95, resamples
 
 def optima(frame: pandas.DataFrame) -> pandas.DataFrame:
     """Return, for each n, the cell (beta, eta) of the least mean gap, its mean and standard error."""
-    _check(frame)
+    checks.table("frame", frame, COLUMNS, remedy="Pass one row a cell and seed, as `simulate` returns.")
     grouped = frame.groupby(["n", "beta", "eta"])["gap"]
     table = grouped.mean().to_frame("gap").join(grouped.sem().rename("gap/se")).reset_index()
     return table.loc[table.groupby("n")["gap"].idxmin()].reset_index(drop=True)
@@ -139,7 +139,7 @@ def heatmap(frame: pandas.DataFrame, *, title: str = "") -> Figure:
     standard errors of the best: the optimum may lie in any of them. Color scales differ by panel,
     since gaps shrink with n. eta = 0 is the leftmost column. Raises InvalidArgument.
     """
-    _check(frame)
+    checks.table("frame", frame, COLUMNS, remedy="Pass one row a cell and seed, as `simulate` returns.")
     best = optima(frame)
     with style():
         figure, axes = new_figure(1, len(best), width=0.8 + 3.5 * len(best), height=3.9, sharey=True)
@@ -174,6 +174,7 @@ def heatmap(frame: pandas.DataFrame, *, title: str = "") -> Figure:
 
 def movement(result: EtaExponent) -> Figure:
     """Draw the best eta against N, log-log, with the fitted power law and N^(-1/2) for comparison."""
+    checks.instance("result", result, EtaExponent, remedy="Pass what best_eta_exponent returns.")
     with style():
         figure, axes = new_figure(1, 1, width=5.6, height=4.0)
         axis = axes[0, 0]
@@ -227,9 +228,3 @@ def _close(rows: pandas.DataFrame, best: Any) -> tuple[Any, Any]:
 def _label(set_ticks: Any, values: Array, count: int) -> None:
     shown = np.arange(0, len(values), -(-len(values) // count))
     set_ticks(shown + 0.5, [f"{values[index]:.2g}" for index in shown])
-
-
-def _check(frame: pandas.DataFrame) -> None:
-    missing = [name for name in COLUMNS if name not in frame]
-    if missing or frame.empty:
-        raise InvalidArgument("frame", expected=f"rows with columns {COLUMNS}", got=list(frame), remedy="Add them.")

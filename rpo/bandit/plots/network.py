@@ -58,11 +58,7 @@ def comparison_network(
                 "p, q", expected="two distributions", got=None, remedy="Weights come without policies."
             )
     comparator, base = _row("p", p, x, len(weights)), _row("q", q, x, len(weights))
-    names = [str(a) for a in range(len(weights))] if labels is None else [str(label) for label in labels]
-    if len(names) != len(weights):
-        raise InvalidArgument(
-            "labels", expected=f"{len(weights)} labels", got=len(names), remedy="Pass one a response."
-        )
+    names = [str(label) for label in checks.labels("labels", labels, len(weights)) or range(len(weights))]
     network = reduce_network(weights)
     position, frames = _layout(network)
     resistance = effective_resistance(weights, comparator, base)
@@ -90,7 +86,7 @@ def comparison_network(
 
 
 def _row(name: str, value: Any, prompt: int, size: int) -> Array:
-    array = np.asarray(value)
+    array = checks.numbers(name, value)
     if array.ndim == 2:
         if prompt >= len(array):
             raise InvalidArgument(

@@ -101,8 +101,8 @@ def regions(frame: pandas.DataFrame, *, x: str, y: str, threshold: float) -> pan
     A method fails where its mean gap exceeds the threshold. unsure: within two standard errors of it.
     """
     limit = checks.positive("threshold", threshold)
-    missing = [name for name in (x, y, "method", "gap") if name not in frame]
-    if missing or set(frame.get("method", ())) != set(METHODS):
+    checks.table("frame", frame, (x, y, "method", "gap"), remedy="See phase_frame.")
+    if set(frame["method"]) != set(METHODS):
         raise InvalidArgument(
             "frame", expected=f"columns {x}, {y}, method (DPO, RPO), gap", got=list(frame), remedy="See phase_frame."
         )

@@ -15,7 +15,7 @@ from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import RewardClass
 from rpo.core import checks
 from rpo.core.checks import Array
-from rpo.core.errors import InvalidArgument
+from rpo.core.errors import InvalidArgument, shown
 from rpo.core.objectives import DPO, RPO
 from rpo.plotting import COLORS, CYCLE, new_figure, style
 
@@ -37,9 +37,13 @@ def mass_frame(
     """
     import pandas
 
+    checks.instance("problem", problem, ContextualBandit)
+    checks.instance("data", data, PreferenceCounts)
     x = checks.integer("prompt", prompt, minimum=0, maximum=problem.num_prompts - 1)
-    if not policies:
-        raise InvalidArgument("policies", expected="at least one policy", got="none", remedy="Pass {label: (X, A)}.")
+    if not isinstance(policies, Mapping) or not policies:
+        raise InvalidArgument(
+            "policies", expected="policies by name", got=shown(policies), remedy="Pass {label: (X, A)}."
+        )
     wins = data.wins()[x]
     won, lost = wins.sum(axis=1), wins.sum(axis=0)
     total = max(1.0, float((won + lost).sum()))
@@ -65,7 +69,9 @@ def mass(frame: pandas.DataFrame, *, title: str = "") -> Figure:
 
     frame: from `mass_frame`. Responses that no comparison shows are marked "unseen".
     """
-    names = [str(column) for column in frame if column not in ("response", "wins", "losses", "share", "reward")]
+    fixed = ("response", "wins", "losses", "share", "reward")
+    checks.table("frame", frame, fixed, remedy="Pass what mass_frame returns.")
+    names = [str(column) for column in frame if column not in fixed]
     position = np.arange(len(frame))
     width = 0.84 / len(names)
     with style():
@@ -171,7 +177,9 @@ def simplex(
 
     Corners carry each response's r* and its wins and losses. Arrows point to smaller beta.
     """
-    base = data.response_frequencies("chosen")[prompt]
+    checks.table("frame", frame, ("method", "p0", "p1", "p2"), remedy="Pass what simplex_frame returns.")
+    checks.instance("problem", problem, ContextualBandit)
+    base = checks.instance("data", data, PreferenceCounts).response_frequencies("chosen")[prompt]
     with style():
         figure, axes = new_figure(1, 1, width=6.6, height=5.4)
         axis = axes[0, 0]
