@@ -38,16 +38,7 @@ TIE_REASONS = {
 ONE_HOT_OUTCOMES: dict[tuple[bool | None, ...], str] = {
     (True, False, False): "model_a", (False, True, False): "model_b", (False, False, True): "tie",
 }  # fmt: skip
-FLAGS: dict[Any, bool] = {
-    True: True,
-    "1": True,
-    "1.0": True,
-    "true": True,
-    False: False,
-    "0": False,
-    "0.0": False,
-    "false": False,
-}
+FLAGS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 NAMED_LOOK_ALIKES = 3
 LONG_READ = 30_000_000  # bytes from which the rows read are shown: a few seconds
 
@@ -304,11 +295,10 @@ def _outcome(values: list[Any]) -> str:
         if isinstance(outcome, str) and (outcome in ("model_a", "model_b") or outcome in TIE_REASONS):
             return outcome
     else:
-        flags = [v.strip().lower() if isinstance(v, str) else v for v in values]
-        if all(isinstance(v, (str, bool, int, float)) for v in flags):
-            outcome = ONE_HOT_OUTCOMES.get(tuple(FLAGS.get(v) for v in flags))
-            if outcome is not None:
-                return outcome
+        flags = (FLAGS.get(str(v).strip().lower()) if isinstance(v, (str, int, float)) else None for v in values)
+        outcome = ONE_HOT_OUTCOMES.get(tuple(flags))
+        if outcome is not None:
+            return outcome
     raise _BadCell("winner is not model_a, model_b or a tie", ", ".join(map(reprlib.repr, values)))
 
 

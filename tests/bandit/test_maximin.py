@@ -709,19 +709,20 @@ def test_many_responses_are_certified_through_factors_and_spectra_alike(
 
 
 def test_prompts_with_the_same_data_are_minimised_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """50 prompts with one comparison each share a minimum; one more count at prompt 7 needs its own."""
+    """50 prompts with one comparison each share a minimum; one more count, or the other winner, needs its own."""
     x, seen = np.arange(50), []
     problem = ContextualBandit(d0=np.full(50, 0.02), reference=np.full((50, 2), 0.5), reward_bound=3.0)
     original = reward_side.minimize_box
     monkeypatch.setattr(reward_side, "minimize_box", lambda *a, **k: seen.append(1) or original(*a, **k))
-    objective = RPO(beta=1.0, eta=0.1, base="reference")
-    for extra, minima in ((0.0, 1), (1.0, 2)):
+    objective = RPO(beta=1.0, eta=0.5, base="reference")  # inside the box: pi = 5 / 6
+    for extra, turned, minima in ((0, 0, 1), (1, 0, 2), (0, 1, 2)):
         seen.clear()
-        counts = 1 + extra * (x == 7)
-        data = PreferenceCounts.from_pairs(x, 0 * x, 0 * x + 1, count=counts, num_prompts=50, num_responses=2)
-        solution = solve(problem, data, objective, method="newton")
+        counts, winner = 1.0 + extra * (x == 7), turned * (x == 7)
+        data = PreferenceCounts.from_pairs(x, winner, 1 - winner, count=counts, num_prompts=50, num_responses=2)
+        solution = solve(problem, data, objective, method="newton", prompt_weights="population")
         assert len(seen) == minima and solution.status == "certified"
-    assert (solution.policy[x != 7] == solution.policy[0]).all()
+        assert (solution.policy[x != 7] == solution.policy[0]).all()
+        assert (solution.policy[7] != solution.policy[0]).all() == (minima == 2)
 
 
 def test_what_does_not_fit_is_refused_with_its_size() -> None:
