@@ -51,7 +51,7 @@ USER = turn("user", "r")
 GOOD: list[dict[str, Any]] = [
     chat_row(base=["c"], w=1, tools=[{"name": "f"}]),
     {"prompt": "p", "chosen": "a", "rejected": "b", "base": ["c"], "w": 1},
-    {name: [turn("user", "q"), turn("assistant", name), USER, turn("assistant", "x")] for name in ("chosen", "rejected")},
+    {name: [USER, turn("assistant", name), USER, turn("assistant", "x")] for name in ("chosen", "rejected")},
     {"prompt": "p", "completions": [{"response": "a", "score": 1}, {"response": "b", "score": 2}]},
     {"prompt_ids": [5], "chosen_ids": [6], "rejected_ids": [7], "base": [[5]], "w": 1},
 ]  # fmt: skip

@@ -230,6 +230,17 @@ def test_trimming_escaping_and_other_roles_leave_nothing_out(template: str) -> N
     assert (len(pairs), pairs.report.unwritten) == (1, {})
 
 
+def test_a_template_that_reads_the_words_is_asked_again_text_by_text() -> None:
+    """It writes nothing but greetings, or accepts nothing else: a mark in their place is no reason to refuse them."""
+    greets = "(m['content'] if m['role'] == 'assistant' or 'Hi' in m['content'] else '')"
+    row = chat_row("Hi", "Hi!", "Hi.")
+    assert len(prepare_pairs([row], characters(CHATML.replace("m['content']", greets)))) == 1
+    strict = "{% if 'Hi' not in messages[0]['content'] %}{{ raise_exception('no') }}{% endif %}"
+    assert len(prepare_pairs([row], characters(strict + CHATML))) == 1
+    with pytest.raises(RefusedRow, match="prompt, content of message 0: .*'Who'"):
+        prepare_pairs([row | {"prompt": [turn("user", "Who")]}], characters(CHATML.replace("m['content']", greets)))
+
+
 # --- responses of several messages -------------------------------------------------------------
 
 
