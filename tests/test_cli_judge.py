@@ -244,6 +244,23 @@ def test_rates_are_shown_for_the_models_that_have_results(here: Path) -> None:
     assert "nan" not in result.stdout
 
 
+def test_lengths_that_tell_nothing_cost_no_result(here: Path) -> None:
+    """a's answers are 10,000 characters longer, give or take three: no rate at equal length, and all the others."""
+    rng = random.Random(3)
+    for name, size in (("a", 10000), ("b", 0)):
+        rows = [
+            {"prompt": f"p{k}", "responses": [f"{name}{k} q{rng.randrange(3)} " + "x" * (size + rng.randrange(7))]}
+            for k in range(30)
+        ]
+        (here / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with JudgeServer() as server:
+        options = ["--judge", "endpoint:m", "--base_url", server.url, "--output", "out", *FAST]
+        result = rpo("judge", "a.jsonl", "b.jsonl", *options)
+    assert result.returncode == 0 and "no rate at equal length: the lengths differ equally" in result.stdout
+    record = json.loads((here / "out" / "results.json").read_text())["comparisons"][0]
+    assert 0 < record["win"]["rate"] < 1 and record["length_controlled"]["rate"] == "nan"
+
+
 def test_a_judge_without_information_is_told(here: Path) -> None:
     files = [write("a.jsonl", "a", [2] * 3), write("b.jsonl", "b", [1] * 3)]
     with JudgeServer(answer=lambda asked: "A") as server:

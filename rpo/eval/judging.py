@@ -194,7 +194,7 @@ class _Run:
         first, shown = next(iter(questions)), list(questions.values())
         for wait in (*self._calls.waits(first), None):
             self._pacer.wait()
-            found = None if self._stop.is_set() else self._call(first, shown)
+            found = None if self._stop.is_set() else self._call(shown)
             if found is None:
                 return
             if not isinstance(found, JudgeFailed):
@@ -209,7 +209,7 @@ class _Run:
                 shown = [replace(question, again=True) for question in shown]
             self._stop.wait(wait)
 
-    def _call(self, key: str, shown: list[Question]) -> list[Verdict] | JudgeFailed | None:
+    def _call(self, shown: list[Question]) -> list[Verdict] | JudgeFailed | None:
         """Return the verdicts or the failure of a call, its cost counted; None where its cost stops the run."""
         estimate = _sum(self._judge.tokens(question) for question in shown)
         price = self._budget.start(estimate)

@@ -50,8 +50,8 @@ def fit_logistic(design: Array, results: Array, clusters: Any) -> Fit:
     """
     try:
         return _fit(design, results, clusters)
-    except np.linalg.LinAlgError as error:
-        raise SolverFailed("the logistic regression is singular to rounding") from error
+    except (np.linalg.LinAlgError, ArithmeticError, MemoryError) as error:
+        raise SolverFailed(f"the logistic regression failed ({type(error).__name__}: {error})") from error
 
 
 def _fit(design: Array, results: Array, clusters: Any) -> Fit:

@@ -106,8 +106,8 @@ class Budget:
         """Count a request that was started at `price`."""
         with self._changed:
             self.spent.add(usage, estimate)
-            if usage.told and usage.input_tokens:
-                self._seen = True
+            self._seen = self._seen or usage != Usage()  # a refusal shows nothing
+            if usage.told:
                 self._dearer = max(self._dearer, usage.input_tokens / max(1, estimate[0]))
                 self._longest = max(self._longest, usage.output_tokens)
             if self._limit is not None:
@@ -117,7 +117,10 @@ class Budget:
     def refusal(self, estimate: tuple[int, int]) -> str:
         """Return why `start` let no request begin."""
         spent = self.spent.cost(self._prices) or 0.0
-        return f"max_cost: {spent:.4g} of {self._limit:.4g} spent, and a request may cost {self._price(estimate):.2g}"
+        price = self._price(estimate)
+        return (
+            f"max_cost: {spent:.4g} of {self._limit:.4g} spent, and a request may cost {price:.2g}; raise it to go on"
+        )
 
     def _total(self) -> float:
         return (self.spent.cost(self._prices) or 0.0) + sum(self._under_way)

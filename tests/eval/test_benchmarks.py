@@ -84,6 +84,12 @@ def test_an_instruction_without_output_is_refused_by_name(tmp_path: Path, evalua
     assert alpaca_eval.model_outputs(generations)[1].outputs == 3  # control: nothing is wrong with the rows
 
 
+@pytest.mark.parametrize("instruction", [None, 5, ["a"], {}, "\ud800"])
+def test_instructions_are_texts(tmp_path: Path, instruction: Any) -> None:
+    with pytest.raises(InvalidArgument, match="instructions: expected text, got .* for row 1"):
+        alpaca_eval.prompt_rows(write_json(tmp_path / "i.json", [{"instruction": "a"}, {"instruction": instruction}]))
+
+
 def test_the_model_is_named_where_there_are_several(tmp_path: Path) -> None:
     rows = [row("a", "A", model="m1"), row("a", "B", model="m2"), row("a", "again", model="m2")]
     generations = write_lines(tmp_path / "g.jsonl", rows)
@@ -102,6 +108,11 @@ def test_the_model_is_named_where_there_are_several(tmp_path: Path) -> None:
         ([{"prompt": "a", "completion": "A"}], "without responses, finish_reasons"),
         ([row([*chat("a"), {"role": "assistant", "content": "A"}, *chat("b")], "B")], "one user message"),
         ([{"prompt": "a", "responses": ["A", "B"], "finish_reasons": ["stop"]}], "a finish reason for each"),
+        ([{"prompt": "a", "responses": "A", "finish_reasons": ["stop"]}], "lists of texts, got a text in row 1"),
+        ([{"prompt": "a", "responses": [None], "finish_reasons": ["stop"]}], "text, got None for responses in row 1"),
+        ([{"prompt": "a", "responses": {}, "finish_reasons": ["stop"]}], "text, got {} for responses in row 1"),
+        ([{"prompt": "a", "responses": ["\ud800"], "finish_reasons": ["stop"]}], "ud800' for responses in row 1"),
+        ([row("a", "A") | {"model": ["m"]}], "got \\['m'\\] for model in row 1"),
     ],
 )
 def test_generations_that_cannot_be_exported_are_refused(

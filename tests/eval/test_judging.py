@@ -297,6 +297,18 @@ def test_what_a_judge_does_not_count_is_estimated(tmp_path: Path) -> None:
         assert judged(tmp_path, given, judge, calls=Calls(attempts=1)).spent.untold == 8
 
 
+def test_under_a_limit_only_the_first_request_goes_alone(tmp_path: Path) -> None:
+    """Also where the judge counts no tokens at all; a refusal shows nothing, so the one after it goes alone as well."""
+    prices = Prices(input=10.0, output=30.0)
+    for usage in ((100, 10), None):
+        (tmp_path / str(usage)).mkdir()
+        fault = lambda asked, attempt: None if server.asked.total() > 2 else "500"  # noqa: E731
+        with JudgeServer(fault=fault, delay=0.05) as server, Endpoint("m", base_url=server.url) as judge:
+            server.usage = usage
+            found = judged(tmp_path / str(usage), pairs(12), judge, prices=prices, max_cost=9.0)
+        assert found.complete and np.diff(server.times)[:3].min() > 0.04 and server.most_at_once > 2
+
+
 def test_a_budget_waits_for_what_is_under_way() -> None:
     """The price of one request is 0.03; two fit under 0.07; a third waits, and starts once one came cheaper."""
     budget = Budget(Spent(input_tokens=1), Prices(input=10.0, output=20.0), 0.07, threading.Event())

@@ -201,8 +201,25 @@ def test_clustered_errors_agree_with_a_sum_over_prompts_written_out() -> None:
 
 
 def test_a_design_that_is_singular_is_refused_by_type() -> None:
-    with pytest.raises(SolverFailed, match="singular"):
+    with pytest.raises(SolverFailed, match="Singular matrix"):
         fit_logistic(np.ones((4, 2)), np.array([1.0, 0.0, 1.0, 0.0]), np.arange(4))
+
+
+@pytest.mark.parametrize("error", [np.linalg.LinAlgError("Singular matrix"), FloatingPointError("overflow")])
+def test_a_regression_that_fails_costs_its_own_numbers_alone(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fails(*_: Any) -> Any:
+        raise error
+
+    pairs = [pair(a, b, f"p{k}", k % 3 - 1) for k in range(6) for a, b in (("a", "b"), ("a", "c"), ("b", "c"))]
+    results = [float(k % 2) for k in range(18)]
+    whole = compare_models(pairs, results, rng=0)
+    monkeypatch.setattr("rpo.eval.logistic._fit", fails)
+    found = compare_models(pairs, results, rng=0)
+    assert [one.win for one in found] == [one.win for one in whole]
+    assert all(str(error) in one.length_controlled.message for one in found)
+    names = [(one.model_a, one.model_b) for one in pairs]
+    ranking = bradley_terry(*zip(*names, strict=True), results)
+    assert str(error) in ranking.message and "No Bradley-Terry strengths" in matrix.ranking_text(ranking)
 
 
 def test_one_prompt_and_results_without_spread_have_no_interval() -> None:

@@ -234,6 +234,7 @@ def _instructions(path: str | Path) -> list[dict[str, Any]]:
         )
     for number, row in enumerate(rows):
         require("instructions", row, ("instruction",), f"row {number} of {path}")
+        _text("instructions", row["instruction"], f"row {number} of {path}")
     return rows
 
 
@@ -242,7 +243,17 @@ def _rows_of_one_model(
 ) -> tuple[list[dict[str, Any]], str | None]:
     """Return the rows of the model asked for, and its name where the file says it."""
     for number, row in enumerate(rows, start=1):
-        require("generations", row, ("prompt", "responses", "finish_reasons"), f"row {number} of {path}")
+        where = f"row {number} of {path}"
+        require("generations", row, ("prompt", "responses", "finish_reasons"), where)
+        for column in ("responses", "finish_reasons"):
+            for text in row[column] if isinstance(row[column], list) else [row[column]]:
+                _text("generations", text, f"{column} in {where}")
+        if not isinstance(row["responses"], list) or not isinstance(row["finish_reasons"], list):
+            raise InvalidArgument(
+                "generations", expected="lists of texts", got=f"a text in {where}", remedy="Write [text] for one."
+            )
+        if row.get("model") is not None:
+            _text("generations", row["model"], f"model in {where}")
     names = list(dict.fromkeys(row.get("model") for row in rows))
     if model is None and len(names) > 1:
         raise InvalidArgument(
@@ -269,8 +280,18 @@ def _answers(rows: Sequence[Mapping[str, Any]], sample: int) -> list[tuple[str, 
                 got=f"{len(row['responses'])} and {len(row['finish_reasons'])} for {instruction[:60]!r}",
                 remedy="Lower sample, or generate with more num_samples.",
             )
-        found.append((instruction, (str(row["responses"][sample]), str(row["finish_reasons"][sample]))))
+        found.append((instruction, (row["responses"][sample], row["finish_reasons"][sample])))
     return found
+
+
+def _text(name: str, value: Any, where: str) -> None:
+    """Refuse what is no text, or none that a file in UTF-8 can hold. Raises InvalidArgument."""
+    try:
+        fine = isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        fine = False
+    if not fine:
+        raise InvalidArgument(name, expected="text", got=f"{ascii(value)[:60]} for {where}", remedy="Mend that row.")
 
 
 def _instruction(prompt: Any) -> str:
