@@ -269,6 +269,16 @@ def _sound(source: object, model: Any, info: dict[str, Any]) -> Any:
 
 def _adapter_on_its_base(source: str | Path, *, revision: str | None, is_trainable: bool, **options: Any) -> Any:
     """Return the adapter by peft, which knows all of its weights (DoRA's magnitudes too), on the base that it names."""
+    config = adapter_config(source, revision=revision)
+    try:
+        base = load_model(config.base_model_name_or_path, revision=config.revision, **options)
+    except ModelNotLoaded as error:
+        raise ModelNotLoaded(f"name_or_path: {source} is an adapter, whose base model is not there. {error}") from error
+    return with_stored_adapter(base, source, revision=revision, is_trainable=is_trainable)
+
+
+def adapter_config(source: str | Path, *, revision: str | None = None) -> Any:
+    """Return the configuration of a stored adapter, which names its base. Raises MissingDependency, ModelNotLoaded."""
     peft = require_peft()
     if (Path(source) / "config.json").is_file() and any(Path(source).glob("model*.safetensors")):
         raise ModelNotLoaded(
@@ -276,11 +286,12 @@ def _adapter_on_its_base(source: str | Path, *, revision: str | None, is_trainab
         )
     with _loading(source):
         config = peft.PeftConfig.from_pretrained(source, revision=revision)
-    try:
-        base = load_model(config.base_model_name_or_path or "", revision=config.revision, **options)
-    except ModelNotLoaded as error:
-        raise ModelNotLoaded(f"name_or_path: {source} is an adapter, whose base model is not there. {error}") from error
-    return with_stored_adapter(base, source, revision=revision, is_trainable=is_trainable)
+    if not config.base_model_name_or_path:
+        raise ModelNotLoaded(
+            f"name_or_path: expected an adapter that names its base model, got {source} without. Write the name or "
+            "folder into base_model_name_or_path of its adapter_config.json."
+        )
+    return config
 
 
 def with_stored_adapter(

@@ -63,7 +63,7 @@ class MovedShare(TrainerCallback):
     def __init__(self, trainer: Measured) -> None:
         self.trainer = trainer
         self._done = False
-        self._before: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]] = []
+        self._before: list[tuple[torch.Tensor, int, torch.Tensor, torch.Tensor]] = []
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Keep a sample of the weights, and where they have a gradient."""
@@ -76,8 +76,7 @@ class MovedShare(TrainerCallback):
                 weights, gradient = _local(parameter), _local(parameter.grad)
                 stride = max(1, weights.numel() // SAMPLED) | 1  # odd, or one column might be all of it
                 sample = weights.flatten()[::stride].clone()
-                has_gradient = gradient.flatten()[::stride] != 0
-                self._before.append((weights, sample, has_gradient, weights.numel() / max(1, len(sample))))
+                self._before.append((weights, stride, sample, gradient.flatten()[::stride] != 0))
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Compare with it."""
@@ -85,11 +84,10 @@ class MovedShare(TrainerCallback):
         if self._done or not before or self.trainer.accelerator.optimizer_step_was_skipped:
             return
         self._done = True
-        totals = torch.zeros(2, device=before[0][1].device)
-        for weights, sample, has_gradient, stands_for in before:
-            stride = max(1, weights.numel() // SAMPLED) | 1
+        totals = torch.zeros(2, device=before[0][0].device)
+        for weights, stride, sample, has_gradient in before:
             moved = (weights.flatten()[::stride] != sample) & has_gradient
-            totals += stands_for * torch.stack([moved.sum(), has_gradient.sum()])
+            totals += stride * torch.stack([moved.sum(), has_gradient.sum()])  # each stands for so many
         totals = self.trainer.accelerator.reduce(totals, reduction="sum")
         if not totals[1] > 0:
             return

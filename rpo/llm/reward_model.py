@@ -247,7 +247,7 @@ def load_reward_model(
 
 def _with_stored_adapter(source: str | FilePath, *, revision: str | None, is_trainable: bool, **options: Any) -> Any:
     """Return the base model of an adapter under it, by peft: transformers 5.17 leaves the adapter's own head out."""
-    stored = models.require_peft().PeftConfig.from_pretrained(source, revision=revision)
+    stored = models.adapter_config(source, revision=revision)
     if stored.task_type != "SEQ_CLS":
         raise ModelNotLoaded(
             f"name_or_path: expected an adapter with a reward head (task_type SEQ_CLS), got {source} of "

@@ -391,6 +391,13 @@ def test_an_adapter_that_is_not_whole_or_has_no_base_is_refused(folder: Path, ad
     with pytest.raises(ModelNotLoaded, match=r"adapter is an adapter, whose base model is not there"):
         load_model(where)
     folder.with_name("elsewhere").rename(folder)
+    settings = json.loads((where / "adapter_config.json").read_text())
+    (where / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": None}))
+    with pytest.raises(ModelNotLoaded, match="expected an adapter that names its base model"):
+        load_model(where)
+    (where / "adapter_config.json").write_text("{")
+    with pytest.raises(ModelNotLoaded, match="got .*adapter"):
+        load_model(where)
     for name in ("config.json", "model.safetensors"):
         shutil.copy(folder / name, where / name)
     with pytest.raises(ModelNotLoaded, match="expected a model or an adapter, got .* with both"):

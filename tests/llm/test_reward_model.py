@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 
@@ -347,6 +348,10 @@ def test_an_adapter_is_trained_with_the_head(tmp_path, tiny_tokenizer) -> None:
     run.save_model(str(tmp_path / "adapter"))
     found = score(load_reward_model(tmp_path / "adapter"), tokenizer, ["w0 "], ["w1"])
     assert found == pytest.approx(score(run.model, tokenizer, ["w0 "], ["w1"]), rel=1e-5)
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text()) | {"task_type": "CAUSAL_LM"}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelNotLoaded, match=r"task_type SEQ_CLS.*Merge a language model's adapter first"):
+        load_reward_model(tmp_path / "adapter", new_head_seed=0)
     for wrong in (peft.LoraConfig(**lora), peft.LoraConfig(task_type="CAUSAL_LM", **lora)):
         with pytest.raises(InvalidArgument, match="SEQ_CLS"):
             trainer(tmp_path, tiny_pairs(4), peft_config=wrong)
