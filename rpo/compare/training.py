@@ -51,7 +51,8 @@ def fit_language_model(
     """
     checks.instance("lm", lm, EnumerableLM)
     checks.instance("data", data, PreferenceCounts)
-    checks.instance("objective", objective, Objective, remedy="Pass rpo.RPO(beta=0.1, eta=0.1), say.")
+    remedy = "Pass rpo.RPO(beta=0.1, eta=0.1), say."
+    checks.instance("objective", objective, Objective, remedy=remedy)  # type: ignore[type-abstract]
     if start is not None:
         checks.instance("start", start, EnumerableLM)
     total = checks.integer("steps", steps, minimum=1)

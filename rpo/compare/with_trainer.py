@@ -49,7 +49,8 @@ def fit_with_trainer(
     """
     checks.instance("lm", lm, EnumerableLM)
     checks.instance("data", data, PreferenceCounts)
-    checks.instance("objective", objective, Objective, remedy="Pass rpo.RPO(beta=0.1, eta=0.1), say.")
+    remedy = "Pass rpo.RPO(beta=0.1, eta=0.1), say."
+    checks.instance("objective", objective, Objective, remedy=remedy)  # type: ignore[type-abstract]
     if objective.base not in ("chosen", "rejected", "responses"):
         raise InvalidArgument(
             "objective.base",

@@ -201,7 +201,8 @@ class RPOConfig(TrainerConfig):
                 got="both",
                 remedy="Leave one of them out.",
             )
-        return checks.instance("objective", objective, Objective, remedy="Pass rpo.RPO(beta=0.1, eta=0.005), say.")
+        remedy = "Pass rpo.RPO(beta=0.1, eta=0.005), say."
+        return checks.instance("objective", objective, Objective, remedy=remedy)  # type: ignore[type-abstract]
 
     def base_slots(self, base: str) -> dict[str, float]:
         """Return the weight of each source of pi_base: {"chosen": 1.0} unless the objective says otherwise."""
