@@ -4,8 +4,10 @@ import contextlib
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +137,73 @@ def test_data_are_mixed_binarised_and_counted(here: Path) -> None:
     report = json.loads((here / "a" / "run.json").read_text())["config"]["data"]["train"]
     assert report["formats"].keys() == {"chat", "text"}
     assert report["formats"]["chat"] >= 12
+
+
+def test_two_runs_in_one_folder_are_one_run_and_one_refusal(here: Path) -> None:
+    """The second is refused while the first trains, in one line that names it; the first ends as if alone."""
+    options = ["train", "--model", "./model", "--dataset", "pairs.jsonl", *SMALL, *QUIET, "--training.output_dir", "a"]
+    slow = [*options, "--training.max_steps", "150"]
+    command = [sys.executable, "-m", "rpo.cli", *slow]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
+        deadline = time.monotonic() + 120
+        while not (here / "a" / "config.yaml").exists() and first.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        second = rpo(*options)
+        output = first.communicate(timeout=300)
+    assert second.returncode == 2 and "is in use by another run" in second.stderr, second
+    assert f"process {first.pid} on" in second.stderr.splitlines()[-1]
+    assert first.returncode == 0 and "Trained 150 of 150" in output[0], output
+    assert json.loads((here / "a" / "run.json").read_text())["config"]["training"]["max_steps"] == 150
+    assert not list((here / "a").glob("_rpo*")) and not list((here / "a").glob(".stage*"))
+
+
+def test_a_token_of_the_hub_is_used_and_never_written(here: Path) -> None:
+    saving = ["--training.save_strategy", "steps", "--training.save_steps", "2", "--training.output_dir", "a"]
+    train(*saving, "--training.hub_token", "hf_secret")
+    written = [path for path in (here / "a").rglob("*") if path.is_file()]
+    assert len(written) > 5 and not any(b"hf_secret" in path.read_bytes() for path in written)
+    text = (here / "a" / "config.yaml").read_text()
+    assert text.startswith("# Not kept here, for it is secret: training.hub_token.")
+    for name in ("model.safetensors", "run.json"):
+        (here / "a" / name).unlink()
+    result = rpo("train", "--config", "a/config.yaml", "--resume", "a/checkpoint-2")
+    assert result.returncode == 0, result.stderr
+
+
+def test_ctrl_c_says_which_checkpoint_is_kept_and_the_command_it_prints_goes_on(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rpo.llm.base_trainer import SafeTrainer
+
+    saving = ["--training.save_strategy", "steps", "--training.save_steps", "1"]
+    train("--training.output_dir", "whole", *saving)
+    command = ["train", "--model", "./model", "--dataset", "pairs.jsonl", *SMALL, *QUIET, *saving]
+    act = SafeTrainer._maybe_log_save_evaluate
+    for stop, words in (
+        ("data", "Training had not begun; the same command starts again."),
+        (1, "No checkpoint was saved yet"),
+        (3, "The last checkpoint is a/checkpoint-2; continue with: rpo train --config a/config.yaml --resume true"),
+    ):
+
+        def interrupted(self: Any, *arguments: Any, stop: Any = stop, **keywords: Any) -> None:
+            if self.state.global_step == stop:
+                raise KeyboardInterrupt
+            act(self, *arguments, **keywords)
+
+        def before(self: Any, *, resuming: bool) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(SafeTrainer, "_maybe_log_save_evaluate", interrupted)
+            if stop == "data":
+                patched.setattr("rpo.llm.trainer.RPOTrainer.before_training", before)
+            result = rpo(*command, "--training.output_dir", "a")
+        assert result.returncode == 130 and "Traceback" not in result.stderr
+        assert result.stderr.splitlines()[-1] == f"rpo train: interrupted. {words}" or words in result.stderr
+    again = result.stderr.strip().rpartition("continue with: rpo ")[2]
+    assert rpo(*shlex.split(again)).returncode == 0
+    weights = [(here / name / "model.safetensors").read_bytes() for name in ("whole", "a")]
+    assert weights[0] == weights[1]
 
 
 def test_every_option_that_does_not_parse_is_named_at_once(here: Path) -> None:

@@ -177,6 +177,8 @@ def test_train_goes_on_to_the_same_weights(forks: Forks, slow: bool) -> None:
             )
             assert not (out / "run.json").exists() or contents(out, *expected) == expected
         forks.finish(*command, "--training.output_dir", out)
+        lines = [(folder / "README.md").read_text().splitlines() for folder in (out, whole)]
+        assert lines[0] == lines[1]
         assert contents(out, *expected) == expected
         assert history(out) == history(whole)
         assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in whole.iterdir())

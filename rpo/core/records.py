@@ -161,7 +161,7 @@ def without_secrets(value: Any, where: str = "") -> tuple[Any, list[str]]:
     (eos_token) are none.
     """
     if isinstance(value, dict):
-        found = {}
+        found: dict[Any, Any] = {}
         removed: list[str] = []
         for name, item in value.items():
             path = f"{where}.{name}" if where else str(name)
@@ -225,7 +225,7 @@ def check_output(directory: str | Path, *, overwrite: bool, marker: str) -> Path
     return folder
 
 
-def check_file(name: str, path: str | Path) -> Path:
+def check_file(name: str, path: str | os.PathLike[str]) -> Path:
     """Refuse a path that cannot become a file: a folder, a device or another special file. Raises OutputError."""
     try:
         mode = os.stat(path).st_mode

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback
@@ -16,8 +16,6 @@ from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_rep
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
-
-C = TypeVar("C")
 
 # Argument -> (the one value it may have, why no other).
 REFUSED: dict[str, tuple[Any, str]] = {
@@ -52,7 +50,7 @@ LARGEST_SEED = 2**32 - 1  # NumPy's global generator takes no more
 SAMPLING = ("random", "sequential")
 
 
-def own_config(args: Any, kind: type[C], folder: str) -> C:
+def own_config(args: Any, kind: Any, folder: str) -> Any:
     """Return `args`, or the defaults of its kind for None; refuse another trainer's. Raises InvalidArgument."""
     remedy = f"Pass a {kind.__name__}, or its fields as keywords of rpo.fit."
     return kind(output_dir=folder) if args is None else checks.instance("args", args, kind, remedy=remedy)

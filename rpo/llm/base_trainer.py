@@ -40,6 +40,8 @@ class SafeTrainer(Trainer):
     hold, whatever gradient accumulation and the number of processes.
     """
 
+    self_check_results: dict[str, Any]
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.args.n_gpu > 1:
@@ -176,7 +178,10 @@ class SafeTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                run = self.run_identity() | {"resumable": not self.args.save_only_model}
+                run = self.run_identity() | {
+                    "resumable": not self.args.save_only_model,
+                    "self_check": self.self_check_results,  # made once, at step 0: later records show it too
+                }
                 write_manifest(folder, jsonable(run), checksums=self.checksums)
         except (
             OSError,
@@ -223,6 +228,7 @@ class SafeTrainer(Trainer):
         self._require_same_run(checkpoint, stored, but=("data",))
         self.before_training(resuming=True)
         self._require_same_run(checkpoint, stored)
+        self.self_check_results = dict(stored.get("self_check", {}))
         finished = self._finished(checkpoint)
         if finished is not None:
             return finished

@@ -82,7 +82,7 @@ def write_model_card(
         _table(settings.items(), "argument", "value"),
         "All arguments, and every metric logged, are in `run.json`.",
         "## Last metrics logged",
-        _table(((name, value) for name, value in metrics.items() if not name.endswith(TIMINGS)), "metric", "value"),
+        _table(sorted(item for item in metrics.items() if not item[0].endswith(TIMINGS)), "metric", "value"),
         "## Versions",
         _table(sorted(environment.items()), "package", "version"),
         "## Citation",

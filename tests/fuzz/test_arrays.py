@@ -343,7 +343,7 @@ def call_outcome(drawn: tuple[Target, str, str, Any]) -> str:
         if isinstance(reading, (np.ndarray, float)):
             finite = np.isfinite(np.asarray(reading)).all()
             assert target.loose or finite, f"{where} is not finite"
-            held = kind == "array" and finite and (np.abs(reading) <= 2**53).all()
+            held = kind == "array" and finite and ((np.rint(reading) == reading) & (np.abs(reading) <= 2**53)).all()
             whole_numbers = held and np.asarray(target.arguments[name]).dtype.kind == "i"
             plain = np.asarray(reading).astype(np.int64) if whole_numbers else reading
             coarse = any(digits in str(getattr(value, "dtype", "")) for digits in ("16", "32"))

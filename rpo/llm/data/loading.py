@@ -91,6 +91,10 @@ def _from_path(source: str, split: str, streaming: bool, name: str | None, revis
     if not file:
         remedy = "Check the path; relative paths start at the current folder."
         raise InvalidArgument("source", expected="an existing file", got=f"{path}", remedy=remedy)
+    for option, value, default in (("split", split, "train"), ("name", name, None), ("revision", revision, None)):
+        if value != default:
+            remedy = "Leave it out: only folders and data sets on the hub have splits, configurations and commits."
+            raise InvalidArgument(option, expected=f"{default!r} for a file", got=f"{value!r} ({path})", remedy=remedy)
     read = {".jsonl": _json_lines, ".json": _json, ".parquet": _parquet, ".csv": _csv}[suffix]
     return Rows(lambda: read(path)) if streaming else list(read(path))
 

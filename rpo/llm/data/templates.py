@@ -12,9 +12,10 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from rpo.core.errors import InvalidArgument
-from rpo.llm.data.formats import Preference, common_length
+from rpo.llm.data.formats import Preference
 from rpo.llm.data.messages import Message, text_of
 from rpo.llm.data.report import RefusedRow, shown
+from rpo.llm.data.shared import common_length
 from rpo.llm.data.unwritten import is_verbatim, unwritten, unwritten_tools
 
 PROBE = "closingprobe"

@@ -10,9 +10,10 @@ from transformers import PreTrainedTokenizerBase
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
 from rpo.core.progress import track
-from rpo.llm.data.formats import Preference, common_length, read_preference
+from rpo.llm.data.formats import Preference, read_preference
 from rpo.llm.data.pairs import PreparedPairs, TokenizedPair
 from rpo.llm.data.report import DataReport, RefusedRow
+from rpo.llm.data.shared import common_length
 from rpo.llm.data.templates import Rendered, Renderer
 from rpo.llm.data.truncation import Ids, Limits
 

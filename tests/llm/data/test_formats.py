@@ -10,8 +10,9 @@ import pytest
 from tokenizers_for_tests import chat_row, turn
 
 from rpo.core.errors import InvalidArgument
-from rpo.llm.data.formats import Response, read_preference, shared_text
+from rpo.llm.data.formats import Response, read_preference
 from rpo.llm.data.report import RefusedRow
+from rpo.llm.data.shared import shared_text
 
 USER, YES, NO = turn("user", "Hi"), turn("assistant", "Yes"), turn("assistant", "No")
 CHAT = {"prompt": [USER], "chosen": [YES], "rejected": [NO]}

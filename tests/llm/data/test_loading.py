@@ -216,6 +216,13 @@ def test_paths_that_are_none(source: str) -> None:
         load_preferences(source)
 
 
+@pytest.mark.parametrize("option", ["split", "name", "revision"])
+def test_a_file_has_no_splits(tmp_path: Path, option: str) -> None:
+    path: Any = write_lines(tmp_path / "a.jsonl")
+    with pytest.raises(InvalidArgument, match=f"^{option}: expected .* for a file, got 'test'"):
+        load_preferences(path, **{option: "test"})
+
+
 def test_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
     """JSON strings, CSV cells and the package's own writer hold what `str.splitlines` cuts at."""
     text = "a\u2028b\u2029c\x85d"
