@@ -148,7 +148,7 @@ def build_saddle(
             "objective",
             expected=f"beta in [{1.0 / EXTREME:g}, {EXTREME:g}] and eta <= {EXTREME:g}",
             got=f"beta = {objective.beta:g}, eta = {objective.eta:g}",
-            remedy="Beyond it float64 cannot hold the second derivative; smaller extremes have the same policy.",
+            remedy="Use a less extreme number: beyond these float64 cannot hold the loss's second derivative.",
         )
     shape = problem.reference.shape
     if (data.num_prompts, data.num_responses) != shape:
