@@ -131,6 +131,8 @@ class PreferenceCounts:
         A becomes the largest number of responses that occur at one prompt. For free text, where every
         prompt has responses of its own, this is a table of X times a few entries, and not X times all.
         """
+        if self.own_labels is not None:
+            return self
         occurs, position = np.unique(
             np.concatenate([self.prompt, self.prompt]) * self.num_responses
             + np.concatenate([self.chosen, self.rejected]),

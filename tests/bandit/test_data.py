@@ -189,6 +189,7 @@ def test_responses_are_numbered_prompt_by_prompt() -> None:
     ]  # fmt: skip
     assert own.own_labels == (("b", "e"), (), ("a", "b", "d"))
     assert own.response_labels is None
+    assert own.per_prompt() is own
 
 
 def test_tables_that_do_not_fit_are_refused_before_they_are_made() -> None:

@@ -141,7 +141,7 @@ def _descend(
             if accept:
                 break
             damping = max(10.0 * damping, MIN_DAMPING * scale)
-            if not damping <= MAX_DAMPING * scale:  # nor where a derivative is NaN
+            if not damping <= MAX_DAMPING * scale:  # or NaN, where a derivative is
                 if not inherited:
                     break
                 damping, inherited = 0.0, False  # damping inherited from the last step hid the longer steps
