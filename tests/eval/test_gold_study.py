@@ -92,8 +92,7 @@ def test_a_study_that_was_cut_off_continues_to_the_same_numbers(
     with pytest.raises(KeyboardInterrupt):
         run_study(settings, folder / "cut", progress=False)
     assert len(results(folder / "cut")) == 3
-    (folder / "cut" / "seed-0" / ".DPO-abc").mkdir()
-    (folder / "cut" / "seed-0" / "DPO").mkdir()
+    (folder / "cut" / "seed-0" / "DPO" / ".stage-abc").mkdir(parents=True)
     (folder / "cut" / "seed-0" / "DPO" / "half").write_text("x")
     monkeypatch.setattr(study_module._Laboratory, "train_policy", train)
     run_study(settings, folder / "cut", progress=False)
@@ -102,7 +101,7 @@ def test_a_study_that_was_cut_off_continues_to_the_same_numbers(
     assert {name: without_times(data) for name, data in first.items()} == {
         name: without_times(data) for name, data in second.items()
     }
-    assert not list((folder / "cut").glob("seed-*/.*"))
+    assert not list((folder / "cut").rglob(".*"))
 
 
 def test_another_study_is_refused_and_more_seeds_join(
