@@ -176,13 +176,15 @@ def test_train_goes_on_to_the_same_weights(forks: Forks, slow: bool) -> None:
     for folder in range(KILLS["train"][slow] // 3):
         out = here / f"trained-{slow}-{folder}"
         for _ in range(3):
-            killed += (
-                forks.run(*command, "--training.output_dir", out, kill_after=rng.uniform(0.2, 1.0) * duration) == -9
-            )
+            moment = rng.uniform(0.1, 0.9)
+            while forks.run(*command, "--training.output_dir", out, kill_after=moment * duration) != -9:
+                shutil.rmtree(out)  # it ended first: the machine has less to do than when the time was taken
+                duration *= 0.7
+            killed += 1
             assert not (out / "run.json").exists() or contents(out, *expected) == expected
         forks.finish(*command, "--training.output_dir", out)
         assert contents(out, *expected) == expected
         assert history(out) == history(whole)
         assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in whole.iterdir())
         nothing_left_over(out)
-    assert killed >= KILLS["train"][slow] // 3
+    assert killed == KILLS["train"][slow]

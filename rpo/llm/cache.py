@@ -29,6 +29,7 @@ from safetensors.numpy import save as save_safetensors
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument, OutputError, RPOError
+from rpo.core.locks import STAGE
 from rpo.core.progress import track
 from rpo.core.records import check_file
 from rpo.llm.reference import Reference
@@ -146,7 +147,7 @@ class LogpCache:
         metadata = {"format": FORMAT, **asdict(self.key)}
         metadata["checksum"] = _checksum(metadata, tensors)
         # A name of its own for every writer: the last one to finish wins, and the file is always one of theirs.
-        stage = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+        stage = target.with_name(f"{STAGE}{target.name}.{os.getpid()}-{secrets.token_hex(4)}")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with stage.open("xb") as file:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rpo.core.errors import OutputError, RPOError
+from rpo.core.locks import STAGE
 from rpo.core.records import read_json, write_json
 
 MANIFEST = "manifest.json"
@@ -82,9 +83,14 @@ def complete_checkpoints(output_dir: str | Path) -> list[Path]:
 
 
 def discard(folder: Path) -> None:
-    """Remove a checkpoint: its manifest first, so that a removal cut short leaves nothing that looks whole."""
-    (folder / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    """Remove a checkpoint, under another name first: what a removal cut short leaves looks like none, and goes at the
+    next start.
+    """
+    gone = folder.with_name(f"{STAGE}{folder.name}")
+    shutil.rmtree(gone, ignore_errors=True)
+    if folder.exists():
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def rotate(newest: Path, keep: int | None, best: str | None) -> None:
