@@ -20,12 +20,12 @@ from rpo.eval import benchmark_command, gold_command, judge_command
 from rpo.explore import command as explorer
 from rpo.parsing import (
     PARSE_ERRORS,
-    bound_yaml,
     config_mistakes,
     impossible_values,
     instantiate,
     parse_mistakes,
     resolved_text,
+    settle_parsing,
 )
 
 
@@ -87,6 +87,7 @@ def build_parser(asked: str | None) -> tuple[ArgumentParser, ArgumentParser | No
 
     The others are listed with their summaries only: reading the options of `train` imports transformers.
     """
+    settle_parsing()
     description = "Regularized Preference Optimization: theory, training, and the comparison of both."
     parser = ArgumentParser(
         prog="rpo", description=description, version=__version__, exit_on_error=False, allow_abbrev=False
@@ -149,7 +150,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(given: list[str], name: str | None, options: Namespace) -> int:
     """Do the work of `main`; `options` is filled with what was parsed."""
-    bound_yaml()
     parser, sub = build_parser(name)
     if name is None or sub is None:
         return _without_command(parser, given)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
 
 from rpo.core.errors import InvalidArgument, RPOError
+from rpo.core.objectives import RPO
 from rpo.core.records import NOT_KEPT, without_secrets
 
 MISSING = "the following arguments are required: "
@@ -22,8 +23,10 @@ PARSE_ERRORS = (ArgumentError, OverflowError, RecursionError)
 LARGEST_INTEGER = 2**63 - 1
 
 
-def bound_yaml() -> None:
-    """Make the parser refuse YAML that grows without measure: by aliases of aliases, or by depth."""
+def settle_parsing() -> None:
+    """Refuse YAML that grows without measure, by aliases of aliases or by depth; read `objective` as RPO's fields."""
+    # Otherwise RPO, which has a base class, is read as the choice of one of its subclasses.
+    set_parsing_settings(subclasses_disabled=[RPO])
     load = get_loader("yaml")
     if getattr(load, "bounded", False):
         return

@@ -357,7 +357,7 @@ def test_what_cannot_be_judged_is_refused_and_leaves_nothing(here: Path, change:
         ("out/verdicts.jsonl", b'{"prompt": [{"a": ' + b"[" * 900 + b"]" * 900 + b'}], "first": "a", "second": "b", '
          b'"verdict": "tie", "key": [], "judge": 7}\n', "its key is not the digest"),
         ("out/verdicts.jsonl", b'{"failure": 7, "key": {}, "input_tokens": ' + b"9" * 400 + b"}\n", ""),
-        ("out/verdicts.jsonl", None, "expected a writable file"),
+        ("out/verdicts.jsonl", None, "which is a folder"),
         ("out/results.json", b"[" * 100000, "expected a folder without an earlier result"),
         ("out/results.json", b'{"status": {}}', ""),
     ],

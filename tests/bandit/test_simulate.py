@@ -399,7 +399,7 @@ simulate("coverage_skew", [RPO, DPO], {grid!r}, 5, rng=0, output={str(tmp_path /
     assert child.wait() == -signal.SIGKILL
     finished = {path: path.stat().st_mtime_ns for path in shards.glob("*.json")}
     assert 3 <= len(finished) < 8
-    (shards / ".0000006.json.tmp").write_text('{"half": ')  # what a kill inside a write leaves
+    (shards / ".stage-0000006.json").write_text('{"half": ')  # what a kill inside a write leaves
 
     simulate("coverage_skew", [RPO, DPO], grid, 5, rng=0, output=tmp_path / "killed")
     assert len(solved_chunks) == 8 - len(finished)

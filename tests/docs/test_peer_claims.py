@@ -151,7 +151,7 @@ def test_a_prompt_is_fed_once_a_response(tmp_path: Path) -> None:
 
 def test_sigmoid_ignores_label_smoothing(tmp_path: Path) -> None:
     """The control is "robust", which does not."""
-    says("docs/coming_from.md", "TRL's `sigmoid` takes it and ignores it")
+    says("docs/coming_from.md", "TRL's `sigmoid` takes `label_smoothing` and ignores it")
 
     def smoothed(loss_type: str, value: float) -> float:
         made = trainer(tmp_path, loss_type=[loss_type], label_smoothing=value, beta=2.0)

@@ -210,7 +210,7 @@ def test_an_objective_of_ones_own_is_fitted_by_its_own_formula(
     assert np.log(run.policy[0, 0] / run.policy[0, 1]) == pytest.approx(logit(0.7) / 2, rel=1e-9)
     assert run.objective == {"name": "Boosted", "beta": 1.0}
     assert expit(2 * np.log(run.policy[0, 0] / run.policy[0, 1])) == pytest.approx(0.7)
-    with pytest.raises(rpo.core.errors.InvalidArgument, match="expected an RPO or a DPO"):
+    with pytest.raises(rpo.core.errors.InvalidArgument, match="slopes towards infinity are not declared"):
         solve(problem, pairs, Boosted(), reward_class=Unconstrained())
 
 
