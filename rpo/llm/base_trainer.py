@@ -276,6 +276,9 @@ class SafeTrainer(Trainer):
         state.best_model_checkpoint = best_at_home(checkpoint, self.args.output_dir)
         if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
             self._load_best_model()
+        if self.args.should_save and checkpoint.resolve().parent == Path(self.args.output_dir).resolve():
+            # The run may have been killed between its last checkpoint and the removal of the oldest.
+            rotate(checkpoint, self.args.save_total_limit, state.best_model_checkpoint)
         losses = [row["loss"] for row in state.log_history if "loss" in row]
         return TrainOutput(state.global_step, losses[-1] if losses else math.nan, {})
 

@@ -154,6 +154,14 @@ def test_a_finished_run_resumed_is_left_as_it_ended(tmp_path):
     assert all(torch.equal(value, found[name]) for name, value in weights_of(first.model).items())
 
 
+def test_a_run_killed_before_its_last_removal_removes_when_resumed(tmp_path):
+    """Three checkpoints where two are wanted: what a kill between the last checkpoint and the removal leaves."""
+    trainer(tmp_path, tiny_pairs(8), save_strategy="steps", save_steps=1).train()
+    assert len(complete_checkpoints(tmp_path)) == 3
+    trainer(tmp_path, tiny_pairs(8), save_strategy="steps", save_steps=1, save_total_limit=2).train(True)
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-3"]
+
+
 def test_weights_alone_are_not_resumed(tmp_path):
     trainer(tmp_path, tiny_pairs(4), max_steps=1, save_only_model=True, **SAVING).train()
     with pytest.raises(CheckpointError, match="saved with save_only_model=True"):
