@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -277,6 +278,7 @@ def implicit_margins(
     return (policy_chosen_logps - reference_chosen_logps) - (policy_rejected_logps - reference_rejected_logps)
 
 
+# The parts of RPO and DPO are made once: solvers ask for them at every step.
 @dataclass(frozen=True, kw_only=True)
 class RPO(Objective):
     r"""Regularized Preference Optimization: DPO + eta * beta * SFT.
@@ -311,17 +313,17 @@ class RPO(Objective):
         """Weight of the SFT term: the only place where eta and beta are multiplied."""
         return self.eta * self.beta
 
-    @property
+    @cached_property
     def link(self) -> Link:
         """h, the log-ratio to the reference."""
         return LogRatio(beta=self.beta)
 
-    @property
+    @cached_property
     def shape(self) -> Shape:
         """Bradley-Terry's negative log-likelihood."""
         return Logistic()
 
-    @property
+    @cached_property
     def anchor(self) -> Anchor:
         """The reward penalty, which is an SFT term."""
         return Anchor(role=self.base, weight=self.sft_weight, reduction=self.sft_reduction)
@@ -357,17 +359,17 @@ class DPO(Objective):
         """Reduction of the SFT term, logged though it is not optimised."""
         return "sequence_sum"
 
-    @property
+    @cached_property
     def link(self) -> Link:
         """h, the log-ratio to the reference."""
         return LogRatio(beta=self.beta)
 
-    @property
+    @cached_property
     def shape(self) -> Shape:
         """Bradley-Terry's negative log-likelihood."""
         return Logistic()
 
-    @property
+    @cached_property
     def anchor(self) -> Anchor:
         """The SFT term at weight 0, under `base`."""
         return Anchor(role=self.base)
