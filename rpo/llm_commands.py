@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from rpo.core import shown
-from rpo.core.errors import InvalidArgument, OutputError
+from rpo.core.errors import InvalidArgument
 from rpo.core.lines import read_lines
+from rpo.core.locks import unwritable
+from rpo.core.records import check_file, write_file
 from rpo.data_source import DataSource, load
 
 PROMPT_SUFFIXES = (".jsonl", ".txt")
@@ -111,7 +112,7 @@ def generate_command(
         output: JSONL file, a row a prompt and model; without it they are printed.
         overwrite: replace an earlier file.
     """
-    target = None if output is None else Path(output)
+    target = None if output is None else check_file("output", output)
     if target is not None and target.exists() and not overwrite:
         remedy = "Choose another name, or pass --overwrite true."
         raise InvalidArgument("output", expected="a new file", got=output, remedy=remedy)
@@ -141,7 +142,7 @@ def generate_command(
                 print(shown.text(text) + (" [...]" if reason == "length" else ""))
         return
     _write_lines(target, rows)
-    target.with_suffix(".config.yaml").write_text(resolved, encoding="utf-8")
+    write_file(target.with_suffix(".config.yaml"), resolved)
     each = f"{num_samples} responses each" + (f" of {len(models)} models" if len(models) > 1 else "")
     print(f"{len(asked)} prompts, {each}, written to {target}")
 
@@ -227,11 +228,12 @@ def _read_prompts(prompts: str) -> list[Any]:
 def _prompt_of(line: str, number: int) -> Any:
     try:
         prompt = json.loads(line)["prompt"]
+        json.dumps(prompt, ensure_ascii=False).encode()  # no tokenizer takes half a surrogate pair
     except (ValueError, KeyError, TypeError, RecursionError):
         prompt = None
     if isinstance(prompt, str) or (isinstance(prompt, list) and all(isinstance(item, dict) for item in prompt)):
         return prompt
-    expected = 'a row {"prompt": a text or a list of messages}'
+    expected = 'a row {"prompt": a text or a list of messages}, without half a surrogate pair'
     raise InvalidArgument(f"prompts, line {number}", expected=expected, got=line[:80], remedy="Mend that line.")
 
 
@@ -241,11 +243,8 @@ def _prompt_text(prompt: str | Sequence[dict[str, Any]]) -> str:
 
 def _write_lines(target: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write JSONL whole or not at all."""
-    part = target.with_name(f".{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        os.replace(part, target)
     except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OutputError(f"output: writing {target} failed ({error}). Choose another path.") from error
+        raise unwritable(target.parent, error) from error
+    write_file(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shlex
+import stat
 import subprocess
 import sys
 import time
@@ -295,6 +296,13 @@ def test_generate_prints_or_writes_samples(here: Path) -> None:
     assert "num_samples: 2" in (here / "samples.config.yaml").read_text()
     (line,) = refusals("generate", *options, "--prompts", "w1", "--output", "samples.jsonl")
     assert "output: expected a new file" in line
+    os.mkfifo(here / "pipe.jsonl")
+    (line,) = refusals("generate", *options, "--prompts", "w1", "--output", "pipe.jsonl", "--overwrite", "true")
+    assert "a device or another special file" in line and stat.S_ISFIFO((here / "pipe.jsonl").stat().st_mode)
+    # JSON can say half a surrogate pair, a tokenizer cannot read it.
+    (here / "half.jsonl").write_text(json.dumps({"prompt": "w1 \ud83d"}) + "\n")
+    (line,) = refusals("generate", *options, "--prompts", "half.jsonl")
+    assert "prompts, line 1: expected a row" in line and "surrogate" in line
 
 
 def test_prompts_are_cut_at_line_feeds_alone(here: Path) -> None:

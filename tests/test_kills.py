@@ -141,13 +141,17 @@ def test_simulate_goes_on_to_the_same_table(forks: Forks, slow: bool) -> None:
     for folder in range(KILLS["simulate"][slow] // 2):
         out = forks.folder / f"simulated-{slow}-{folder}"
         for _ in range(2):
-            killed += forks.run(*options, out, kill_after=rng.uniform(0.1, 0.9) * duration) == -9
+            moment = rng.uniform(0.1, 0.9)
+            while forks.run(*options, out, kill_after=moment * duration) != -9:
+                shutil.rmtree(out)  # it ended first: the machine has less to do than when the time was taken
+                duration *= 0.7
+            killed += 1
             assert not (out / "table.parquet").exists() or (out / "table.parquet").read_bytes() == table
         forks.finish(*options, out)
         assert (out / "table.parquet").read_bytes() == table
         assert sorted(str(path.relative_to(out)) for path in out.rglob("*")) == names
         nothing_left_over(out)
-    assert killed >= KILLS["simulate"][slow] // 3
+    assert killed == KILLS["simulate"][slow]
 
 
 @pytest.mark.parametrize("slow", TIERS)

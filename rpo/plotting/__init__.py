@@ -11,6 +11,8 @@ import matplotlib
 from cycler import cycler
 from matplotlib.figure import Figure
 
+from rpo.core.records import check_file
+
 if TYPE_CHECKING:
     import pandas
 
@@ -60,7 +62,8 @@ def new_figure(rows: int, columns: int, *, width: float, height: float, **option
 
 
 def save(figure: Figure, path: Path, data: pandas.DataFrame) -> None:
-    """Write the figure as PNG, the same bytes for the same figure, and its data as CSV beside it."""
-    data.to_csv(path.with_suffix(".csv"), index=False)
+    """Write the figure as PNG, the same bytes for the same one, and its data as CSV beside it. Raises OutputError."""
+    check_file("output", path)
+    data.to_csv(check_file("output", path.with_suffix(".csv")), index=False)
     with style():
         figure.savefig(path, format="png", metadata={"Software": None})
