@@ -142,5 +142,5 @@ def require_objective(objective: Any, kind: Any) -> Any:
         "objective",
         expected=f"an {kind.__name__}" if kind is SFT else f"a {kind.__name__}",
         got=type(objective).__name__,
-        remedy="RPO and DPO are trained by RPOTrainer, SFT by SFTTrainer, BradleyTerry by RewardTrainer.",
+        remedy="SFT is for SFTTrainer, BradleyTerry for RewardTrainer, preference objectives for PreferenceTrainer.",
     )
