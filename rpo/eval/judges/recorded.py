@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rpo.core import checks
 from rpo.core.errors import InvalidArgument
 from rpo.eval.judges import JudgeFailed, Question, Verdict
 from rpo.eval.verdicts import is_cost, question_key, read_row, read_rows
@@ -23,7 +24,7 @@ class Recorded:
     at_once = 1
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = checks.path("path", path)
         rows, whole = read_rows(self.path)
         self.identity: dict[str, Any] = {
             "kind": "recorded",

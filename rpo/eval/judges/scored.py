@@ -9,7 +9,7 @@ from typing import Any
 
 from rpo.core import checks
 from rpo.eval.judges import Choice, Question, Verdict
-from rpo.eval.scorers import Scorer
+from rpo.eval.scorers import WRAP, Scorer
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Scored:
     at_once: int = 256
 
     def __post_init__(self) -> None:
+        checks.instance("scorer", self.scorer, Scorer, remedy=WRAP)  # type: ignore[type-abstract]
         checks.nonnegative("margin", self.margin)
         checks.integer("at_once", self.at_once, minimum=1)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rpo.core import checks
 from rpo.core.errors import InvalidArgument, MissingDependency
 from rpo.llm.data.messages import plain, stored_messages
 from rpo.llm.data.report import SourceRow, shown
@@ -44,6 +45,9 @@ def load_preferences(
     files know where they are from, so that a refusal says it.
     Raises InvalidArgument for a missing file, a malformed line or an empty dataset, MissingDependency.
     """
+    for option, text in (("split", split), ("name", name), ("revision", revision)):
+        if text is not None or option == "split":
+            checks.instance(option, text, str)
     if isinstance(source, (str, Path)):
         rows = _from_path(str(source), split, streaming, name, revision)
     elif type(source).__name__ in ("DatasetDict", "IterableDatasetDict"):
