@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
@@ -134,11 +135,12 @@ def rereadable(name: str, value: Any) -> None:
 
 
 def iterable(name: str, value: Any) -> Iterator[Any]:
-    """Return an iterator over `value`, or refuse what has none."""
-    try:
-        return iter(value)
-    except TypeError:
-        raise InvalidArgument(name, expected="rows", got=shown(value), remedy="Pass a list of dicts.") from None
+    """Return an iterator over `value`, or refuse what has none, a text, and a mapping, whose items are its names."""
+    with contextlib.suppress(TypeError):
+        if not isinstance(value, (str, bytes, Mapping)):
+            return iter(value)
+    remedy = "Pass a list of dicts; of a DatasetDict, choose a split."
+    raise InvalidArgument(name, expected="rows", got=shown(value), remedy=remedy)
 
 
 def table(name: str, value: Any, columns: Sequence[str], *, remedy: str) -> Any:

@@ -64,7 +64,7 @@ def arguments(
         raise InvalidArgument(
             "include_path", expected="a folder with task files", got=include_path, remedy="Check the path."
         )
-    if batch_size != "auto":
+    if not (isinstance(batch_size, str) and batch_size == "auto"):
         batch_size = checks.integer("batch_size", batch_size, minimum=1)
     made = [
         *("--model", "hf"),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from rpo.core import checks
-from rpo.core.errors import InvalidArgument
+from rpo.core.errors import InvalidArgument, shown
 from rpo.core.objectives import RPO
 
 
@@ -91,16 +91,17 @@ class GoldStudy:
         for name, weight in self.gold.items():
             checks.instance("gold", name, str)
             checks.finite("gold", weight, shape=())
-        for seed in checks.listed("seeds", self.seeds):
-            checks.integer("seeds", seed, minimum=0)
-        for eta in checks.listed("etas", self.etas):
-            checks.nonnegative("etas", eta)
         for name in ("etas", "seeds"):
             values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
+            ordered = isinstance(values, Sequence) and checks.is_listed(values)
+            for value in values if ordered else ():
+                checks.nonnegative(name, value)
+            if not ordered or not values or len(set(values)) != len(values):
                 raise InvalidArgument(
-                    name, expected="different values, at least one", got=list(values), remedy="Change it."
+                    name, expected="different values in a list, at least one", got=shown(values), remedy="Change it."
                 )
+        for seed in self.seeds:
+            checks.integer("seeds", seed, minimum=0)
 
     def objectives(self) -> list[RPO]:
         """Return the objective of every policy that is trained."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def load_preferences(
             remedy = "Of columns of one name, one would be lost: rename them."
             raise InvalidArgument("source", expected="a DataFrame with distinct columns", got=got, remedy=remedy)
         rows = plain(source.to_dict("records"))
-    elif isinstance(source, Iterable) and not isinstance(source, (Mapping, bytes)):
+    elif checks.is_listed(source):
         rows = source
     else:
         raise InvalidArgument(
