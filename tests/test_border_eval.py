@@ -211,7 +211,8 @@ ANY_TEXT: dict[str, Any] = dict.fromkeys(FREE.split(), (str,))
 NOT_READ = {"prompts": (object,)}
 OPEN: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("Length()", "Repetition()", "Weighted()", "Function()"), NOT_READ),
-    **dict.fromkeys(("Repetition", "RewardModel"), {"name": (str,)}),
+    "Repetition": {"name": (str,)},
+    "RewardModel": {"name": (str,)},
     "Function": {"function": (Callable,), "name": (str,)},
     "Endpoint": {"model": (str,), "options": (dict,)},
     "VerdictStore": {"path": (str,)},

@@ -102,6 +102,7 @@ class GoldStudy:
                 )
         for seed in self.seeds:
             checks.integer("seeds", seed, minimum=0)
+        self.objectives()  # refuses a beta and an eta that are none
 
     def objectives(self) -> list[RPO]:
         """Return the objective of every policy that is trained."""
