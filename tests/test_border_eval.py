@@ -87,6 +87,8 @@ CALLS = {
     ),
     "Recorded": call(Recorded, "path", path=RECORDED),
     "Scored": call(Scored, "scorer", "margin", "at_once", scorer=LENGTH, margin=0.5, at_once=9),
+    "Recorded()": call(Recorded(RECORDED), "questions", questions=[judges.Question("p", "x", "y")]),
+    "Scored()": call(Scored(LENGTH), "questions", questions=[judges.Question("p", "x", "y")]),
     "VerdictStore": call(VerdictStore, "path", path=HOME / "none.jsonl"),
     "Pair": call(
         planning.Pair, "prompt", "model_a", "model_b", "response_a", "response_b", prompt=[{"content": "p"}],

@@ -102,7 +102,7 @@ class Endpoint:
 
     def __call__(self, questions: Sequence[Question]) -> list[Verdict]:
         """Return a verdict each. Raises JudgeFailed, and InvalidArgument where there is no key."""
-        return [self._ask(question) for question in questions]
+        return [self._ask(question) for question in checks.instances("questions", questions, Question)]
 
     def __enter__(self) -> Endpoint:
         return self

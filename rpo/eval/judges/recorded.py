@@ -50,7 +50,7 @@ class Recorded:
 
     def __call__(self, questions: Sequence[Question]) -> list[Verdict]:
         """Return the verdicts recorded. Raises JudgeFailed for a question without one."""
-        return [self._recorded(question) for question in questions]
+        return [self._recorded(question) for question in checks.instances("questions", questions, Question)]
 
     def _recorded(self, question: Question) -> Verdict:
         found = self._verdicts.get(question_key(question, {}))

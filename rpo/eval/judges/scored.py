@@ -36,6 +36,7 @@ class Scored:
 
     def __call__(self, questions: Sequence[Question]) -> list[Verdict]:
         """Return a verdict each. A response is scored once a call, so that both orders see one score."""
+        questions = checks.instances("questions", questions, Question)
         shown = [(one.prompt, text) for one in questions for text in (one.first, one.second)]
         keys = [json.dumps(item) for item in shown]
         distinct = dict(zip(keys, shown, strict=True))
