@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from decimal import Decimal
 from numbers import Integral, Real
 from pathlib import Path
@@ -109,7 +110,8 @@ def labels(name: str, value: Any, size: int) -> tuple[str, ...] | None:
 
 def instance(name: str, value: Any, kind: type[T], *, remedy: str = "") -> T:
     """Return `value`, or refuse it unless it is an instance of `kind`."""
-    if isinstance(value, kind):
+    # a class has what a Protocol asks of its instances
+    if isinstance(value, kind) and not (isinstance(value, type) and getattr(kind, "_is_protocol", False)):
         return value
     article = "an" if kind.__name__[0] in "AEIOU" else "a"
     raise InvalidArgument(
@@ -118,6 +120,27 @@ def instance(name: str, value: Any, kind: type[T], *, remedy: str = "") -> T:
         got=f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__,
         remedy=remedy or f"Pass {article} {kind.__name__}.",
     )
+
+
+def instances(name: str, value: Any, kind: type[T]) -> list[T]:
+    """Return the items of `value`, or refuse what holds none to go through and an item that is no `kind`."""
+    return [instance(f"{name}[{k}]", item, kind) for k, item in enumerate(listed(name, value))]
+
+
+def rereadable(name: str, value: Any) -> None:
+    """Refuse what cannot be iterated, and what can be only once."""
+    if iterable(name, value) is value:
+        remedy = "Pass a list, a dataset, or an object whose __iter__ starts anew."
+        raise InvalidArgument(name, expected="rows that can be reread", got="a generator", remedy=remedy)
+
+
+def iterable(name: str, value: Any) -> Iterator[Any]:
+    """Return an iterator over `value`, or refuse what has none, a text, and a mapping, whose items are its names."""
+    with contextlib.suppress(TypeError):
+        if not isinstance(value, (str, bytes, Mapping)):
+            return iter(value)
+    remedy = "Pass a list of dicts; of a DatasetDict, choose a split."
+    raise InvalidArgument(name, expected="rows", got=shown(value), remedy=remedy)
 
 
 def table(name: str, value: Any, columns: Sequence[str], *, remedy: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rpo.core import checks
 from rpo.core.errors import InvalidArgument
 
 
@@ -14,7 +15,7 @@ def read_lines(name: str, path: str | Path, *, expected: str = "a readable UTF-8
     name: the argument that a refusal names. Raises InvalidArgument.
     """
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
+        text = checks.path(name, path).read_bytes().decode("utf-8-sig")
     except (OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError, and so is a NUL in a path
         raise InvalidArgument(name, expected=expected, got=f"{path} ({error})", remedy="Check the path.") from error
     return [line.removesuffix("\r") for line in text.split("\n")]

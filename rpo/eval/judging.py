@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.progress import track
 from rpo.eval.judges import UNTOLD, Judge, JudgeFailed, Question, Usage, Verdict
@@ -123,7 +124,8 @@ def judge_pairs(
     is raised; so is Ctrl-C, once the requests under way have ended (a second one gives them up). Raises
     InvalidArgument, OutputError.
     """
-    calls, prices = calls or Calls(), prices or Prices()
+    calls = Calls() if calls is None else checks.instance("calls", calls, Calls)
+    prices = Prices() if prices is None else checks.instance("prices", prices, Prices)
     plan = plan_questions(pairs, judge, store, swap=swap)
     check_cost(plan, prices, max_cost)
     run = _Run(judge, store, calls, plan.spent, prices, max_cost)

@@ -8,8 +8,9 @@ import numpy as np
 from scipy.special import expit
 from scipy.stats import norm
 
+from rpo.core import checks
 from rpo.core.checks import Array
-from rpo.core.errors import SolverFailed
+from rpo.core.errors import InvalidArgument, SolverFailed, shown
 
 STEPS = 100
 DECREMENT = 1e-14
@@ -38,6 +39,19 @@ class Fit(NamedTuple):
         spread = errors > NO_SPREAD
         message = "" if spread.all() else "results that decide it are all alike, so they show no spread"
         return np.where(spread, float(norm.ppf(0.5 + level / 2)) * errors, np.nan), message
+
+
+def clusters(prompts: Any, size: int) -> Any:
+    """Return (N,), the number of each of N results' prompt; None: all different. Raises InvalidArgument."""
+    given = checks.labels("prompts", prompts, size)
+    if given is None:
+        return np.arange(size)
+    try:
+        return np.unique(np.asarray(given), return_inverse=True)[1].reshape(size)
+    except (TypeError, ValueError):
+        raise InvalidArgument(
+            "prompts", expected="texts or numbers, one for each result", got=shown(given), remedy="Pass texts."
+        ) from None
 
 
 def fit_logistic(design: Array, results: Array, clusters: Any) -> Fit:

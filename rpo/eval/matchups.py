@@ -65,7 +65,7 @@ def read_responses(paths: Sequence[str | Path]) -> list[Responses]:
     Raises InvalidArgument for a row that is none and for a prompt that a model answers twice.
     """
     models: dict[str, Responses] = {}
-    for path in map(Path, paths):
+    for path in [checks.path("responses", one) for one in checks.listed("responses", paths)]:
         try:
             lines = path.read_text(encoding="utf-8").split("\n")
         except (OSError, ValueError) as error:  # ValueError: other encodings, and a NUL in the path
@@ -102,7 +102,7 @@ def draw_pairs(models: Sequence[Responses], *, prompts: int, samples: int = 1, s
     """
     count = checks.integer("prompts", prompts, minimum=1)
     depth = checks.integer("samples", samples, minimum=1)
-    if len(models) < 2:
+    if len(checks.instances("responses", models, Responses)) < 2:
         raise InvalidArgument(
             "responses",
             expected="responses of at least two models",

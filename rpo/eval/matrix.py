@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 
-from rpo.core import shown
+from rpo.core import checks, shown
 from rpo.eval.ranking import Ranking
 from rpo.eval.win_rates import Comparison
 
@@ -47,7 +47,7 @@ def to_csv(comparisons: Sequence[Comparison]) -> str:
 
 def sentence(comparison: Comparison) -> str:
     """Return a comparison in words."""
-    win, controlled = comparison.win, comparison.length_controlled
+    win, controlled = checks.instance("comparison", comparison, Comparison).win, comparison.length_controlled
     intervals = {f"Wilson {100 * win.level:g} %": win.wilson, "bootstrap": win.bootstrap}
     known = [f"{name} {_range(ends)}" for name, ends in intervals.items() if ends[0] == ends[0]]
     known += [f"no {'bootstrap' if known else 'interval'}: {win.message}"] if win.message else []
@@ -65,6 +65,7 @@ def sentence(comparison: Comparison) -> str:
 
 def ranking_text(ranking: Ranking) -> str:
     """Return the ranking, a line a model; or why there is none, or no interval."""
+    checks.instance("ranking", ranking, Ranking)
     if ranking.message and any(strength != strength for strength in ranking.strengths):
         return f"No Bradley-Terry strengths: {shown.line(ranking.message)}"
     names = list(map(shown.line, ranking.models))
@@ -79,6 +80,7 @@ def ranking_text(ranking: Ranking) -> str:
 
 def _cells(comparisons: Sequence[Comparison], cell: Cell, *, absent: str = "-") -> list[list[str]]:
     """Return header and rows; the diagonal is left open."""
+    comparisons = checks.instances("comparisons", comparisons, Comparison)
     models = list(dict.fromkeys(name for one in comparisons for name in (one.model_a, one.model_b)))
     found: dict[tuple[str, str], str] = {}
     for one in comparisons:

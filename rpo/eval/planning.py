@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,12 @@ class Pair:
     model_b: str
     response_a: str
     response_b: str
+
+    def __post_init__(self) -> None:
+        for name in ("model_a", "model_b", "response_a", "response_b"):
+            checks.instance(name, getattr(self, name), str)
+        if not isinstance(self.prompt, str):
+            checks.instances("prompt", self.prompt, Mapping)  # type: ignore[type-abstract]
 
     def questions(self, swap: bool) -> tuple[Question, ...]:
         """Return the pair in the order (a, b), and in the other if `swap`."""
@@ -61,10 +67,11 @@ class Plan:
 
 def plan_questions(pairs: Sequence[Pair], judge: Judge, store: VerdictStore, *, swap: bool = True) -> Plan:
     """Return what judging these pairs takes; identical questions are one."""
-    identity = judge.identity
+    identity = checks.instance("judge", judge, Judge).identity  # type: ignore[type-abstract]
+    checks.instance("store", store, VerdictStore)
     by_key: dict[str, Question] = {}
     keys = []
-    for pair in pairs:
+    for pair in checks.instances("pairs", pairs, Pair):
         asked = {question_key(question, identity): question for question in pair.questions(swap)}
         # Two equal responses make one question, whose verdict stands for both orders.
         keys.append(tuple(asked) if len(asked) > 1 or not swap else tuple(asked) * 2)
@@ -82,6 +89,7 @@ def check_cost(plan: Plan, prices: Prices, max_cost: float | None) -> None:
     """Refuse a plan that costs more than `max_cost` with what was spent, or an unknown sum. Raises InvalidArgument."""
     if max_cost is None:
         return
+    checks.instance("prices", prices, Prices)
     limit = checks.nonnegative("max_cost", max_cost)
     cost, spent = prices.cost(plan.input_tokens, plan.output_tokens), plan.spent.cost(prices)
     if cost is None or spent is None or (plan.questions and cost + spent > limit * (1 + ROUNDING)):

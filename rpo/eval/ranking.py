@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument, SolverFailed
-from rpo.eval.logistic import fit_logistic
+from rpo.eval.logistic import clusters, fit_logistic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,9 @@ def bradley_terry(
     Raises InvalidArgument. Source: Bradley and Terry 1952; existence: Ford 1957.
     """
     confidence = checks.fraction("level", level)
+    first, second = checks.instances("first", first, str), checks.instances("second", second, str)
     y = checks.finite("results", results, shape=(len(first),))
+    groups = clusters(prompts, y.size)
     if len(second) != y.size or not y.size or y.min() < 0 or y.max() > 1:
         raise InvalidArgument(
             "results",
@@ -73,7 +75,7 @@ def bradley_terry(
     if not message:
         try:
             # The first model's strength is fixed at zero, and the mean taken off afterwards.
-            fitted = fit_logistic(difference[:, 1:], y, rows if prompts is None else _numbered(prompts))
+            fitted = fit_logistic(difference[:, 1:], y, groups)
         except SolverFailed as error:
             message = str(error)
     if fitted is None:
@@ -96,10 +98,6 @@ def bradley_terry(
         level=confidence,
         message=message,
     )
-
-
-def _numbered(prompts: Sequence[Any]) -> Any:
-    return np.unique(np.asarray(prompts), return_inverse=True)[1]
 
 
 def _apart(models: list[str], i: Any, j: Any, y: Array) -> str:

@@ -10,7 +10,7 @@ import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -19,9 +19,11 @@ from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument, MissingDependency
 
 Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]
+WRAP = "Wrap a function of your own in rpo.eval.scorers.Function."
 WORD = re.compile(r"\w+(?:'\w+)?")
 
 
+@runtime_checkable
 class Scorer(Protocol):
     """What scores responses; larger is better."""
 
@@ -53,7 +55,9 @@ class Sentiment:
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Array:
         """Return one score a response, (N,)."""
-        return np.array([self._analyzer.polarity_scores(text)["compound"] for text in responses], dtype=np.float64)
+        return np.array(
+            [self._analyzer.polarity_scores(text)["compound"] for text in _texts(responses)], dtype=np.float64
+        )
 
 
 class Length:
@@ -63,7 +67,7 @@ class Length:
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Array:
         """Return one count a response, (N,)."""
-        return np.array([len(_words(text)) for text in responses], dtype=np.float64)
+        return np.array([len(_words(text)) for text in _texts(responses)], dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,13 @@ class Repetition:
     n: int = 2
     name: str = "repetition"
 
+    def __post_init__(self) -> None:
+        checks.integer("n", self.n, minimum=1)
+        checks.instance("name", self.name, str)
+
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Array:
         """Return one share a response, (N,)."""
-        return np.array([_repeated(_words(text), self.n) for text in responses], dtype=np.float64)
+        return np.array([_repeated(_words(text), self.n) for text in _texts(responses)], dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,13 @@ class Weighted:
 
     parts: Mapping[Any, float]
 
+    def __post_init__(self) -> None:
+        if not checks.instance("parts", self.parts, Mapping):  # type: ignore[type-abstract]
+            raise InvalidArgument("parts", expected="at least one scorer", got="none", remedy="Pass {Sentiment(): 1}.")
+        for part, weight in self.parts.items():
+            checks.instance("parts", part, Scorer, remedy=WRAP)  # type: ignore[type-abstract]
+            checks.finite("parts", weight, shape=())
+
     @property
     def name(self) -> str:
         """The sum, spelled out."""
@@ -91,7 +106,7 @@ class Weighted:
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Array:
         """Return one sum a response, (N,)."""
-        total = np.zeros(len(responses))
+        total = np.zeros(len(_texts(responses)))
         for part, weight in self.parts.items():
             total += weight * part(prompts, responses)
         return total
@@ -106,6 +121,17 @@ class RewardModel:
     name: str = "reward_model"
     batch_size: int = 16
     max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        import torch
+        from transformers import PreTrainedTokenizerBase
+
+        checks.instance("model", self.model, torch.nn.Module)
+        checks.instance("tokenizer", self.tokenizer, PreTrainedTokenizerBase)
+        checks.instance("name", self.name, str)
+        checks.integer("batch_size", self.batch_size, minimum=1)
+        if self.max_length is not None:
+            checks.integer("max_length", self.max_length, minimum=2)
 
     @classmethod
     def load(cls, name_or_path: str, *, batch_size: int = 16) -> RewardModel:
@@ -142,9 +168,13 @@ class Function:
     function: Callable[[Sequence[Prompt], Sequence[str]], Any]
     name: str = field(default="function")
 
+    def __post_init__(self) -> None:
+        checks.instance("function", self.function, Callable)  # type: ignore[arg-type]
+        checks.instance("name", self.name, str)
+
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Array:
         """Return one score a response, (N,). Raises InvalidArgument for another shape or a number not finite."""
-        return checks.finite(self.name, self.function(prompts, responses), shape=(len(responses),))
+        return checks.finite(self.name, self.function(prompts, responses), shape=(len(_texts(responses)),))
 
 
 SCORERS: dict[str, Callable[[], Scorer]] = {"sentiment": Sentiment, "length": Length, "repetition": Repetition}
@@ -155,7 +185,7 @@ def load_scorer(name: str) -> Scorer:
 
     Raises InvalidArgument, MissingDependency.
     """
-    if name in SCORERS:
+    if checks.instance("scorer", name, str) in SCORERS:
         return SCORERS[name]()
     home, _, attribute = name.partition(":")
     if home == "model" and attribute:
@@ -163,7 +193,7 @@ def load_scorer(name: str) -> Scorer:
     if attribute:
         try:
             function = getattr(importlib.import_module(home), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
+        except (ImportError, AttributeError, ValueError, TypeError) as error:  # TypeError: .module
             raise InvalidArgument(
                 "scorer",
                 expected="package.module:function that can be imported",
@@ -177,6 +207,10 @@ def load_scorer(name: str) -> Scorer:
         got=name,
         remedy="Check the spelling.",
     )
+
+
+def _texts(responses: Any) -> list[str]:
+    return checks.instances("responses", responses, str)
 
 
 def _words(text: str) -> list[str]:

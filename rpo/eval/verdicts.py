@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from rpo.core import checks
 from rpo.core.errors import InvalidArgument, OutputError
 from rpo.core.locks import lock
 from rpo.core.records import check_file
@@ -92,7 +93,7 @@ class VerdictStore:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = checks.path("path", path)
         self._lock = threading.Lock()
         self._file: FileIO | None = None
         self._verdicts: dict[str, Verdict] = {}

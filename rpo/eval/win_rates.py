@@ -18,7 +18,7 @@ from scipy.stats import norm
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument, SolverFailed
-from rpo.eval.logistic import fit_logistic
+from rpo.eval.logistic import clusters, fit_logistic
 from rpo.eval.planning import Pair
 from rpo.eval.verdicts import canonical
 
@@ -92,7 +92,7 @@ def win_rate(
     confidence = checks.fraction("level", level)
     draws = checks.integer("resamples", resamples, minimum=20)
     generator = checks.generator("rng", rng)
-    groups = _groups(prompts, y.size)
+    groups = clusters(prompts, y.size)
     counts = np.bincount(groups)
     sums = np.bincount(groups, weights=y)
     means = np.empty(draws)
@@ -122,6 +122,8 @@ def wilson(rate: float, n: int, *, level: float = 0.95) -> Interval:
 
     With $z$ the normal quantile, $(\hat p + z^2/2n \pm z\sqrt{\hat p(1-\hat p)/n + z^2/4n^2}) / (1 + z^2/n)$.
     """
+    rate = float(_results([rate])[0])
+    n = checks.integer("n", n, minimum=1)
     z = float(norm.ppf(0.5 + checks.fraction("level", level) / 2))
     share = z**2 / n
     middle = (rate + share / 2) / (1 + share)
@@ -146,7 +148,7 @@ def length_controlled_win_rate(
     y = _results(results)
     confidence = checks.fraction("level", level)
     difference = checks.finite("differences", differences, shape=(y.size,))
-    groups = _groups(prompts, y.size)
+    groups = clusters(prompts, y.size)
     std = float(difference.std(ddof=1)) if y.size > 1 else 0.0
     x = np.tanh(difference / std) if std > 0 else np.zeros_like(difference)
     fitted, message = None, _unpredictable(x, y)
@@ -179,7 +181,8 @@ def compare_models(
     results: (N,), NaN where a pair has none: such pairs are counted, and left out. Lengths are in characters.
     rng: Generator, SeedSequence or int. Raises InvalidArgument.
     """
-    values = np.asarray(results, dtype=np.float64)
+    pairs = checks.instances("pairs", pairs, Pair)
+    values = checks.numbers("results", results).astype(np.float64)
     checks.has_shape("results", values, (len(pairs),))
     rows: dict[tuple[str, str], list[tuple[float, int, str]]] = {}
     for pair, value in zip(pairs, values.tolist(), strict=True):
@@ -221,15 +224,6 @@ def _results(results: Any) -> Array:
             remedy="1 is a win of the first model, 0.5 a tie, 0 a loss.",
         )
     return y
-
-
-def _groups(prompts: Sequence[Any] | None, size: int) -> Any:
-    """Return (N,), the number of each pair's prompt."""
-    if prompts is None:
-        return np.arange(size)
-    if len(prompts) != size:
-        raise InvalidArgument("prompts", expected=f"{size} entries", got=len(prompts), remedy="One for each result.")
-    return np.unique(np.asarray(prompts), return_inverse=True)[1]
 
 
 def _unpredictable(x: Array, y: Array) -> str:

@@ -91,7 +91,9 @@ def model_outputs(
             remedy="Generate again.",
         )
     rows, name = _rows_of_one_model(rows, model, generations)
-    generator = generator or name or Path(generations).stem
+    generator = (
+        ("" if generator is None else checks.instance("generator", generator, str)) or name or Path(generations).stem
+    )
     wanted = None if instructions is None else _instructions(instructions)
     answers = _answers(rows, checks.integer("sample", sample, minimum=0))
     unasked = 0
@@ -127,13 +129,17 @@ def model_outputs(
 
 def command(outputs: str | Path, output: str | Path, *, reference_outputs: str | Path | None = None) -> list[str]:
     """Return the command that judges a file of model outputs against GPT-4 Turbo's, or `reference_outputs`."""
-    reference = [] if reference_outputs is None else ["--reference_outputs", str(reference_outputs)]
+    reference = (
+        []
+        if reference_outputs is None
+        else ["--reference_outputs", str(checks.path("reference_outputs", reference_outputs))]
+    )
     return [
         "alpaca_eval",
-        *("--model_outputs", str(outputs)),
+        *("--model_outputs", str(checks.path("outputs", outputs))),
         *reference,
         *("--annotators_config", ANNOTATOR),
-        *("--output_path", str(output)),
+        *("--output_path", str(checks.path("output", output))),
     ]
 
 
@@ -155,7 +161,7 @@ def read_leaderboard(path: str | Path, models: Collection[str] | None = None) ->
     beside = Path(path).with_name("annotations.json")
     if beside.exists():
         judged = {name: _settings(group) for name, group in _by_generator(beside).items()}
-    names = set(models) if models is not None else set(judged) or None
+    names = set(checks.instances("models", models, str)) if models is not None else set(judged) or None
     label = next(iter(rows[0]))  # pandas' index column, without a name or called model_name
     found = []
     for row in rows:
@@ -193,7 +199,7 @@ def read_annotations(path: str | Path) -> list[BenchmarkResult]:
     is no number from 1 to 2, are counted as missing. Raises InvalidArgument.
     """
     found = []
-    for name, group in _by_generator(Path(path)).items():
+    for name, group in _by_generator(path).items():
         context = _settings(group)
         context.pop("missing")
         preferences = [_preference(row) for row in group]
@@ -309,7 +315,7 @@ def _instruction(prompt: Any) -> str:
     )
 
 
-def _by_generator(path: Path) -> dict[str, list[dict[str, Any]]]:
+def _by_generator(path: str | Path) -> dict[str, list[dict[str, Any]]]:
     """Return the annotations of each model that was judged, generator_2 in the file."""
     rows = read_json("annotations", path)
     if not isinstance(rows, list) or not rows:

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from rpo.core import checks
 from rpo.core.errors import InvalidArgument
 from rpo.core.lines import read_lines as read_text_lines
 
@@ -14,7 +15,7 @@ from rpo.core.lines import read_lines as read_text_lines
 def read_text(name: str, path: str | Path) -> str:
     """Return the text of a UTF-8 file. Raises InvalidArgument."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return checks.path(name, path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidArgument(
             name, expected="a readable text file", got=f"{path} ({error})", remedy="Check the path."

@@ -50,7 +50,7 @@ def arguments(
     examples, for trying out. confirm_run_unsafe_code: programs written by the model are run on this machine, without a
     sandbox; tasks such as mbpp are refused without it. Raises InvalidArgument.
     """
-    if not tasks:
+    if not checks.instances("tasks", tasks, str):
         raise InvalidArgument("tasks", expected="at least one task", got="none", remedy="gsm8k, for example.")
     code = [task for task in tasks if task.startswith(CODE_TASKS)]
     if code and not confirm_run_unsafe_code:
@@ -60,26 +60,26 @@ def arguments(
             got=False,
             remedy="Run it in a container or another sandbox, with --confirm_run_unsafe_code true.",
         )
-    if include_path is not None and not Path(include_path).is_dir():
+    if include_path is not None and not checks.path("include_path", include_path).is_dir():
         raise InvalidArgument(
             "include_path", expected="a folder with task files", got=include_path, remedy="Check the path."
         )
-    if batch_size != "auto":
+    if not (isinstance(batch_size, str) and batch_size == "auto"):
         batch_size = checks.integer("batch_size", batch_size, minimum=1)
     made = [
         *("--model", "hf"),
-        *("--model_args", f"{_pretrained(model)},dtype={dtype}"),
+        *("--model_args", f"{_pretrained(model)},dtype={checks.instance('dtype', dtype, str)}"),
         *("--tasks", ",".join(tasks)),
         *("--batch_size", str(batch_size)),
         *("--seed", str(checks.integer("seed", seed, minimum=0))),
-        *("--output_path", str(output)),
+        *("--output_path", str(checks.path("output", output))),
     ]
     if num_fewshot is not None:
         made += ["--num_fewshot", str(checks.integer("num_fewshot", num_fewshot, minimum=0))]
     if limit is not None:
         made += ["--limit", str(checks.integer("limit", limit, minimum=1))]
     if device is not None:
-        made += ["--device", device]
+        made += ["--device", checks.instance("device", device, str)]
     if include_path is not None:
         made += ["--include_path", str(include_path)]
     if apply_chat_template:
@@ -94,15 +94,16 @@ def run(options: Sequence[str], output: str | Path) -> list[BenchmarkResult]:
 
     Its messages go to the terminal. Raises MissingDependency, BenchmarkFailed, InvalidArgument.
     """
+    options, output = checks.instances("options", options, str), checks.path("output", output)
     if importlib.util.find_spec("lm_eval") is None:
         raise MissingDependency("lm-eval benchmarks need lm_eval: pip install 'rpo-lab[eval]'.")
-    before = set(Path(output).rglob("results_*.json"))
+    before = set(output.rglob("results_*.json"))
     # The metric of code tasks asks for an opt-in of its own.
     unsafe = {"HF_ALLOW_CODE_EVAL": "1"} if "--confirm_run_unsafe_code" in options else {}
     ended = subprocess.run([sys.executable, "-m", "lm_eval", *options], env={**os.environ, **unsafe}, check=False)
     if ended.returncode != 0:
         raise BenchmarkFailed(f"lm_eval ended with code {ended.returncode}; its own messages say why.")
-    written = sorted(set(Path(output).rglob("results_*.json")) - before)
+    written = sorted(set(output.rglob("results_*.json")) - before)
     if not written:
         raise BenchmarkFailed(f"lm_eval ended without writing results under {output}; its own messages say why.")
     return [result for path in written for result in read_results(path)]
@@ -120,7 +121,7 @@ def read_results(path: str | Path, models: Collection[str] | None = None) -> lis
     config, shots, versions = (_mapping(record[name]) for name in ("config", "n-shot", "versions"))
     samples = _mapping(record.get("n-samples"))
     model = str(record.get("model_name") or config.get("model_args") or "")
-    if models is not None and model not in models:
+    if models is not None and model not in checks.instances("models", models, str):
         return []
     shared = {
         "lm_eval_version": record.get("lm_eval_version"),
@@ -162,7 +163,7 @@ def read_results(path: str | Path, models: Collection[str] | None = None) -> lis
 
 def _pretrained(model: str) -> str:
     """Return the part of --model_args that names the model, and the adapter on it. Raises InvalidArgument."""
-    adapter = Path(model) / "adapter_config.json"
+    adapter = checks.path("model", checks.instance("model", model, str)) / "adapter_config.json"
     names = {"pretrained": model}
     if adapter.exists():
         config = read_json("model", adapter)

@@ -97,10 +97,16 @@ def generate_answers(
     the judge reads the first. seed: a child for each turn and temperature. Beside FastChat's fields a row has
     "finish_reasons" in its choices ("stop", or "length" where cut) and "generate_params". Raises InvalidArgument.
     """
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
     from rpo.llm.sampling import generate
 
     choices = checks.integer("num_choices", num_choices, minimum=1)
-    if not questions:
+    checks.instance("model", model, torch.nn.Module)
+    checks.instance("tokenizer", tokenizer, PreTrainedTokenizerBase)
+    checks.instance("model_id", model_id, str)
+    if not checks.instances("questions", questions, Question):
         raise InvalidArgument("questions", expected="at least one", got="none", remedy="Look at the file.")
     _check_lengths(model, tokenizer, questions, checks.integer("max_new_tokens", max_new_tokens, minimum=1))
     asked = [question for question in questions for _ in range(choices)]
@@ -160,6 +166,8 @@ def generate_answers(
 
 def count_answers(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Return how many questions and answers there are, and how many of these are truncated or empty."""
+    for row in checks.listed("rows", rows):
+        require("rows", row, ("choices",), "a row")
     choices = [choice for row in rows for choice in row["choices"]]
     return {
         "questions": len(rows),
@@ -177,12 +185,14 @@ def commands(
     answers: the model's JSONL; copied to data/mt_bench/model_answer first unless it lies there. fastchat: a checkout
     of FastChat installed with its extra llm_judge.
     """
-    home = Path(fastchat) / "fastchat" / "llm_judge"
+    for name, text in (("model_id", model_id), ("judge", judge)):
+        checks.instance(name, text, str)
+    home = checks.path("fastchat", fastchat) / "fastchat" / "llm_judge"
     place = home / "data" / "mt_bench" / "model_answer" / f"{model_id}.jsonl"
-    source = Path(answers).absolute()
+    source = checks.path("answers", answers).absolute()
     copy = [] if source == place.absolute() else [["cp", str(source), str(place.absolute())]]
     judging = ["python", "gen_judgment.py", "--model-list", model_id, "--judge-model", judge]
-    return [*copy, ["cd", str(home)], [*judging, "--parallel", str(parallel)]]
+    return [*copy, ["cd", str(home)], [*judging, "--parallel", str(checks.integer("parallel", parallel, minimum=1))]]
 
 
 def read_judgments(path: str | Path, models: Collection[str] | None = None) -> list[BenchmarkResult]:
@@ -194,6 +204,7 @@ def read_judgments(path: str | Path, models: Collection[str] | None = None) -> l
     without a question or turn that could be read are left out, and named under settings. Raises InvalidArgument.
     """
     rows, torn = read_lines("judgments", path)
+    models = None if models is None else checks.instances("models", models, str)
     groups: dict[tuple[str, str], dict[tuple[int, int], float]] = {}
     given: dict[tuple[str, str], int] = {}
     bad: dict[tuple[str, str], list[str]] = {}

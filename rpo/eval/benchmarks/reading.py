@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from rpo.core import checks
 from rpo.core.errors import InvalidArgument
 from rpo.eval.benchmarks import alpaca_eval, lm_eval, mt_bench
 from rpo.eval.benchmarks.files import read_json
@@ -21,8 +22,9 @@ def read_results(sources: Sequence[str | Path], models: Collection[str] | None =
     once. Raises InvalidArgument.
     """
     files: dict[Path, Path] = {}
-    for source in sources:
-        path = Path(source)
+    models = None if models is None else checks.instances("models", models, str)
+    for source in checks.listed("sources", sources):
+        path = checks.path("sources", source)
         inside = _inside(path) if path.is_dir() else [path]
         if not inside:
             raise InvalidArgument(

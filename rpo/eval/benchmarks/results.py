@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rpo.core import shown
+from rpo.core import checks, shown
 from rpo.core.records import environment, jsonable, staged_output, write_json
 
 if TYPE_CHECKING:
@@ -64,11 +64,13 @@ def to_frame(results: Iterable[BenchmarkResult]) -> pandas.DataFrame:
     """Return a tidy DataFrame with the columns `COLUMNS`, one row a result."""
     import pandas
 
-    return pandas.DataFrame([result.to_row() for result in results], columns=list(COLUMNS))
+    found = checks.instances("results", results, BenchmarkResult)
+    return pandas.DataFrame([result.to_row() for result in found], columns=list(COLUMNS))
 
 
 def to_markdown(results: Sequence[BenchmarkResult]) -> str:
     """Return the table in Markdown, without source and settings; an empty cell is unknown."""
+    results = checks.instances("results", results, BenchmarkResult)
     cells = [list(SHOWN), *([_cell(result.to_row()[name]) for name in SHOWN] for result in results)]
     width = [max(len(row[k]) for row in cells) for k in range(len(SHOWN))]
     lines = ["| " + " | ".join(text.ljust(width[k]) for k, text in enumerate(row)) + " |" for row in cells]
@@ -83,7 +85,9 @@ def save(
 
     Raises OutputError, and InvalidArgument where a table is there and overwrite is false.
     """
-    with staged_output(directory, overwrite=overwrite, marker="results.json") as stage:
+    results = checks.instances("results", results, BenchmarkResult)
+    checks.instance("resolved", resolved, str)
+    with staged_output(checks.path("directory", directory), overwrite=overwrite, marker="results.json") as stage:
         with (stage / "results.csv").open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()

@@ -120,7 +120,7 @@ def best_of_n(samples: Sampled, n: int) -> dict[str, float]:
     probability C(k-1, n-1) / C(S, n). KL = log n - (n - 1)/n, exact without ties, an upper bound with
     them. Raises InvalidArgument. Source: Gao, Schulman, Hilton 2023, Section 2 and Appendix A.
     """
-    count = samples.proxy.shape[1]
+    count = checks.instance("samples", samples, Sampled).proxy.shape[1]
     n = checks.integer("n", n, minimum=1, maximum=count)
     order = np.argsort(samples.proxy, axis=1, kind="stable")
     k = np.arange(n, count + 1)

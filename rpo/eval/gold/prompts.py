@@ -5,8 +5,6 @@ from __future__ import annotations
 from itertools import product
 from pathlib import Path
 
-import numpy as np
-
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
 from rpo.core.lines import read_lines
@@ -64,7 +62,7 @@ def review_openings() -> list[str]:
 
 def split_prompts(prompts: list[str], *, train: int, evaluation: int, seed: int) -> tuple[list[str], list[str]]:
     """Return `train` and `evaluation` different prompts, drawn without replacement. Raises InvalidArgument."""
-    distinct = list(dict.fromkeys(prompts))
+    distinct = list(dict.fromkeys(checks.instances("prompts", prompts, str)))
     needed = checks.integer("train", train, minimum=1) + checks.integer("evaluation", evaluation, minimum=2)
     if needed > len(distinct):
         raise InvalidArgument(
@@ -73,7 +71,7 @@ def split_prompts(prompts: list[str], *, train: int, evaluation: int, seed: int)
             got=needed,
             remedy="Ask for fewer, or pass a file with more prompts.",
         )
-    drawn = np.random.default_rng(seed).permutation(len(distinct))[:needed].tolist()
+    drawn = checks.generator("seed", seed).permutation(len(distinct))[:needed].tolist()
     return [distinct[k] for k in drawn[:train]], [distinct[k] for k in drawn[train:]]
 
 

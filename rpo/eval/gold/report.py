@@ -12,6 +12,7 @@ import pandas
 from matplotlib.figure import Figure
 from scipy.stats import t
 
+from rpo.core import checks
 from rpo.core.errors import InvalidArgument
 from rpo.core.gao import GaoFit
 from rpo.core.records import environment, staged_output, write_json
@@ -69,7 +70,8 @@ class GoldResult:
 
 def read_study(study: GoldStudy, folder: str | Path, *, resamples: int = 500, rng: Any = 0) -> GoldResult:
     """Return the result of a finished study. Raises OutputError where a stage is missing, InvalidArgument."""
-    folder = Path(folder)
+    checks.instance("study", study, GoldStudy)
+    folder = checks.path("folder", folder)
     rows, best, proxies = [], [], []
     for seed in study.seeds:
         stored = read_stage(folder, seed, "reference")
@@ -106,7 +108,9 @@ def read_study(study: GoldStudy, folder: str | Path, *, resamples: int = 500, rn
 
 def write_gold_report(result: GoldResult, output: str | Path, *, config: str = "") -> Path:
     """Write report.html, report.json, tables as CSV and figures as PNG into the study's folder. Raises OutputError."""
-    with staged_output(output, overwrite=True, marker=MARKER) as stage:
+    checks.instance("result", result, GoldResult)
+    checks.instance("config", config, str)
+    with staged_output(checks.path("output", output), overwrite=True, marker=MARKER) as stage:
         (stage / "config.yaml").write_text(config, encoding="utf-8")
         result.frame.to_csv(stage / "snapshots.csv", index=False)
         captions = {
@@ -157,6 +161,7 @@ def write_gold_report(result: GoldResult, output: str | Path, *, config: str = "
 
 def gold_against_kl(result: GoldResult) -> Figure:
     """Draw gold against KL, every method in one panel, and best-of-n."""
+    checks.instance("result", result, GoldResult)
     table = curves(result.frame, path="step")
     with style():
         figure, axes = new_figure(1, 1, width=7.2, height=4.6)
@@ -179,6 +184,7 @@ def gold_against_kl(result: GoldResult) -> Figure:
 
 def by_step(result: GoldResult) -> Figure:
     """Draw what happens along training: one small panel a metric, a line a method."""
+    checks.instance("result", result, GoldResult)
     with style():
         figure, axes = new_figure(2, 3, width=10.5, height=6.0, sharex=True)
         moving = result.frame[result.frame["method"] != REFERENCE]

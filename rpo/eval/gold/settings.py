@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from rpo.core import checks
-from rpo.core.errors import InvalidArgument
+from rpo.core.errors import InvalidArgument, shown
 from rpo.core.objectives import RPO
 
 
@@ -72,6 +72,9 @@ class GoldStudy:
     bf16: bool = False
 
     def __post_init__(self) -> None:
+        checks.instance("model", self.model, str)
+        if self.prompts is not None:
+            checks.path("prompts", self.prompts)
         for name in ("train_prompts", "pairs_per_prompt", "max_new_tokens", "batch_size", "epochs", "checkpoints"):
             checks.integer(name, getattr(self, name), minimum=1)
         for name in ("eval_samples", "best_of", "proxy_epochs"):
@@ -80,20 +83,26 @@ class GoldStudy:
         for name in ("label_temperature", "beta", "learning_rate", "proxy_learning_rate"):
             checks.positive(name, getattr(self, name))
         for name, low in (("coverage", 0.0), ("noise", -1.0)):
-            value = getattr(self, name)
-            if not low < value <= 1.0 or value < 0.0:
+            value = checks.nonnegative(name, getattr(self, name))
+            if not low < value <= 1.0:
                 raise InvalidArgument(name, expected="a share in [0, 1], coverage > 0", got=value, remedy="Change it.")
-        if not self.gold:
+        if not checks.instance("gold", self.gold, Mapping):  # type: ignore[type-abstract]
             raise InvalidArgument("gold", expected="at least one scorer", got="none", remedy="Pass {'sentiment': 1}.")
+        for name, weight in self.gold.items():
+            checks.instance("gold", name, str)
+            checks.finite("gold", weight, shape=())
         for name in ("etas", "seeds"):
             values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
+            ordered = isinstance(values, Sequence) and checks.is_listed(values)
+            for value in values if ordered else ():
+                checks.nonnegative(name, value)
+            if not ordered or not values or len(set(values)) != len(values):
                 raise InvalidArgument(
-                    name, expected="different values, at least one", got=list(values), remedy="Change it."
+                    name, expected="different values in a list, at least one", got=shown(values), remedy="Change it."
                 )
         for seed in self.seeds:
             checks.integer("seeds", seed, minimum=0)
-        self.objectives()  # refuses an eta that is none
+        self.objectives()  # refuses a beta and an eta that are none
 
     def objectives(self) -> list[RPO]:
         """Return the objective of every policy that is trained."""

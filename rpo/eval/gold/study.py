@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from transformers import PrinterCallback, TrainerCallback
 
+from rpo.core import checks
 from rpo.core.errors import InvalidArgument, OutputError
 from rpo.core.locks import alone
 from rpo.core.neighbours import BradleyTerry
@@ -44,7 +45,8 @@ def run_study(study: GoldStudy, output: str | Path, *, progress: bool | None = N
     A folder with the results of another study is refused; more seeds and etas may join. Raises
     InvalidArgument, OutputError and what the trainers raise.
     """
-    with alone(output):
+    checks.instance("study", study, GoldStudy)
+    with alone(checks.path("output", output)):
         folder = _claim(study, Path(output))
         laboratory = _Laboratory(study)
         for seed, run in track(_stages(study, folder), "stages", show=progress):

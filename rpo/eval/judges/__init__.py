@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args, runtime_checkable
 
+from rpo.core import checks
 from rpo.core.errors import InvalidArgument, RPOError
 from rpo.eval.scorers import Prompt, load_scorer
 
@@ -61,6 +62,7 @@ class Verdict:
         return Usage(self.input_tokens, self.output_tokens, self.input_tokens + self.output_tokens > 0)
 
 
+@runtime_checkable
 class Judge(Protocol):
     """What answers questions.
 
@@ -118,7 +120,7 @@ def load(name: str, **endpoint: Any) -> Judge:
     endpoint: settings of `Endpoint`, of which the other judges need none. Raises InvalidArgument,
     OutputError, MissingDependency.
     """
-    kind, _, rest = name.partition(":")
+    kind, _, rest = checks.instance("judge", name, str).partition(":")
     if rest and kind == "endpoint":
         from rpo.eval.judges.endpoint import Endpoint
 

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rpo.core import checks
-from rpo.core.errors import InvalidArgument, MissingDependency
+from rpo.core.errors import InvalidArgument, MissingDependency, shown
 from rpo.eval.judges import UNTOLD, JudgeFailed, Question, Usage, Verdict, token_count
 from rpo.eval.judges.wording import TEMPLATE_VERSION, messages, read_verdict
 
@@ -61,9 +61,9 @@ class Endpoint:
         except ImportError as error:
             raise MissingDependency("An endpoint as judge needs openai: pip install 'rpo-lab[eval]'.") from error
         self._openai = openai
-        self.model = model
+        self.model = checks.instance("model", model, str)
         self.base_url, self._loopback = _address(base_url)
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", api_key_env):
+        if not isinstance(api_key_env, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", api_key_env):
             # Not quoted: it may be the key itself.
             raise InvalidArgument(
                 "api_key_env",
@@ -78,11 +78,7 @@ class Endpoint:
             body["temperature"] = checks.nonnegative("temperature", temperature)
         if max_tokens is not None:
             body["max_tokens"] = checks.integer("max_tokens", max_tokens, minimum=1)
-        self.body = {**body, **(options or {})}
-        for name in sorted(set(self.body) & set(OWN_FIELDS)):
-            raise InvalidArgument(
-                "options", expected="fields that the judge does not set itself", got=name, remedy="Leave it out."
-            )
+        self.body = {**body, **_fields({} if options is None else options)}
         self._lock = threading.Lock()
         self._session: _Session | None = None
 
@@ -106,7 +102,7 @@ class Endpoint:
 
     def __call__(self, questions: Sequence[Question]) -> list[Verdict]:
         """Return a verdict each. Raises JudgeFailed, and InvalidArgument where there is no key."""
-        return [self._ask(question) for question in questions]
+        return [self._ask(question) for question in checks.instances("questions", questions, Question)]
 
     def __enter__(self) -> Endpoint:
         return self
@@ -232,7 +228,7 @@ class _Session:
 def _address(base_url: str) -> tuple[str, bool]:
     """Return the address without a final slash, and whether it is on loopback. Raises InvalidArgument."""
     try:
-        parts = urlsplit(base_url)
+        parts = urlsplit(base_url if isinstance(base_url, str) else "")
         host = parts.hostname or ""
         parts.port  # noqa: B018 (raises for one that is no number)
     except ValueError:
@@ -250,6 +246,24 @@ def _address(base_url: str) -> tuple[str, bool]:
     except ValueError:
         loopback = host == "localhost"
     return base_url.rstrip("/"), loopback
+
+
+def _fields(options: Any) -> Mapping[str, Any]:
+    """Return further fields of the request body, or refuse what JSON cannot hold and what the judge sets itself."""
+    checks.instance("options", options, Mapping)  # type: ignore[type-abstract]
+    wrong = [name for name in options if not isinstance(name, str) or name in OWN_FIELDS]
+    try:
+        json.dumps(dict(options), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        wrong.append(f"{error}")
+    for name in wrong[:1]:
+        raise InvalidArgument(
+            "options",
+            expected="fields of JSON that the judge does not set itself",
+            got=shown(name),
+            remedy="Leave it out.",
+        )
+    return dict(options)
 
 
 def _refusal(error: Any, redact: Any) -> JudgeFailed:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rpo.core import checks
 from rpo.core.errors import InvalidArgument
 from rpo.eval.judges import JudgeFailed, Question, Verdict
 from rpo.eval.verdicts import is_cost, question_key, read_row, read_rows
@@ -23,7 +24,7 @@ class Recorded:
     at_once = 1
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = checks.path("path", path)
         rows, whole = read_rows(self.path)
         self.identity: dict[str, Any] = {
             "kind": "recorded",
@@ -49,7 +50,7 @@ class Recorded:
 
     def __call__(self, questions: Sequence[Question]) -> list[Verdict]:
         """Return the verdicts recorded. Raises JudgeFailed for a question without one."""
-        return [self._recorded(question) for question in questions]
+        return [self._recorded(question) for question in checks.instances("questions", questions, Question)]
 
     def _recorded(self, question: Question) -> Verdict:
         found = self._verdicts.get(question_key(question, {}))

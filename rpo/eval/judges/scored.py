@@ -9,7 +9,7 @@ from typing import Any
 
 from rpo.core import checks
 from rpo.eval.judges import Choice, Question, Verdict
-from rpo.eval.scorers import Scorer
+from rpo.eval.scorers import WRAP, Scorer
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Scored:
     at_once: int = 256
 
     def __post_init__(self) -> None:
+        checks.instance("scorer", self.scorer, Scorer, remedy=WRAP)  # type: ignore[type-abstract]
         checks.nonnegative("margin", self.margin)
         checks.integer("at_once", self.at_once, minimum=1)
 
@@ -35,6 +36,7 @@ class Scored:
 
     def __call__(self, questions: Sequence[Question]) -> list[Verdict]:
         """Return a verdict each. A response is scored once a call, so that both orders see one score."""
+        questions = checks.instances("questions", questions, Question)
         shown = [(one.prompt, text) for one in questions for text in (one.first, one.second)]
         keys = [json.dumps(item) for item in shown]
         distinct = dict(zip(keys, shown, strict=True))

@@ -134,7 +134,9 @@ def check_pairs(
 
     samples: how many, evenly spaced. End tokens are those that preparation wrote, and the tokenizer's EOS.
     """
-    if not len(prepared):
+    if tokenizer is not None:
+        checks.instance("tokenizer", tokenizer, PreTrainedTokenizerBase)
+    if not len(checks.instance("prepared", prepared, PreparedPairs)):
         raise InvalidArgument("prepared", expected="at least one pair", got="none", remedy="Check the source.")
     shown = min(checks.integer("samples", samples, minimum=0), len(prepared))
     ends = set(prepared.report.ends)

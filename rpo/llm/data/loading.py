@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rpo.core import checks
 from rpo.core.errors import InvalidArgument, MissingDependency
 from rpo.llm.data.messages import plain, stored_messages
 from rpo.llm.data.report import SourceRow, shown
@@ -44,6 +45,9 @@ def load_preferences(
     files know where they are from, so that a refusal says it.
     Raises InvalidArgument for a missing file, a malformed line or an empty dataset, MissingDependency.
     """
+    for option, text in (("split", split), ("name", name), ("revision", revision)):
+        if text is not None or option == "split":
+            checks.instance(option, text, str)
     if isinstance(source, (str, Path)):
         rows = _from_path(str(source), split, streaming, name, revision)
     elif type(source).__name__ in ("DatasetDict", "IterableDatasetDict"):
@@ -59,7 +63,7 @@ def load_preferences(
             remedy = "Of columns of one name, one would be lost: rename them."
             raise InvalidArgument("source", expected="a DataFrame with distinct columns", got=got, remedy=remedy)
         rows = plain(source.to_dict("records"))
-    elif isinstance(source, Iterable) and not isinstance(source, (Mapping, bytes)):
+    elif checks.is_listed(source):
         rows = source
     else:
         raise InvalidArgument(

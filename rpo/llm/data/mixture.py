@@ -99,6 +99,12 @@ def mix(
     from once. Raises InvalidArgument.
     """
     checks.one_of("strategy", strategy, STRATEGIES)
+    sources = [tuple(checks.listed(f"sources[{k}]", one)) for k, one in enumerate(checks.listed("sources", sources))]
+    for k, one in enumerate(sources):
+        if len(one) != 2:
+            raise InvalidArgument(
+                f"sources[{k}]", expected="(source, weight)", got=f"{len(one)} items", remedy="Name both."
+            )
     if not sources:
         raise InvalidArgument("sources", expected="at least one (source, weight)", got="none", remedy="Name one.")
     weights = [checks.positive(f"sources[{k}] weight", weight) for k, (_, weight) in enumerate(sources)]

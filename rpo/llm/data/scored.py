@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from rpo.core import checks
-from rpo.core.errors import InvalidArgument
 from rpo.llm.data.messages import plain
 from rpo.llm.data.report import RefusedRow, shown, with_origin
 from rpo.llm.data.streaming import splits_itself
@@ -108,9 +107,7 @@ def binarize(
     """
     checks.one_of("strategy", strategy, STRATEGIES)
     checks.one_of("on_refused", on_refused, ("error", "drop"))
-    if iter(rows) is rows:
-        remedy = "Pass a list, a dataset, or an object whose __iter__ starts anew."
-        raise InvalidArgument("rows", expected="rows that can be reread", got="a generator", remedy=remedy)
+    checks.rereadable("rows", rows)
     seed = 0 if strategy == "best_vs_worst" else int(checks.generator("rng", rng).integers(2**63))
     return Binarized(rows, strategy, seed, conversational, on_refused == "drop")
 

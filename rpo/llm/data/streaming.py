@@ -9,6 +9,7 @@ from typing import Any
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
+from rpo.core import checks
 from rpo.core.errors import InvalidArgument
 from rpo.llm.data.pairs import TokenizedPair
 from rpo.llm.data.report import DataReport, warn_of_unused_prompts
@@ -33,11 +34,7 @@ class PairStream(IterableDataset[TokenizedPair]):
     endless = False
 
     def __init__(self, rows: Iterable[Any], encoder: PairEncoder) -> None:
-        if iter(rows) is rows:
-            remedy = "Pass a list, a dataset, or an object whose __iter__ starts anew."
-            raise InvalidArgument(
-                "rows", expected="rows that can be read once an epoch", got="a generator", remedy=remedy
-            )
+        checks.rereadable("rows", rows)
         self._rows, self._encoder, self.report = rows, encoder, DataReport()
 
     def __iter__(self) -> Iterator[TokenizedPair]:

@@ -43,6 +43,7 @@ def prepare_pairs(
     """
     limits = Limits(max_length, max_prompt_length, truncation_mode)
     encoder = PairEncoder(tokenizer, limits, on_refused, base_column, weight_column, chat_template)
+    checks.iterable("rows", rows)
     report = DataReport()
     pairs = PreparedPairs(encoder.encode(enumerate(track(rows, "Tokenizing", show=progress)), report), report)
     if not pairs:
@@ -65,6 +66,12 @@ class PairEncoder:
         chat_template: str | None = None,
     ) -> None:
         checks.one_of("on_refused", on_refused, ("error", "drop"))
+        if tokenizer is not None:
+            checks.instance("tokenizer", tokenizer, PreTrainedTokenizerBase)
+        texts = {"base_column": base_column, "weight_column": weight_column, "chat_template": chat_template}
+        for name, text in texts.items():
+            if text is not None:
+                checks.instance(name, text, str)
         self._limits, self._drop = limits, on_refused == "drop"
         self._columns = {"base_column": base_column, "weight_column": weight_column}
         self._base_count: int | None = None
