@@ -425,7 +425,8 @@ def check_objective(value: object, name: str = "objective") -> Solvable:
 def _check_scales(name: str, numbers: dict[str, float]) -> None:
     """Refuse a beta or eta whose square, or that of its inverse, leaves float64 no room; eta may be 0."""
     for which, number in numbers.items():
-        if abs(number) > 1.0 / LEAST_SCALE or (abs(number) < LEAST_SCALE and (which == "beta" or number != 0)):
+        size = number if which == "beta" else abs(number)
+        if not (LEAST_SCALE <= size <= 1.0 / LEAST_SCALE or (which == "eta" and number == 0)):
             raise InvalidArgument(
                 f"{name}.{which}",
                 expected=f"a number between {LEAST_SCALE:g} and {1.0 / LEAST_SCALE:g}" + " or 0" * (which == "eta"),

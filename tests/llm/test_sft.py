@@ -357,5 +357,5 @@ def test_arguments_of_another_trainer_are_refused(tmp_path) -> None:
         config(tmp_path, beta=0.1)
     with pytest.raises(InvalidArgument, match="response"):
         config(tmp_path, response="best")
-    with pytest.raises(InvalidArgument, match="RPOTrainer"):
+    with pytest.raises(InvalidArgument, match="PreferenceTrainer"):
         trainer(tmp_path, tiny_pairs(4), objective=RPO(beta=0.1, eta=0.1))
