@@ -11,29 +11,20 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "rpo"
+FOUNDATION = {
+    "rpo.bandit",
+    "rpo.llm",
+    "rpo.eval",
+    "rpo.compare",
+    "rpo.teaching",
+    "rpo.cli",
+    "torch",
+    "cvxpy",
+    "transformers",
+}
 FORBIDDEN = {
-    "core": {
-        "rpo.bandit",
-        "rpo.llm",
-        "rpo.eval",
-        "rpo.compare",
-        "rpo.teaching",
-        "rpo.cli",
-        "torch",
-        "cvxpy",
-        "transformers",
-    },
-    "methods": {
-        "rpo.bandit",
-        "rpo.llm",
-        "rpo.eval",
-        "rpo.compare",
-        "rpo.teaching",
-        "rpo.cli",
-        "torch",
-        "cvxpy",
-        "transformers",
-    },
+    "core": FOUNDATION,
+    "methods": FOUNDATION,
     "bandit": {"rpo.llm", "rpo.eval", "rpo.compare", "rpo.teaching", "rpo.cli", "torch", "transformers"},
     "llm": {"rpo.bandit", "rpo.compare", "rpo.teaching", "rpo.cli", "cvxpy"},
     "eval": {"rpo.bandit", "rpo.compare", "rpo.teaching", "rpo.cli", "cvxpy"},

@@ -278,9 +278,24 @@ def implicit_margins(
     return (policy_chosen_logps - reference_chosen_logps) - (policy_rejected_logps - reference_rejected_logps)
 
 
-# The parts of RPO and DPO are made once: solvers ask for them at every step.
+class _Likelihood(Objective):
+    """What RPO and DPO share: the likelihood of beta * h. Its parts are made once, since solvers ask at every step."""
+
+    beta: float
+
+    @cached_property
+    def link(self) -> Link:
+        """h, the log-ratio to the reference."""
+        return LogRatio(beta=self.beta)
+
+    @cached_property
+    def shape(self) -> Shape:
+        """Bradley-Terry's negative log-likelihood."""
+        return Logistic()
+
+
 @dataclass(frozen=True, kw_only=True)
-class RPO(Objective):
+class RPO(_Likelihood):
     r"""Regularized Preference Optimization: DPO + eta * beta * SFT.
 
     $L(\pi) = E_D[\mathrm{softplus}(-\beta (h_w - h_l))] + \eta\beta\, E_{d_0, \pi_{base}}[-\log\pi]$.
@@ -314,23 +329,13 @@ class RPO(Objective):
         return self.eta * self.beta
 
     @cached_property
-    def link(self) -> Link:
-        """h, the log-ratio to the reference."""
-        return LogRatio(beta=self.beta)
-
-    @cached_property
-    def shape(self) -> Shape:
-        """Bradley-Terry's negative log-likelihood."""
-        return Logistic()
-
-    @cached_property
     def anchor(self) -> Anchor:
         """The reward penalty, which is an SFT term."""
         return Anchor(role=self.base, weight=self.sft_weight, reduction=self.sft_reduction)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPO(Objective):
+class DPO(_Likelihood):
     """Direct Preference Optimization: the preference term alone; the limit eta -> 0 of RPO.
 
     beta: KL temperature, > 0. `base` only breaks the tie among several maximum-likelihood rewards
@@ -358,16 +363,6 @@ class DPO(Objective):
     def sft_reduction(self) -> str:
         """Reduction of the SFT term, logged though it is not optimised."""
         return "sequence_sum"
-
-    @cached_property
-    def link(self) -> Link:
-        """h, the log-ratio to the reference."""
-        return LogRatio(beta=self.beta)
-
-    @cached_property
-    def shape(self) -> Shape:
-        """Bradley-Terry's negative log-likelihood."""
-        return Logistic()
 
     @cached_property
     def anchor(self) -> Anchor:
