@@ -95,7 +95,10 @@ def _enter(folder: Path) -> tuple[FileIO, list[Path]]:
             except FileNotFoundError as error:
                 problem = error  # the run that had the folder may have ended just now, and taken it away
             except FileExistsError as error:
-                raise OutputError(f"output: expected a folder, got the file {folder}. Choose another path.") from error
+                if folder.exists() and not folder.is_dir():
+                    message = f"output: expected a folder, got the file {folder}. Choose another path."
+                    raise OutputError(message) from error
+                problem = error  # taken away between mkdir's "it is there" and its look at what is there
             except (OSError, ValueError) as error:
                 raise unwritable(folder, error) from error
     raise unwritable(folder, problem)

@@ -92,6 +92,21 @@ def test_paths_that_no_system_takes_are_typed_errors(tmp_path: Path, name: str) 
         alone(tmp_path / name).__enter__()
 
 
+def test_a_folder_that_goes_while_it_is_made_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What mkdir meets when the run that had the folder removes it between the system's answer and the next look."""
+    mkdir, seen = Path.mkdir, []
+
+    def late(path: Path, *args: object, **kwargs: object) -> None:
+        seen.append(path)
+        if len(seen) == 1:
+            raise FileExistsError(17, "File exists", str(path))
+        mkdir(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", late)
+    with alone(tmp_path / "out") as folder:
+        assert folder.is_dir() and len(seen) == 2
+
+
 def test_many_at_once_have_it_one_after_the_other(tmp_path: Path) -> None:
     """Eight processes each take the folder twenty times: no two at a time, no file left, none fails otherwise."""
     code = """
