@@ -196,15 +196,17 @@ class _Loss:
         for (block, design), mine in zip(self.parts, self.of_prompt, strict=True):
             logps, pi = table[block.prompt, block.support], np.exp(table[block.prompt, block.support])
             pull = anchor.weight * block.d
+            q, curved = np.zeros(pi.size), np.zeros(pi.size)
             if pull:
-                total -= pull * float(block.base @ logps)
-            q = -pull * block.base
+                held, q, curved = anchor.divergence.base_derivatives(block.base, logps, block.log_measure)
+                total -= pull * held
+                q, curved = -pull * q, -pull * curved
             pair = (block.chosen, block.rejected)
             for k, index in enumerate(pair):
                 np.add.at(q, index, weights[mine] * slope[k, mine])
             g += design.T @ (q - pi * q.sum())
             if hessian:
-                inner = np.zeros((pi.size, pi.size))
+                inner = np.diag(curved)
                 for (j, first), (k, second) in product(enumerate(pair), repeat=2):
                     np.add.at(inner, (first, second), weights[mine] * curvature[j, k, mine])
                 centred = design - pi @ design  # (I - 1 pi') design

@@ -20,7 +20,12 @@ from rpo.core.divergences import Alpha, ChiSquaredKL, Divergence, ForwardKL, Jen
 from rpo.core.objectives import DPO, RPO, Objective
 from rpo.methods import registry
 
-GIVEN = {"RPO": {"beta": 0.5, "eta": 0.2, "base": "reference"}, "DPO": {"beta": 0.5}, "RDPO": {"alpha": 0.1}}
+GIVEN = {
+    "RPO": {"beta": 0.5, "eta": 0.2, "base": "reference"},
+    "FRPO": {"beta": 0.5, "eta": 0.2, "base": "reference"},
+    "DPO": {"beta": 0.5},
+    "RDPO": {"alpha": 0.1},
+}
 METHODS = {name: method.load()(**GIVEN.get(name, {})) for name, method in registry.METHODS.items()}
 
 
