@@ -6,7 +6,8 @@ Shapes: T tokens in the row, cut into S segments; H query heads, D per head; sof
 from __future__ import annotations
 
 import functools
-import importlib.util
+import inspect
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from rpo.core import checks
 from rpo.core.errors import InvalidArgument
 from rpo.llm.head import causal_model
 
@@ -23,6 +25,13 @@ ROUTED = "rpo-segments|"  # before the name of the attention the model had
 ARGUMENT = "rpo_segments"  # of the model's forward, handed on to its attention
 QUERY_BLOCK = 512  # rows of a mask: it is linear in a segment's keys
 HALF = (torch.float16, torch.bfloat16)
+KERNELS = ("varlen", "flex", "segment")  # in the order in which they are tried, if the environment names none
+ENVIRONMENT = "RPO_ATTENTION"
+# FlexAttention's other kernels (decoding) have none for short rows of grouped heads.
+FLEX_OPTIONS = {"BACKEND": "TRITON"}
+# A soft cap is read when the kernel is made: as a symbol it breaks the graph, and eager attention is T x T. Every kind
+# of layer is an entry of one cache, which must not run over for the same reason.
+FLEX_SETTINGS = {"specialize_float": True, "recompile_limit": 256}
 # Tensors that attention may be handed by name: sinks are attended to, positions are in queries and keys already.
 TAKEN = ("s_aux", "position_ids", "cache_position")
 
@@ -31,11 +40,15 @@ class Segments:
     """A row cut into segments: each is causal, and goes on after at most one earlier segment, all of which it sees.
 
     lengths: (S,), tokens, at least 1, summing to T. prefixes: (S,), the index of the segment it goes on after,
-    or -1. A token's position is counted from the start of its prefix.
+    or -1. A token's position is counted from the start of its prefix. kernel: one of KERNELS, used where it can be;
+    None for that of the environment variable RPO_ATTENTION, or the fastest.
     """
 
-    def __init__(self, lengths: Sequence[int], prefixes: Sequence[int]) -> None:
+    def __init__(self, lengths: Sequence[int], prefixes: Sequence[int], kernel: str | None = None) -> None:
         self.lengths, self.prefixes = list(lengths), list(prefixes)
+        self.kernel = kernel or os.environ.get(ENVIRONMENT) or None
+        if self.kernel is not None:
+            checks.one_of(ENVIRONMENT, self.kernel, KERNELS)
         self.windows: list[int | None] = []  # of the layers that have been here, for `misfit`
         self._made: dict[Any, Any] = {}  # masks and indices, shared by the layers
 
@@ -65,11 +78,20 @@ class Segments:
         if torch.is_autocast_enabled(query.device.type):  # rotations leave query and key in float32
             half = torch.get_autocast_dtype(query.device.type)
             query, key, value = query.to(half), key.to(half), value.to(half)
-        how: dict[str, Any] = {"scaling": scaling, "window": window, "softcap": softcap}
-        if query.is_cuda and query.dtype in HALF and sinks is None and has_flash_attention():
-            return self.by_varlen(query, key, value, **how)  # its log-sum-exp has no gradient, which sinks need
-        attend = self.by_flex if query.is_cuda else self.by_segment
-        return attend(query, key, value, **how, sinks=sinks)
+        plain = softcap is None and sinks is None
+        if self._takes("varlen", query, plain):
+            return self.by_varlen(query, key, value, scaling=scaling, window=window)
+        attend = self.by_flex if self._takes("flex", query, plain) else self.by_segment
+        return attend(query, key, value, scaling=scaling, window=window, softcap=softcap, sinks=sinks)
+
+    def _takes(self, kernel: str, query: torch.Tensor, plain: bool) -> bool:
+        """Return whether the kernel is wanted and can attend; plain: without soft cap and sinks."""
+        if not query.is_cuda or self.kernel not in (None, kernel):
+            return False
+        width = query.shape[-1]
+        if kernel == "flex":
+            return width >= 16
+        return plain and query.dtype in HALF and width % 8 == 0 and width <= 256 and _is_ampere(query.device)
 
     # --- one call of scaled_dot_product_attention a segment: any device ------------------------------
 
@@ -123,44 +145,25 @@ class Segments:
     # --- one kernel a layer: CUDA --------------------------------------------------------------------
 
     def by_varlen(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        *,
-        scaling: float,
-        window: int | None,
-        softcap: float | None,
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scaling: float, window: int | None
     ) -> torch.Tensor:
-        """Attend with flash_attn; of fewer queries than keys, its causal mask ends at the last key for the last one."""
-        from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
+        """Attend with torch's kernel for rows of many sequences; a segment's keys follow those of its prefix.
 
-        index, *bounds = self._once("varlen", functools.partial(self._varlen, query.device))
+        Of fewer queries than keys its causal mask ends at the last key for the last query.
+        """
+        bounds, order = self._once("varlen", functools.partial(self._varlen, query.device))
         query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        if max(self.prefixes) >= 0:
-            key, value = key[index], value[index]
-        out = flash_attn_varlen_func(
-            query,
-            key,
-            value,
-            *bounds,
-            softmax_scale=scaling,
-            causal=True,
-            window_size=(-1, -1) if window is None else (window - 1, 0),
-            softcap=softcap or 0.0,
-        )
-        return out[None]
+        if max(self.prefixes) >= 0:  # split, as by_segment does: its gradient is a sum in a fixed order
+            key, value = (torch.cat([tensor.split(self.lengths)[i] for i in order]) for tensor in (key, value))
+        back = (-1 if window is None else window - 1, 0)
+        return varlen_attention()(query, key, value, *bounds, scale=scaling, window_size=back)[None]
 
-    def _varlen(self, device: torch.device) -> tuple[Any, ...]:
-        """Return the rows each segment sees, one after another, and both sides' bounds and longest lengths."""
-        rows = torch.arange(sum(self.lengths)).split(self.lengths)
-        seen = [
-            own if prefix < 0 else torch.cat([rows[prefix], own])
-            for own, prefix in zip(rows, self.prefixes, strict=True)
-        ]
-        widths = [len(indices) for indices in seen]
+    def _varlen(self, device: torch.device) -> tuple[Any, list[int]]:
+        """Return both sides' bounds and longest lengths, and the segments whose keys are seen, one after another."""
+        seen = [[own] if prefix < 0 else [prefix, own] for own, prefix in enumerate(self.prefixes)]
+        widths = [sum(self.lengths[i] for i in each) for each in seen]
         bounds = [torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32) for lengths in (self.lengths, widths)]
-        return torch.cat(seen).to(device), *bounds, max(self.lengths), max(widths)
+        return (*bounds, max(self.lengths), max(widths)), [i for each in seen for i in each]
 
     def by_flex(
         self,
@@ -186,6 +189,7 @@ class Segments:
             scale=scaling,
             enable_gqa=query.shape[1] != key.shape[1],
             return_aux=None if sinks is None else AuxRequest(lse=True),
+            kernel_options=FLEX_OPTIONS if query.is_cuda else None,
         )
         if sinks is None:
             return made.transpose(1, 2)  # type: ignore[no-any-return]
@@ -194,8 +198,6 @@ class Segments:
         return (out * (scores - sinks[:, None]).sigmoid()[..., None]).to(out.dtype).transpose(1, 2)
 
     def _block_mask(self, window: int | None, device: torch.device) -> Any:
-        from torch.nn.attention.flex_attention import create_block_mask
-
         lengths = torch.tensor(self.lengths)
         own = torch.arange(len(lengths)).repeat_interleave(lengths).to(device)
         prefix = torch.tensor(self.prefixes).repeat_interleave(lengths).to(device)
@@ -207,7 +209,7 @@ class Segments:
             return ((own[query] == own[key]) | (prefix[query] == own[key])) & (back >= 0) & (back < limit)
 
         size = len(own)
-        return create_block_mask(sees, None, None, size, size, device=device, _compile=device.type == "cuda")
+        return block_mask(compiled=device.type == "cuda")(sees, None, None, size, size, device=device)
 
 
 def attention(
@@ -241,9 +243,17 @@ def attention(
 
 
 @functools.cache
-def has_flash_attention() -> bool:
-    """Return whether the flash_attn package is installed."""
-    return importlib.util.find_spec("flash_attn") is not None
+def _is_ampere(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@functools.cache
+def varlen_attention() -> Callable[..., torch.Tensor]:
+    """Return torch's attention over rows of many sequences, told of grouped heads where it asks for that."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    grouped = "enable_gqa" in inspect.signature(varlen_attn).parameters  # before torch 2.12 it takes them untold
+    return functools.partial(varlen_attn, enable_gqa=True) if grouped else varlen_attn
 
 
 @functools.cache
@@ -251,7 +261,26 @@ def flex_attention(*, compiled: bool) -> Callable[..., torch.Tensor]:
     """Return FlexAttention, compiled for rows of any length; uncompiled it holds T x T scores."""
     from torch.nn.attention.flex_attention import flex_attention as flex
 
-    return torch.compile(flex, dynamic=True) if compiled else flex
+    return _compiled(flex, dynamic=True) if compiled else flex
+
+
+@functools.cache
+def block_mask(*, compiled: bool) -> Callable[..., Any]:
+    """Return FlexAttention's maker of masks; uncompiled it holds T x T entries."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    return _compiled(create_block_mask) if compiled else create_block_mask
+
+
+def _compiled(function: Callable[..., Any], *, dynamic: bool | None = None) -> Callable[..., Any]:
+    """Return the function compiled as one graph or not at all: what ran uncompiled would hold T x T entries."""
+    made = torch.compile(function, dynamic=dynamic, fullgraph=True)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with torch._dynamo.config.patch(**FLEX_SETTINGS):
+            return made(*args, **kwargs)
+
+    return call
 
 
 @functools.cache

@@ -110,6 +110,11 @@ class TrainerConfig(TrainingArguments):
         check_loading(self.accelerator_config)
         self._check()
 
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """What matrix products are computed in where weights are of another type; None without autocast."""
+        return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else None
+
     def _check(self) -> None:
         checks.one_of("truncation_mode", self.truncation_mode, TRUNCATION_MODES)
         checks.one_of("on_refused", self.on_refused, ("error", "drop"))

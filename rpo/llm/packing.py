@@ -59,6 +59,7 @@ class PackedPath:
 
     def __init__(self, pad_token_id: int | None = None, *, fused_head: bool = True) -> None:
         self._token_logps = token_logps_of if fused_head else plain_token_logps
+        self.kernel: str | None = None  # of attention, as in `Segments`
 
     def fed_tokens(self, group: PromptGroup) -> int:
         """Return how many tokens the model is fed for a group."""
@@ -86,6 +87,10 @@ class PackedPath:
             row.append([*group.prompt_ids, *response[:-1]])
             row.predicting.extend(compress(range(len(row.input_ids) - len(response), len(row.input_ids)), mask))
 
+    def segments(self, inputs: Mapping[str, torch.Tensor]) -> Segments:
+        """Return the segments of a batch."""
+        return Segments(inputs["segment_lengths"].tolist(), inputs["segment_prefixes"].tolist(), self.kernel)
+
     def token_logps_by(self, segments: Segments, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the log-probability of every response token, (K,), attending by the given segments."""
         route(model)
@@ -95,8 +100,7 @@ class PackedPath:
 
     def logps(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return summed log-probabilities, (G, m), nats; the model may be wrapped by DDP, accelerate or peft."""
-        segments = Segments(inputs["segment_lengths"].tolist(), inputs["segment_prefixes"].tolist())
-        chosen = self.token_logps_by(segments, model, inputs)
+        chosen = self.token_logps_by(self.segments(inputs), model, inputs)
         # To rows by position: index_add would add in any order on a GPU.
         lengths = inputs["lengths"].flatten()
         mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
@@ -129,18 +133,30 @@ PATHS.update({PackedPath.name: PackedPath, SharedPrefixPath.name: SharedPrefixPa
 # --- which path fits a model -----------------------------------------------------------------------
 
 
-def choose_path(model: Any, pad_token_id: int, name: str = "auto") -> Path:
+def choose_path(
+    model: Any, pad_token_id: int, name: str = "auto", *, autocast_dtype: torch.dtype | None = None
+) -> Path:
     """Return the path of that name; "auto" is the cheapest, "shared". PaddedPath, with a message, if it does not fit.
 
-    model: before it is sharded, and best on its device, for the kernels are tried there. Nothing of it
-    changes but the name of its attention. Raises InvalidArgument.
+    model: before it is sharded, and best on its device, for the kernels are tried there, under autocast to
+    `autocast_dtype` if there is one. Nothing of it changes but the name of its attention. Raises InvalidArgument.
     """
     checks.one_of("path", name, ("auto", *PATHS))
     kind: Any = PATHS["shared" if name == "auto" else name]
     path: Path = kind(pad_token_id)
-    why = misfit(path, model, pad_token_id) if isinstance(path, PackedPath) else None
-    if why is None:
+    if not isinstance(path, PackedPath):
         return path
+    place = next(model.parameters()).device.type
+    with torch.autocast(place, autocast_dtype, enabled=autocast_dtype is not None):
+        why = misfit(path, model, pad_token_id)
+        if why is None:
+            return path
+        path.kernel = "segment"  # what fails may be the kernel of this device
+        if misfit(path, model, pad_token_id) is None:
+            logger.warning(
+                "Attention is computed sequence by sequence, since its kernel for whole rows fails here: %s.", why
+            )
+            return path
     logger.warning("%s is scored with padding instead of path %r: %s.", type(causal_model(model)).__name__, name, why)
     return PaddedPath(pad_token_id)
 
@@ -181,7 +197,7 @@ def _misfit_in_a_test(path: PackedPath, model: Any, config: Any, pad_token_id: i
 
     plain = type(path)(fused_head=False)
     inputs = on_device(plain.collate(groups))
-    segments = Segments(inputs["segment_lengths"].tolist(), inputs["segment_prefixes"].tolist())
+    segments = path.segments(inputs)
     name = causal_model(model).config._attn_implementation
     with unchanged(model), torch.no_grad():
         model.eval()
@@ -196,11 +212,15 @@ def _misfit_in_a_test(path: PackedPath, model: Any, config: Any, pad_token_id: i
     off = float((logps - expected).abs().mean())
     if segments.windows != windows_of(config):
         why = f"its layers attend over windows {segments.windows}, and by its configuration over {windows_of(config)}"
-    elif not off <= TOLERANCE.get(causal_model(model).dtype, TOLERANCE_ELSE):
+    elif not off <= TOLERANCE.get(_computed_in(model, place.type), TOLERANCE_ELSE):
         why = f"log-probabilities differ by {off:.1e} nats a token in a test"
     if why is not None:
         causal_model(model).config._attn_implementation = name
     return why
+
+
+def _computed_in(model: Any, device: str) -> torch.dtype:
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else causal_model(model).dtype
 
 
 def windows_of(config: Any) -> list[int | None]:

@@ -112,9 +112,9 @@ class on_device(AbstractContextManager[None]):
         self.home = next(model.parameters()).device
 
     def __enter__(self) -> None:
-        if self.home.type != self.device.type:
+        if self.home != self.device:
             self.model.to(self.device)
 
     def __exit__(self, *_: object) -> None:
-        if self.home.type != self.device.type:
+        if self.home != self.device:
             self.model.to(self.home)

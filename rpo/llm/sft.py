@@ -24,6 +24,7 @@ from rpo.llm.models import load_tokenizer
 from rpo.llm.movement import load_to_train
 from rpo.llm.packing import choose_path
 from rpo.llm.pair_trainer import PairTrainer
+from rpo.llm.reference_pass import on_device
 from rpo.llm.scoring import Path, PromptGroup, pad_token
 from rpo.llm.soundness import require_causal
 
@@ -73,12 +74,16 @@ class SFTTrainer(PairTrainer):
         self.response = args.response
         require_causal(model)
         model = with_adapter(model, peft_config, seed=args.seed)
+        if path is None:
+            with on_device(model, args.device):
+                pad = pad_token(processing_class)
+                path = choose_path(model, pad, args.path, autocast_dtype=args.autocast_dtype)
         super().__init__(
             model,
             args,
             objective,
             PairCollator(
-                choose_path(model, pad_token(processing_class), args.path) if path is None else path,
+                path,
                 group_of=lambda pair: learnt(pair, args.response),
                 tokens_of=lambda pair: pair.lengths[RESPONSES.index(args.response)],
             ),

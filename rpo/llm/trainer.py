@@ -94,7 +94,8 @@ class PreferenceTrainer(PairTrainer):
         self._prepared = False
         if path is None:
             with on_device(model, args.device):  # so that kernels are tried where they will run
-                path = choose_path(model, pad_token(processing_class), args.path)
+                pad = pad_token(processing_class)
+                path = choose_path(model, pad, args.path, autocast_dtype=args.autocast_dtype)
         super().__init__(
             model,
             args,

@@ -9,18 +9,23 @@ import pytest
 import torch
 from training import OBJECTIVE, config, tiny_pairs, trainer
 
+from rpo.llm.packing import SharedPrefixPath, choose_path
 from rpo.llm.scoring import PaddedPath, PromptGroup
 from rpo.llm.trainer import RPOTrainer
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning"),
+]
 
 ON_GPU = {"use_cpu": False, "optim": "adamw_torch", "learning_rate": 1e-3}
 
 
+@pytest.mark.parametrize("kind", [PaddedPath, SharedPrefixPath])
 @pytest.mark.parametrize("family", models_for_tests.FAMILIES)
-def test_bf16_autocast_stays_near_float64(family):
+def test_bf16_autocast_stays_near_float64(family, kind):
     """Summed log-probabilities under autocast are within 0.1 nats a token of the float64 CPU values."""
-    path = PaddedPath(models_for_tests.PAD)
+    path = kind(models_for_tests.PAD)
     groups = [PromptGroup(pair.prompt_ids, (pair.chosen_ids, pair.rejected_ids)) for pair in tiny_pairs(6)]
     inputs = path.collate(groups)
     exact = path.logps(models_for_tests.tiny_model(family, dtype=torch.float64), inputs)
@@ -29,6 +34,27 @@ def test_bf16_autocast_stays_near_float64(family):
         found = path.logps(model, {name: value.cuda() for name, value in inputs.items()})
     assert found.dtype == torch.float32
     assert float(((found.cpu() - exact).abs() / inputs["lengths"]).max()) < 0.1
+
+
+@pytest.mark.parametrize("kernel", ["varlen", "flex", "segment"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
+def test_every_kernel_trains_as_padding_does(monkeypatch, family, kernel):
+    """In float32 and under autocast, heads of 32: log-probabilities, and the gradient of every weight."""
+    monkeypatch.setenv("RPO_ATTENTION", kernel)
+    groups = [PromptGroup(pair.prompt_ids, (pair.chosen_ids, pair.rejected_ids)) for pair in tiny_pairs(6)]
+    model = models_for_tests.tiny_model(family, head_dim=32).cuda()
+    for dtype, tolerance in ((None, 1e-4), (torch.bfloat16, 5e-2)):
+        chosen = choose_path(model, models_for_tests.PAD, autocast_dtype=dtype)
+        assert type(chosen) is SharedPrefixPath and chosen.kernel is None
+        found = []
+        for path in (PaddedPath(models_for_tests.PAD), chosen):
+            model.zero_grad()
+            with torch.autocast("cuda", dtype, enabled=dtype is not None):
+                logps = path.logps(model, {name: value.cuda() for name, value in path.collate(groups).items()})
+            (logps * torch.linspace(-1, 1, logps.numel(), device="cuda").view(logps.shape)).sum().backward()
+            found.append([logps.detach(), *(each.grad for each in model.parameters() if each.grad is not None)])
+        for ours, theirs in zip(*found[::-1], strict=True):
+            assert float((ours - theirs).norm()) <= tolerance * float(theirs.norm()) + 1e-6
 
 
 @pytest.mark.parametrize("precompute", [True, False])
@@ -72,9 +98,11 @@ def test_a_1b_model_trains_in_bf16(tmp_path):
         gradient_checkpointing=True,
         max_steps=4,
         per_device_train_batch_size=4,
+        path="auto",
         **(ON_GPU | {"learning_rate": 1e-5}),
     )
     run = RPOTrainer(model, args=args, train_dataset=tiny_pairs(16), objective=OBJECTIVE)
+    assert run.path.name == "shared" and run.path.kernel is None
     run.train()
     assert all(math.isfinite(row["loss"]) for row in run.state.log_history if "loss" in row)
 
