@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from rpo.llm import head_kernel
 from rpo.llm.logprobs import picked_logps
 
 logger = logging.getLogger(__name__)
@@ -277,6 +278,8 @@ class _HeadLogps(torch.autograd.Function):
 
 def _picked_(scores: torch.Tensor, targets: torch.Tensor, epilogue: Epilogue, *, slopes: bool) -> torch.Tensor:
     """Return the targets' log-probabilities, (K,); `scores` (K, V) becomes d logp / d scores, or is left as waste."""
+    if head_kernel.takes(scores):
+        return head_kernel.picked_logps_(scores, targets, slopes=slopes, **epilogue._asdict())
     block_bytes = BLOCK_BYTES.get(scores.device.type, BLOCK_BYTES_ELSEWHERE)
     logps = []
     for block in _parts(len(scores), max(1, block_bytes // (4 * scores.shape[1]))):

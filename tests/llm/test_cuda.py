@@ -9,6 +9,8 @@ import pytest
 import torch
 from training import OBJECTIVE, config, tiny_pairs, trainer
 
+from rpo.llm import head_kernel
+from rpo.llm.head import Epilogue, _picked_
 from rpo.llm.packing import SharedPrefixPath, choose_path
 from rpo.llm.scoring import PaddedPath, PromptGroup
 from rpo.llm.trainer import RPOTrainer
@@ -55,6 +57,34 @@ def test_every_kernel_trains_as_padding_does(monkeypatch, family, kernel):
             found.append([logps.detach(), *(each.grad for each in model.parameters() if each.grad is not None)])
         for ours, theirs in zip(*found[::-1], strict=True):
             assert float((ours - theirs).norm()) <= tolerance * float(theirs.norm()) + 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "epilogue", [Epilogue(), Epilogue(scale=0.3), Epilogue(softcap=5.0), Epilogue(0.3, 5.0)], ids=str
+)
+@pytest.mark.parametrize("size", [100, 4096, 128_256])
+def test_the_kernel_of_the_head_equals_float64(dtype, epilogue, size):
+    """Log-probabilities and slopes; a logit of -inf is a token that cannot be; a wrong target is NaN, not a number."""
+    generator = torch.Generator().manual_seed(0)
+    scores = (8 * torch.randn(9, size, generator=generator)).to(dtype).cuda()
+    scores[2, 5] = -math.inf
+    targets = torch.randint(6, size, (9,), generator=generator).cuda()
+    exact = scores.double()
+    expected = _picked_(exact, targets, epilogue, slopes=True)
+    assert head_kernel.takes(scores) and not head_kernel.takes(exact)
+    kept = scores.clone()
+    assert torch.equal(
+        head_kernel.picked_logps_(scores, targets, slopes=False, **epilogue._asdict()),
+        head_kernel.picked_logps_(scores, targets, slopes=True, **epilogue._asdict()),
+    )
+    torch.testing.assert_close(_picked_(kept, targets, epilogue, slopes=True).double(), expected, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(kept, scores, rtol=0, atol=0)
+    rounding = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}[dtype]
+    torch.testing.assert_close(scores.double(), exact, rtol=rounding, atol=1e-6)
+    targets[0], targets[1] = size, -1
+    found = head_kernel.picked_logps_(kept, targets, slopes=False, scale=1.0, softcap=None)
+    assert found.isnan().tolist() == [True, True] + [False] * 7
 
 
 @pytest.mark.parametrize("precompute", [True, False])
