@@ -185,7 +185,7 @@ def plot_command(
         metrics: names as logged, the first in the large panel; null for the usual ones.
         window: logs in a trailing mean.
     """
-    from rpo.llm.plots import plot_runs
+    from rpo.llm.diagnostics.plots import plot_runs
 
     chosen = {} if metrics is None else {"metrics": metrics}
     plot_runs(runs, window=window, output=output, **chosen)

@@ -15,7 +15,7 @@ from rpo.data_source import DataSource, load
 
 if TYPE_CHECKING:
     from rpo.core.records import Run
-    from rpo.llm.config import RPOConfig
+    from rpo.llm.training.config import RPOConfig
 
 # Training arguments that have an option of their own here.
 OWN_OPTIONS = {
@@ -81,8 +81,8 @@ def train_command(
         resume: true for the newest checkpoint in the output folder, auto for it if there is one, or a checkpoint.
         label: name of the run in legends and records.
     """
-    from rpo.llm.fitting import fit
     from rpo.llm.models import load_tokenizer
+    from rpo.llm.training.fitting import fit
 
     keywords = {
         "dtype": dtype,
@@ -142,7 +142,7 @@ def kept(options: Namespace) -> str:
     output = options["training"]["output_dir"] if "training" in options else None
     if output is None or not (Path(output) / CONFIG).is_file():
         return "Training had not begun; the same command starts again."
-    from rpo.llm.checkpoints import complete_checkpoints
+    from rpo.llm.training.checkpoints import complete_checkpoints
 
     found = complete_checkpoints(output)
     again = f"rpo train --config {shlex.quote(str(Path(output) / CONFIG))}"

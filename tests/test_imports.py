@@ -102,7 +102,7 @@ def test_imports_go_one_way(part: str) -> None:
     [
         "import torch.nn",
         "from torch import nn",
-        "from rpo.llm.logprobs import token_logps",
+        "from rpo.llm.logps.logprobs import token_logps",
         "from rpo import llm",
         "from ..llm import logprobs",
         "from .. import compare",

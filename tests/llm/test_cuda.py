@@ -9,8 +9,8 @@ import pytest
 import torch
 from training import OBJECTIVE, config, tiny_pairs, trainer
 
-from rpo.llm.scoring import PaddedPath, PromptGroup
-from rpo.llm.trainer import RPOTrainer
+from rpo.llm.logps.scoring import PaddedPath, PromptGroup
+from rpo.llm.training.trainer import RPOTrainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

@@ -13,7 +13,7 @@ import torch
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
-from rpo.llm.head import plain_token_logps, token_logps_of
+from rpo.llm.logps.head import plain_token_logps, token_logps_of
 
 
 class PromptGroup(NamedTuple):
@@ -54,7 +54,7 @@ class PaddedPath:
 
     pad_token_id: what fills the rows; never scored and never attended to. padding_side: "right" or
     "left". pad_to_multiple_of: rounds T up. fused_head: from hidden states straight to log-probabilities
-    (`rpo.llm.head`), or by the model's logits. Raises InvalidArgument.
+    (`rpo.llm.logps.head`), or by the model's logits. Raises InvalidArgument.
     """
 
     name = "padded"

@@ -18,7 +18,7 @@ from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument, OutputError
 from rpo.core.records import Run
-from rpo.llm.checkpoints import MANIFEST
+from rpo.llm.training.checkpoints import MANIFEST
 from rpo.plotting import COLORS, CYCLE, save, style
 
 if TYPE_CHECKING:

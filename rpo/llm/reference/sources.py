@@ -20,9 +20,9 @@ import torch
 from accelerate.utils import fsdp2_prepare_model
 
 from rpo.core.errors import InvalidArgument
-from rpo.llm.fingerprint import adapter_containers, adapter_of, weights_fingerprint
+from rpo.llm.logps.scoring import Path
 from rpo.llm.models import load_model
-from rpo.llm.scoring import Path
+from rpo.llm.reference.fingerprint import adapter_containers, adapter_of, weights_fingerprint
 
 REFERENCE_ADAPTER = "reference"
 # Of linear layers A is random and B zero to start with, of embeddings the other way round.

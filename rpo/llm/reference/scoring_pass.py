@@ -13,11 +13,11 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
 from rpo.core.errors import InvalidArgument
-from rpo.llm.cache import CacheKey, CacheMismatch, LogpCache, precompute
 from rpo.llm.data.pairs import TokenizedPair
-from rpo.llm.reference import Reference, rng_kept
+from rpo.llm.logps.scoring import Path, PromptGroup
+from rpo.llm.reference.cache import CacheKey, CacheMismatch, LogpCache, precompute
+from rpo.llm.reference.sources import Reference, rng_kept
 from rpo.llm.sampling import sample_ids
-from rpo.llm.scoring import Path, PromptGroup
 
 CACHE_NAME = "reference_logps.safetensors"
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

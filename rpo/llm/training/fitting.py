@@ -19,14 +19,14 @@ from rpo.core.locks import STAGE, alone
 from rpo.core.neighbours import SFT, BradleyTerry
 from rpo.core.objectives import Objective
 from rpo.core.records import Run, check_output, jsonable, move_in
-from rpo.llm.arguments import own_config
-from rpo.llm.base_trainer import SafeTrainer
-from rpo.llm.checkpoints import complete_checkpoints
-from rpo.llm.config import RPOConfig
-from rpo.llm.model_card import write_model_card
-from rpo.llm.reward_model import RewardConfig, RewardTrainer
-from rpo.llm.sft import SFTConfig, SFTTrainer
-from rpo.llm.trainer import PreferenceTrainer
+from rpo.llm.training.arguments import own_config
+from rpo.llm.training.base_trainer import SafeTrainer
+from rpo.llm.training.checkpoints import complete_checkpoints
+from rpo.llm.training.config import RPOConfig
+from rpo.llm.training.model_card import write_model_card
+from rpo.llm.training.reward_model import RewardConfig, RewardTrainer
+from rpo.llm.training.sft import SFTConfig, SFTTrainer
+from rpo.llm.training.trainer import PreferenceTrainer
 
 DEFAULT_FOLDER = "rpo-output"
 MARKER = "run.json"

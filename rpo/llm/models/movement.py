@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from transformers import TrainerCallback
 
-from rpo.llm.models import is_adapter, load_model
+from rpo.llm.models.loading import is_adapter, load_model
 
 logger = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from rpo.core import checks
-from rpo.llm.attention import Segments, forward_arguments, route
-from rpo.llm.head import causal_model, plain_token_logps, token_logps_of
+from rpo.llm.logps.attention import Segments, forward_arguments, route
+from rpo.llm.logps.head import causal_model, plain_token_logps, token_logps_of
+from rpo.llm.logps.router import router_weight, without_router
+from rpo.llm.logps.scoring import PATHS, PaddedPath, Path, PromptGroup, check_groups
 from rpo.llm.reference import is_peft_model, unchanged
-from rpo.llm.router import router_weight, without_router
-from rpo.llm.scoring import PATHS, PaddedPath, Path, PromptGroup, check_groups
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class PackedPath:
     """Prompt and response of the G*m sequences, one sequence after another in one row.
 
     pad_token_id: not used; every path takes one. fused_head: log-probabilities straight from the hidden
-    states (`rpo.llm.head`); without it, from logits at the positions that predict a response token.
+    states (`rpo.llm.logps.head`); without it, from logits at the positions that predict a response token.
     """
 
     name = "packed"

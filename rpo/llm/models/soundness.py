@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rpo.core.errors import InvalidArgument, RPOError
-from rpo.llm.head import causal_model
+from rpo.llm.logps.head import causal_model
 
 NAMED = 4
 # Of the change at the last position: what rounding may do to the positions before it.

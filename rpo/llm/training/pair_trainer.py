@@ -16,20 +16,20 @@ from typing import Any
 import torch
 
 from rpo.core.errors import InvalidArgument
-from rpo.llm.adapters import adapter_start
-from rpo.llm.arguments import check_fit, optimizer_settings
-from rpo.llm.base_trainer import SafeTrainer
-from rpo.llm.batching import BudgetCollator, TokenBudget
-from rpo.llm.collate import PairCollator, PairDataset, batch_totals, data_digest
-from rpo.llm.config import TrainerConfig
 from rpo.llm.data import PairStream, PreparedPairs, TokenizedPair, load_preferences, prepare_pairs, stream_pairs
+from rpo.llm.data.batching import BudgetCollator, TokenBudget
+from rpo.llm.data.collate import PairCollator, PairDataset, batch_totals, data_digest
 from rpo.llm.data.loading import SUFFIXES
 from rpo.llm.data.report import warn_of_unused_prompts
+from rpo.llm.logps.router import require_router_loss, router_losses, router_weight
 from rpo.llm.models import check_embeddings, disable_dropout, positions_of
-from rpo.llm.movement import MovedShare, warn_of_half_precision
-from rpo.llm.router import require_router_loss, router_losses, router_weight
+from rpo.llm.models.adapters import adapter_start
+from rpo.llm.models.movement import MovedShare, warn_of_half_precision
 from rpo.llm.sampling import stop_token_ids
-from rpo.llm.selfcheck import check_data, check_gradient
+from rpo.llm.training.arguments import check_fit, optimizer_settings
+from rpo.llm.training.base_trainer import SafeTrainer
+from rpo.llm.training.config import TrainerConfig
+from rpo.llm.training.selfcheck import check_data, check_gradient
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from rpo.core.errors import InvalidArgument
-from rpo.llm.head import causal_model
+from rpo.llm.logps.head import causal_model
 
 
 def router_weight(model: Any) -> float:

@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from rpo.llm.logprobs import picked_logps
+from rpo.llm.logps.logprobs import picked_logps
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from transformers.trainer_utils import TrainOutput
 from rpo.core.errors import InvalidArgument, NonFiniteLoss
 from rpo.core.locks import alone
 from rpo.core.records import jsonable
-from rpo.llm.checkpoints import (
+from rpo.llm.training.checkpoints import (
     CheckpointError,
     complete_checkpoints,
     discard,
@@ -26,7 +26,7 @@ from rpo.llm.checkpoints import (
     save_failed,
     write_manifest,
 )
-from rpo.llm.meter import Meter
+from rpo.llm.training.meter import Meter
 
 # A scaler halves its factor at every overflow: after so many in a row it is not looking for one any more.
 MOST_SKIPPED_UPDATES = 20

@@ -12,7 +12,7 @@ from rpo.core import checks
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import RPO, Objective, require_objective
 from rpo.core.records import check_file
-from rpo.llm.arguments import check_arguments, check_loading
+from rpo.llm.training.arguments import check_arguments, check_loading
 
 TRUNCATION_MODES = ("keep_end", "drop")
 BASE_SOURCES = ("chosen", "rejected", "reference", "column")
@@ -27,7 +27,7 @@ def _help(text: str) -> dict[str, str]:
 class TrainerConfig(TrainingArguments):
     """What every trainer here takes besides `TrainingArguments`: data, model and checks. Lengths are in tokens.
 
-    What is inherited keeps its meaning, or is refused where it has none here (`rpo.llm.arguments`). Raises
+    What is inherited keeps its meaning, or is refused where it has none here (`rpo.llm.training.arguments`). Raises
     InvalidArgument.
     """
 

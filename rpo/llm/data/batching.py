@@ -18,8 +18,8 @@ from transformers import Trainer
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
-from rpo.llm.collate import PairCollator
-from rpo.llm.scoring import Path, PromptGroup
+from rpo.llm.data.collate import PairCollator
+from rpo.llm.logps.scoring import Path, PromptGroup
 
 # Their processes meet in every forward pass, so all of them must take as many.
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)

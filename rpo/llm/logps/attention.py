@@ -17,7 +17,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rpo.core.errors import InvalidArgument
-from rpo.llm.head import causal_model
+from rpo.llm.logps.head import causal_model
 
 ROUTED = "rpo-segments|"  # before the name of the attention the model had
 ARGUMENT = "rpo_segments"  # of the model's forward, handed on to its attention

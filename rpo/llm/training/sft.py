@@ -14,18 +14,18 @@ from rpo.core import checks
 from rpo.core.errors import InvalidArgument
 from rpo.core.neighbours import SFT
 from rpo.core.reduction import over_tokens
-from rpo.llm.adapters import with_adapter
-from rpo.llm.arguments import check_objects, own_config
-from rpo.llm.collate import PairCollator
-from rpo.llm.config import TrainerConfig
 from rpo.llm.data import PreparedPairs, TokenizedPair, load_preferences
+from rpo.llm.data.collate import PairCollator
 from rpo.llm.data.responses import RESPONSES, response_rows
+from rpo.llm.logps.packing import choose_path
+from rpo.llm.logps.scoring import Path, PromptGroup, pad_token
 from rpo.llm.models import load_tokenizer
-from rpo.llm.movement import load_to_train
-from rpo.llm.packing import choose_path
-from rpo.llm.pair_trainer import PairTrainer
-from rpo.llm.scoring import Path, PromptGroup, pad_token
-from rpo.llm.soundness import require_causal
+from rpo.llm.models.adapters import with_adapter
+from rpo.llm.models.movement import load_to_train
+from rpo.llm.models.soundness import require_causal
+from rpo.llm.training.arguments import check_objects, own_config
+from rpo.llm.training.config import TrainerConfig
+from rpo.llm.training.pair_trainer import PairTrainer
 
 
 @dataclass

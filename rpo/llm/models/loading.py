@@ -23,8 +23,8 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument, MissingDependency, RPOError
 from rpo.core.records import staged_output
-from rpo.llm.head import causal_model
-from rpo.llm.soundness import ModelNotLoaded, require_causal, require_finite, require_whole
+from rpo.llm.logps.head import causal_model
+from rpo.llm.models.soundness import ModelNotLoaded, require_causal, require_finite, require_whole
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rpo.core.errors import InvalidArgument
 from rpo.llm.data.pairs import TokenizedPair
-from rpo.llm.scoring import Path, PromptGroup
+from rpo.llm.logps.scoring import Path, PromptGroup
 
 CHOSEN, REJECTED = 0, 1
 

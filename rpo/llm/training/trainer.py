@@ -15,23 +15,23 @@ from transformers import PreTrainedModel
 from rpo.core.columns import Columns
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import LossTerms, Objective
-from rpo.llm.adapters import with_adapter
-from rpo.llm.arguments import check_objects, own_config
-from rpo.llm.callbacks import DisplacementEarlyStopping, SampledKLCallback
-from rpo.llm.collate import CHOSEN, REJECTED, PairCollator, PairDataset
-from rpo.llm.config import RPOConfig
 from rpo.llm.data import PairStream, PreparedPairs
+from rpo.llm.data.collate import CHOSEN, REJECTED, PairCollator, PairDataset
 from rpo.llm.diagnostics import displacement_values, split_gradients
+from rpo.llm.logps.packing import choose_path
+from rpo.llm.logps.scoring import Path, pad_token
 from rpo.llm.models import load_tokenizer
-from rpo.llm.movement import load_to_train
-from rpo.llm.packing import choose_path
-from rpo.llm.pair_trainer import PairTrainer
-from rpo.llm.policy_base import BaseSlots, with_samples
+from rpo.llm.models.adapters import with_adapter
+from rpo.llm.models.movement import load_to_train
+from rpo.llm.models.soundness import require_causal
 from rpo.llm.reference import AsGiven, NoReference, Reference, resolve_reference
-from rpo.llm.reference_pass import CACHE_NAME, ReferencePass, on_device
-from rpo.llm.scoring import Path, pad_token
-from rpo.llm.selfcheck import check_start
-from rpo.llm.soundness import require_causal
+from rpo.llm.reference.scoring_pass import CACHE_NAME, ReferencePass, on_device
+from rpo.llm.training.arguments import check_objects, own_config
+from rpo.llm.training.callbacks import DisplacementEarlyStopping, SampledKLCallback
+from rpo.llm.training.config import RPOConfig
+from rpo.llm.training.pair_trainer import PairTrainer
+from rpo.llm.training.policy_base import BaseSlots, with_samples
+from rpo.llm.training.selfcheck import check_start
 
 
 class PreferenceTrainer(PairTrainer):

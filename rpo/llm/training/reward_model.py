@@ -22,19 +22,18 @@ from rpo.core import checks, numerics
 from rpo.core.errors import InvalidArgument
 from rpo.core.neighbours import BradleyTerry
 from rpo.core.progress import track
-from rpo.llm import models
-from rpo.llm.adapters import with_adapter
-from rpo.llm.arguments import check_objects, own_config
-from rpo.llm.collate import CHOSEN, REJECTED, PairCollator
-from rpo.llm.config import TrainerConfig
 from rpo.llm.data import prepare_pairs
-from rpo.llm.models import load_model, load_tokenizer
-from rpo.llm.movement import load_to_train
-from rpo.llm.pair_trainer import PairTrainer
+from rpo.llm.data.collate import CHOSEN, REJECTED, PairCollator
+from rpo.llm.logps.scoring import PaddedPath, PromptGroup
+from rpo.llm.models import load_model, load_tokenizer, loading
+from rpo.llm.models.adapters import with_adapter
+from rpo.llm.models.movement import load_to_train
+from rpo.llm.models.soundness import ModelNotLoaded, require_finite, require_whole
 from rpo.llm.sampling import evaluation_mode
-from rpo.llm.scoring import PaddedPath, PromptGroup
-from rpo.llm.sft import require_objective
-from rpo.llm.soundness import ModelNotLoaded, require_finite, require_whole
+from rpo.llm.training.arguments import check_objects, own_config
+from rpo.llm.training.config import TrainerConfig
+from rpo.llm.training.pair_trainer import PairTrainer
+from rpo.llm.training.sft import require_objective
 
 logger = logging.getLogger(__name__)
 
@@ -207,24 +206,24 @@ def load_reward_model(
     new_head_seed: for a model without a trained head, the seed of a new one; None refuses such a model.
     The global random state stays. Raises InvalidArgument, ModelNotLoaded.
     """
-    if models._is_gguf(name_or_path):
+    if loading._is_gguf(name_or_path):
         model = load_model(name_or_path, dtype=dtype, attn_implementation=attn_implementation, revision=revision)
         return as_reward_model(model, new_head_seed=new_head_seed)
     if FilePath(name_or_path).is_dir():
-        models._require_safetensors(FilePath(name_or_path))
-    if models.is_adapter(name_or_path, revision=revision):
+        loading._require_safetensors(FilePath(name_or_path))
+    if loading.is_adapter(name_or_path, revision=revision):
         options = {"dtype": dtype, "attn_implementation": attn_implementation}
         return _with_stored_adapter(name_or_path, revision=revision, is_trainable=is_trainable, **options)
     more = {"attn_implementation": attn_implementation} if attn_implementation else {}
-    with _seeded(new_head_seed or 0), models._loading(name_or_path):
+    with _seeded(new_head_seed or 0), loading._loading(name_or_path):
         model, found = AutoModelForSequenceClassification.from_pretrained(
             name_or_path,
             num_labels=1,
-            dtype=models._dtype(dtype),
+            dtype=loading._dtype(dtype),
             revision=revision,
             use_safetensors=True,
             trust_remote_code=False,
-            **models.REPORTED,
+            **loading.REPORTED,
             **more,
         )
     missing = sorted(found["missing_keys"])
@@ -247,7 +246,7 @@ def load_reward_model(
 
 def _with_stored_adapter(source: str | FilePath, *, revision: str | None, is_trainable: bool, **options: Any) -> Any:
     """Return the base model of an adapter under it, by peft: transformers 5.17 leaves the adapter's own head out."""
-    stored = models.adapter_config(source, revision=revision)
+    stored = loading.adapter_config(source, revision=revision)
     if stored.task_type != "SEQ_CLS":
         raise ModelNotLoaded(
             f"name_or_path: expected an adapter with a reward head (task_type SEQ_CLS), got {source} of "
@@ -255,7 +254,7 @@ def _with_stored_adapter(source: str | FilePath, *, revision: str | None, is_tra
             "load_model(source).merge_and_unload().save_pretrained(new_folder)."
         )
     base = load_reward_model(stored.base_model_name_or_path, new_head_seed=0, revision=stored.revision, **options)
-    return models.with_stored_adapter(base, source, revision=revision, is_trainable=is_trainable)
+    return loading.with_stored_adapter(base, source, revision=revision, is_trainable=is_trainable)
 
 
 def as_reward_model(model: Any, *, new_head_seed: int | None = None) -> Any:
