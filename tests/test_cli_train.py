@@ -310,9 +310,9 @@ def test_prompts_are_cut_at_line_feeds_alone(here: Path) -> None:
     text = "w1\u2028w2\x85w3"
     (here / "p.txt").write_text(f"{text}\r\n\nw4\n", encoding="utf-8")
     (here / "p.jsonl").write_text(json.dumps({"prompt": text}, ensure_ascii=False) + "\n", encoding="utf-8")
+    from rpo.commands.generate import _read_prompts, _write_lines
     from rpo.eval.gold.prompts import read_prompts
     from rpo.eval.matchups import read_responses
-    from rpo.llm_commands import _read_prompts, _write_lines
 
     assert _read_prompts("p.txt") == read_prompts("p.txt") == [text, "w4"]
     assert _read_prompts("p.jsonl") == [text]

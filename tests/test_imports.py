@@ -18,6 +18,7 @@ FOUNDATION = {
     "rpo.compare",
     "rpo.teaching",
     "rpo.cli",
+    "rpo.commands",
     "torch",
     "cvxpy",
     "transformers",
@@ -25,11 +26,30 @@ FOUNDATION = {
 FORBIDDEN = {
     "core": FOUNDATION,
     "methods": FOUNDATION,
-    "bandit": {"rpo.llm", "rpo.eval", "rpo.compare", "rpo.teaching", "rpo.cli", "torch", "transformers"},
-    "llm": {"rpo.bandit", "rpo.compare", "rpo.teaching", "rpo.cli", "cvxpy"},
-    "eval": {"rpo.bandit", "rpo.compare", "rpo.teaching", "rpo.cli", "cvxpy"},
-    "teaching": {"rpo.cli"},
-    "explore": {"rpo.llm", "rpo.eval", "rpo.compare", "rpo.teaching", "rpo.cli", "torch", "transformers"},
+    "bandit": {
+        "rpo.llm",
+        "rpo.eval",
+        "rpo.compare",
+        "rpo.teaching",
+        "rpo.cli",
+        "rpo.commands",
+        "torch",
+        "transformers",
+    },
+    "llm": {"rpo.bandit", "rpo.compare", "rpo.teaching", "rpo.cli", "rpo.commands", "cvxpy"},
+    "eval": {"rpo.bandit", "rpo.compare", "rpo.teaching", "rpo.cli", "rpo.commands", "cvxpy"},
+    "compare": {"rpo.teaching", "rpo.cli", "rpo.commands"},
+    "teaching": {"rpo.cli", "rpo.commands"},
+    "explore": {
+        "rpo.llm",
+        "rpo.eval",
+        "rpo.compare",
+        "rpo.teaching",
+        "rpo.cli",
+        "rpo.commands",
+        "torch",
+        "transformers",
+    },
 }
 
 

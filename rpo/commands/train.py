@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import Namespace
 
+from rpo.commands.data_source import DataSource, load
 from rpo.core.errors import InvalidArgument, OutputError, RPOError
 from rpo.core.objectives import RPO
-from rpo.data_source import DataSource, load
 
 if TYPE_CHECKING:
     from rpo.core.records import Run
