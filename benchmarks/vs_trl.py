@@ -39,7 +39,7 @@ from vs_trl_sides import OURS, THEIRS, TRL, Ours, make_variants, names
 from vs_trl_workload import LLAMA, PAIRS, Batch, grouped, make_batches, needed_flops, own_shapes, padded_length
 
 from rpo.core.records import environment, jsonable
-from rpo.llm.collate import group_of
+from rpo.llm.data.collate import group_of
 
 HERE = Path(__file__).parent
 # Relative. bfloat16 rounds differently in every layout, TRL's and ours alike about 1e-2 from float32; there a batch is

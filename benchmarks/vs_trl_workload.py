@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from rpo.llm.data import TokenizedPair, load_preferences, prepare_pairs
-from rpo.llm.scoring import PromptGroup
+from rpo.llm.logps.scoring import PromptGroup
 
 PAIRS = Path(__file__).parents[1] / "examples" / "smollm2" / "pairs.jsonl"
 LLAMA: dict[str, dict[str, int]] = {  # random weights, the shapes of Llama 3.2 1B and 3.1 8B, and one for tests

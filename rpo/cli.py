@@ -11,14 +11,24 @@ from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from rpo import __version__, commands, llm_commands, train_command
-from rpo.compare import gold_command as enumerable_command
-from rpo.core import shown
-from rpo.core.errors import InaccurateSolution, LookAlikeLabels, RPOError
-from rpo.core.locks import alone
-from rpo.eval import benchmark_command, gold_command, judge_command
-from rpo.explore import command as explorer
-from rpo.parsing import (
+from rpo import __version__
+from rpo.commands import (
+    benchmark,
+    compare,
+    convert_gguf,
+    data_check,
+    enumerable,
+    explore,
+    generate,
+    judge,
+    methods,
+    plot,
+    sentiment,
+    simulate,
+    solve,
+    train,
+)
+from rpo.commands.parsing import (
     PARSE_ERRORS,
     config_mistakes,
     impossible_values,
@@ -27,6 +37,9 @@ from rpo.parsing import (
     resolved_text,
     settle_parsing,
 )
+from rpo.core import shown
+from rpo.core.errors import InaccurateSolution, LookAlikeLabels, RPOError
+from rpo.core.locks import alone
 
 
 class Command(NamedTuple):
@@ -54,26 +67,24 @@ CHUNKS = "The finished chunks are kept in {output}; the same command continues."
 VERDICTS = "The verdicts so far are kept in {output}; the same command asks the rest."
 STAGES = "The finished stages are kept in {output}; the same command continues."
 COMMANDS: dict[str, Command] = {
-    "solve": Command(commands.solve_command, "pairs"),
-    "methods": Command(commands.methods_command, folder=None),
-    "simulate": Command(commands.simulate_command, kept=CHUNKS),
-    "compare": Command(commands.compare_command),
+    "solve": Command(solve.solve_command, "pairs"),
+    "methods": Command(methods.methods_command, folder=None),
+    "simulate": Command(simulate.simulate_command, kept=CHUNKS),
+    "compare": Command(compare.compare_command),
     # Of several processes one alone has the folder: `fit` sees to it.
-    "train": Command(
-        train_command.train_command, preflight=train_command.preflight, folder=None, kept=train_command.kept
-    ),
-    "data check": Command(llm_commands.data_check_command, "source"),
-    "generate": Command(llm_commands.generate_command, folder=None),
-    "plot": Command(llm_commands.plot_command, "runs", several=True, folder=None),
-    "explore": Command(explorer.explore_command, folder=None),
-    "judge": Command(judge_command.judge_command, "responses", several=True, kept=VERDICTS),
-    "experiment enumerable": Command(enumerable_command.gold_command),
-    "experiment sentiment": Command(gold_command.sentiment_command, kept=STAGES),
-    "benchmark alpaca-eval": Command(benchmark_command.alpaca_eval_command),
-    "benchmark mt-bench": Command(benchmark_command.mt_bench_command),
-    "benchmark lm-eval": Command(benchmark_command.lm_eval_command),
-    "benchmark table": Command(benchmark_command.table_command, "sources", several=True),
-    "convert-gguf": Command(llm_commands.convert_gguf_command, "path"),
+    "train": Command(train.train_command, preflight=train.preflight, folder=None, kept=train.kept),
+    "data check": Command(data_check.data_check_command, "source"),
+    "generate": Command(generate.generate_command, folder=None),
+    "plot": Command(plot.plot_command, "runs", several=True, folder=None),
+    "explore": Command(explore.explore_command, folder=None),
+    "judge": Command(judge.judge_command, "responses", several=True, kept=VERDICTS),
+    "experiment enumerable": Command(enumerable.gold_command),
+    "experiment sentiment": Command(sentiment.sentiment_command, kept=STAGES),
+    "benchmark alpaca-eval": Command(benchmark.alpaca_eval_command),
+    "benchmark mt-bench": Command(benchmark.mt_bench_command),
+    "benchmark lm-eval": Command(benchmark.lm_eval_command),
+    "benchmark table": Command(benchmark.table_command, "sources", several=True),
+    "convert-gguf": Command(convert_gguf.convert_gguf_command, "path"),
 }
 GROUPS = {
     "data": "Look at preference data.",

@@ -34,7 +34,7 @@ def fit(policy: Any, data: Any, objective: Objective | SFT | BradleyTerry | None
         if isinstance(policy, EnumerableLM):
             return fit_language_model(policy, data, check_objective(objective), **options)
     if isinstance(policy, (str, os.PathLike)) or hasattr(policy, "generate"):
-        from rpo.llm.fitting import fit as fit_llm
+        from rpo.llm.training.fitting import fit as fit_llm
 
         if objective is not None and not isinstance(objective, (SFT, BradleyTerry)):
             require_objective(objective)

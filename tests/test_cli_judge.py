@@ -396,7 +396,7 @@ def test_names_of_models_are_shown_as_words(here: Path) -> None:
 
 def test_several_models_answer_one_file_of_prompts(here: Path) -> None:
     """Two tiny models, one with its head turned over; judged by length, then by a tiny reward model."""
-    from rpo.llm.reward_model import as_reward_model, score
+    from rpo.llm.training.reward_model import as_reward_model, score
 
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     for name, sign in {"one": 1, "two": -1}.items():

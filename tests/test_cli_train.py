@@ -174,7 +174,7 @@ def test_a_token_of_the_hub_is_used_and_never_written(here: Path) -> None:
 def test_ctrl_c_says_which_checkpoint_is_kept_and_the_command_it_prints_goes_on(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rpo.llm.base_trainer import SafeTrainer
+    from rpo.llm.training.base_trainer import SafeTrainer
 
     saving = ["--training.save_strategy", "steps", "--training.save_steps", "1"]
     train("--training.output_dir", "whole", *saving)
@@ -197,7 +197,7 @@ def test_ctrl_c_says_which_checkpoint_is_kept_and_the_command_it_prints_goes_on(
         with monkeypatch.context() as patched:
             patched.setattr(SafeTrainer, "_maybe_log_save_evaluate", interrupted)
             if stop == "data":
-                patched.setattr("rpo.llm.trainer.PreferenceTrainer.before_training", before)
+                patched.setattr("rpo.llm.training.trainer.PreferenceTrainer.before_training", before)
             result = rpo(*command, "--training.output_dir", "a")
         assert result.returncode == 130 and "Traceback" not in result.stderr
         assert result.stderr.splitlines()[-1] == f"rpo train: interrupted. {words}" or words in result.stderr
@@ -310,9 +310,9 @@ def test_prompts_are_cut_at_line_feeds_alone(here: Path) -> None:
     text = "w1\u2028w2\x85w3"
     (here / "p.txt").write_text(f"{text}\r\n\nw4\n", encoding="utf-8")
     (here / "p.jsonl").write_text(json.dumps({"prompt": text}, ensure_ascii=False) + "\n", encoding="utf-8")
+    from rpo.commands.generate import _read_prompts, _write_lines
     from rpo.eval.gold.prompts import read_prompts
     from rpo.eval.matchups import read_responses
-    from rpo.llm_commands import _read_prompts, _write_lines
 
     assert _read_prompts("p.txt") == read_prompts("p.txt") == [text, "w4"]
     assert _read_prompts("p.jsonl") == [text]

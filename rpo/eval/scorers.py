@@ -139,7 +139,7 @@ class RewardModel:
         import torch
 
         from rpo.llm.models import load_tokenizer
-        from rpo.llm.reward_model import load_reward_model
+        from rpo.llm.training.reward_model import load_reward_model
 
         model = load_reward_model(name_or_path)
         if torch.cuda.is_available():
@@ -148,7 +148,7 @@ class RewardModel:
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Array:
         """Return one reward a response, (N,)."""
-        from rpo.llm.reward_model import score
+        from rpo.llm.training.reward_model import score
 
         return score(
             self.model,

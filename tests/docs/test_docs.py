@@ -23,9 +23,9 @@ import yaml
 
 import rpo
 from rpo.cli import COMMANDS, build_parser
+from rpo.commands.data_source import DataSource
+from rpo.commands.train import Lora
 from rpo.core.objectives import RPO
-from rpo.data_source import DataSource
-from rpo.train_command import Lora
 
 ROOT, SITE = pages.ROOT, pages.SITE
 EVERYWHERE = [*SITE, *pages.ELSEWHERE]
@@ -99,7 +99,7 @@ def test_the_name_check_sees_a_name_that_is_not_there() -> None:
 
 @pytest.mark.parametrize("page", SITE)
 def test_settings_named_exist(page: str) -> None:
-    from rpo.llm.config import RPOConfig
+    from rpo.llm.training.config import RPOConfig
 
     groups = {"training": RPOConfig, "objective": RPO, "lora": Lora, "dataset": DataSource}
     known = {name: {field.name for field in fields(kind)} | set(dir(kind)) for name, kind in groups.items()}
@@ -196,8 +196,8 @@ def test_python_blocks_run_and_print_what_is_printed(page: str) -> None:
 
 def check_names(code: str) -> None:
     """Run the imports, and hold keywords of RPOConfig and rpo.fit to the fields there are."""
-    from rpo.llm.config import RPOConfig
-    from rpo.llm.fitting import fit
+    from rpo.llm.training.config import RPOConfig
+    from rpo.llm.training.fitting import fit
 
     known = {field.name for field in fields(RPOConfig)}
     for node in ast.walk(ast.parse(code)):

@@ -14,9 +14,9 @@ from training import config, tiny_pairs, trainer
 
 import rpo
 from rpo.core.errors import InvalidArgument, OutputError, RPOError
-from rpo.llm.arguments import OPTIMIZER, REFUSED
-from rpo.llm.config import RPOConfig, TrainerConfig
-from rpo.llm.fitting import record
+from rpo.llm.training.arguments import OPTIMIZER, REFUSED
+from rpo.llm.training.config import RPOConfig, TrainerConfig
+from rpo.llm.training.fitting import record
 
 HONOURED = """
     output_dir per_device_train_batch_size num_train_epochs max_steps learning_rate lr_scheduler_type

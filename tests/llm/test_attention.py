@@ -13,11 +13,11 @@ import torch
 from models_for_tests import EOS, PAD
 
 from rpo.core.errors import InvalidArgument
-from rpo.llm import attention
-from rpo.llm.attention import ROUTED, Segments, forward_arguments, route
-from rpo.llm.head import plain_token_logps
-from rpo.llm.packing import SharedPrefixPath, misfit
-from rpo.llm.scoring import PaddedPath, PromptGroup
+from rpo.llm.logps import attention
+from rpo.llm.logps.attention import ROUTED, Segments, forward_arguments, route
+from rpo.llm.logps.head import plain_token_logps
+from rpo.llm.logps.packing import SharedPrefixPath, misfit
+from rpo.llm.logps.scoring import PaddedPath, PromptGroup
 
 LENGTHS, PREFIXES = [7, 3, 1, 4, 9, 2, 1], [-1, 0, 0, 0, -1, 4, -1]
 HEADS, KEY_HEADS, WIDTH = 4, 2, 8

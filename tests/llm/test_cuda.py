@@ -9,11 +9,11 @@ import pytest
 import torch
 from training import OBJECTIVE, config, tiny_pairs, trainer
 
-from rpo.llm import head_kernel
-from rpo.llm.head import Epilogue, _picked_
-from rpo.llm.packing import SharedPrefixPath, choose_path
-from rpo.llm.scoring import PaddedPath, PromptGroup
-from rpo.llm.trainer import RPOTrainer
+from rpo.llm.logps import head_kernel
+from rpo.llm.logps.head import Epilogue, _picked_
+from rpo.llm.logps.packing import SharedPrefixPath, choose_path
+from rpo.llm.logps.scoring import PaddedPath, PromptGroup
+from rpo.llm.training.trainer import RPOTrainer
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),

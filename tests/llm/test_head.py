@@ -11,9 +11,9 @@ import torch
 from models_for_tests import COMMON, PAD
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rpo.llm import head
-from rpo.llm.head import head_logps, plain_token_logps, token_logps_of
-from rpo.llm.scoring import PaddedPath, PromptGroup
+from rpo.llm.logps import head
+from rpo.llm.logps.head import head_logps, plain_token_logps, token_logps_of
+from rpo.llm.logps.scoring import PaddedPath, PromptGroup
 
 K, D, V = 11, 6, 37
 EPILOGUES = [{}, {"softcap": 3.0}, {"scale": 0.25}, {"scale": 2.0, "softcap": 5.0}]

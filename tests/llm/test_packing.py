@@ -12,10 +12,10 @@ from models_for_tests import COMMON, EOS, FAMILIES, PAD
 from test_parity import PAIRS, Float64, gradient_error, gradients, logp_error, naive_logps, score
 
 from rpo.core.errors import InvalidArgument
-from rpo.llm.attention import ROUTED, Segments
-from rpo.llm.packing import PackedPath, SharedPrefixPath, choose_path, misfit
+from rpo.llm.logps.attention import ROUTED, Segments
+from rpo.llm.logps.packing import PackedPath, SharedPrefixPath, choose_path, misfit
+from rpo.llm.logps.scoring import PATHS, PaddedPath, Path, PromptGroup
 from rpo.llm.reference import resolve_reference
-from rpo.llm.scoring import PATHS, PaddedPath, Path, PromptGroup
 
 PATHS_HERE = {"packed": PackedPath, "shared": SharedPrefixPath}
 every_path = pytest.mark.parametrize("kind", PATHS_HERE.values(), ids=PATHS_HERE)
@@ -194,9 +194,9 @@ def test_a_misfit_is_padded_with_one_message(caplog, family, dtype) -> None:
     """Its attention is left as it was."""
     fields, why = MISFITS[family]
     model = build(family, dtype, **fields)
-    with caplog.at_level(logging.WARNING, logger="rpo.llm.packing"):
+    with caplog.at_level(logging.WARNING, logger="rpo.llm.logps.packing"):
         assert type(choose_path(model, PAD)) is PaddedPath
-    (record,) = (record for record in caplog.records if record.name == "rpo.llm.packing")
+    (record,) = (record for record in caplog.records if record.name == "rpo.llm.logps.packing")
     assert re.search(f"is scored with padding instead of path 'auto': .*{why}", record.getMessage())
     assert not model.config._attn_implementation.startswith(ROUTED)
 

@@ -22,8 +22,8 @@ from torch.overrides import TorchFunctionMode
 from rpo.core.conversions import trl_batch_weight
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import DPO, RPO
-from rpo.llm.packing import PackedPath, SharedPrefixPath
-from rpo.llm.scoring import PaddedPath, Path, PromptGroup
+from rpo.llm.logps.packing import PackedPath, SharedPrefixPath
+from rpo.llm.logps.scoring import PaddedPath, Path, PromptGroup
 
 PATHS_UNDER_TEST: dict[str, Callable[[], Path]] = {
     "padded right": lambda: PaddedPath(PAD),

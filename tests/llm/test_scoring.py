@@ -11,8 +11,8 @@ import torch
 from models_for_tests import PAD, VOCABULARY
 
 from rpo.core.errors import InvalidArgument
-from rpo.llm.head import takes_logits_to_keep
-from rpo.llm.scoring import PATHS, PaddedPath, Path, PromptGroup
+from rpo.llm.logps.head import takes_logits_to_keep
+from rpo.llm.logps.scoring import PATHS, PaddedPath, Path, PromptGroup
 
 GROUPS = [PromptGroup([1, 2], ([1], [2, 0])), PromptGroup([2], ([0, 1], [1]))]
 

@@ -11,7 +11,7 @@ from training import EOS, tiny_pairs, trainer
 
 from rpo.llm.data.pairs import PreparedPairs, TokenizedPair
 from rpo.llm.reference import FrozenModel
-from rpo.llm.selfcheck import SelfCheckFailed, check_data, check_gradient, check_start
+from rpo.llm.training.selfcheck import SelfCheckFailed, check_data, check_gradient, check_start
 
 LENGTHS = torch.tensor([[10, 20]])
 

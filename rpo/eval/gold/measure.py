@@ -16,10 +16,10 @@ from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.eval.scorers import Length, Repetition, Scorer
 from rpo.llm.diagnostics.kl import kl_of_samples
+from rpo.llm.logps.scoring import PromptGroup
 from rpo.llm.reference import Reference
-from rpo.llm.reward_model import score_tokens, share_pad_token
 from rpo.llm.sampling import prompt_token_ids, sample_ids, stop_token_ids
-from rpo.llm.scoring import PromptGroup
+from rpo.llm.training.reward_model import score_tokens, share_pad_token
 
 
 @dataclass(frozen=True)

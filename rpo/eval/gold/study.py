@@ -29,11 +29,11 @@ from rpo.eval.gold.preferences import label_pairs, tokenized
 from rpo.eval.gold.prompts import read_prompts, review_openings, split_prompts
 from rpo.eval.gold.settings import GoldStudy, method_name
 from rpo.eval.scorers import Weighted, load_scorer
-from rpo.llm.config import RPOConfig
 from rpo.llm.models import load_model, load_tokenizer
 from rpo.llm.reference import FrozenModel
-from rpo.llm.reward_model import RewardConfig, RewardTrainer, load_reward_model
-from rpo.llm.trainer import RPOTrainer
+from rpo.llm.training.config import RPOConfig
+from rpo.llm.training.reward_model import RewardConfig, RewardTrainer, load_reward_model
+from rpo.llm.training.trainer import RPOTrainer
 
 MARKER = "result.json"
 STUDY = "study.json"

@@ -13,10 +13,10 @@ import torch
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
-from rpo.llm.logprobs import token_logps
+from rpo.llm.logps.logprobs import token_logps
+from rpo.llm.logps.scoring import PaddedPath, PromptGroup
 from rpo.llm.reference import Reference
 from rpo.llm.sampling import evaluation_mode, sample_ids
-from rpo.llm.scoring import PaddedPath, PromptGroup
 
 ESTIMATORS = ("prefix", "plain")
 
