@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from rpo.core.errors import InvalidArgument
-from rpo.core.neighbours import SFT, BradleyTerry
+from rpo.core.likelihoods import SFT, BradleyTerry
 from rpo.core.objectives import Objective, check_objective, require_objective
 from rpo.core.records import Run
 

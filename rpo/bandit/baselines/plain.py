@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from rpo.bandit.baseline import Baseline, PolicyResult
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.maximin import Solution, default_class, solve
-from rpo.bandit.method import Baseline, PolicyResult
 from rpo.bandit.metrics import policy_outcome
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, RewardClass, check_reward_class

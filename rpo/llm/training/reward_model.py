@@ -10,7 +10,7 @@ import copy
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rpo.core import checks, numerics
 from rpo.core.errors import InvalidArgument
-from rpo.core.neighbours import BradleyTerry
+from rpo.core.likelihoods import BradleyTerry
 from rpo.core.progress import track
 from rpo.llm.data import prepare_pairs
 from rpo.llm.data.collate import CHOSEN, REJECTED, PairCollator
@@ -87,7 +87,7 @@ class RewardTrainer(PairTrainer):
         args = own_config(args, RewardConfig, "reward-output")
         check_objects(model, processing_class, peft_config, callbacks)
         objective = args.resolve_bradley_terry(objective)
-        if isinstance(model, (str, FilePath)):
+        if isinstance(model, (str, Path)):
             processing_class = load_tokenizer(model) if processing_class is None else processing_class
             model = load_to_train(
                 model, args.model_init_kwargs, peft_config, load=load_reward_model, new_head_seed=args.seed
@@ -193,7 +193,7 @@ def score_tokens(
 
 
 def load_reward_model(
-    name_or_path: str | FilePath,
+    name_or_path: str | Path,
     *,
     new_head_seed: int | None = None,
     dtype: torch.dtype | str | None = None,
@@ -209,8 +209,8 @@ def load_reward_model(
     if loading._is_gguf(name_or_path):
         model = load_model(name_or_path, dtype=dtype, attn_implementation=attn_implementation, revision=revision)
         return as_reward_model(model, new_head_seed=new_head_seed)
-    if FilePath(name_or_path).is_dir():
-        loading._require_safetensors(FilePath(name_or_path))
+    if Path(name_or_path).is_dir():
+        loading._require_safetensors(Path(name_or_path))
     if loading.is_adapter(name_or_path, revision=revision):
         options = {"dtype": dtype, "attn_implementation": attn_implementation}
         return _with_stored_adapter(name_or_path, revision=revision, is_trainable=is_trainable, **options)
@@ -244,7 +244,7 @@ def load_reward_model(
     return model
 
 
-def _with_stored_adapter(source: str | FilePath, *, revision: str | None, is_trainable: bool, **options: Any) -> Any:
+def _with_stored_adapter(source: str | Path, *, revision: str | None, is_trainable: bool, **options: Any) -> Any:
     """Return the base model of an adapter under it, by peft: transformers 5.17 leaves the adapter's own head out."""
     stored = loading.adapter_config(source, revision=revision)
     if stored.task_type != "SEQ_CLS":
