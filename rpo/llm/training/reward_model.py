@@ -25,10 +25,12 @@ from rpo.core.progress import track
 from rpo.llm.data import prepare_pairs
 from rpo.llm.data.collate import CHOSEN, REJECTED, PairCollator
 from rpo.llm.logps.scoring import PaddedPath, PromptGroup
-from rpo.llm.models import load_model, load_tokenizer, loading
+from rpo.llm.models import adapter_config, is_adapter, load_model, load_tokenizer, with_stored_adapter
 from rpo.llm.models.adapters import with_adapter
+from rpo.llm.models.gguf import is_gguf
+from rpo.llm.models.loading import floating_dtype, require_safetensors
 from rpo.llm.models.movement import load_to_train
-from rpo.llm.models.soundness import ModelNotLoaded, require_finite, require_whole
+from rpo.llm.models.soundness import REPORTED, ModelNotLoaded, reading, require_finite, require_whole
 from rpo.llm.sampling import evaluation_mode
 from rpo.llm.training.arguments import check_objects, own_config
 from rpo.llm.training.config import TrainerConfig
@@ -206,24 +208,24 @@ def load_reward_model(
     new_head_seed: for a model without a trained head, the seed of a new one; None refuses such a model.
     The global random state stays. Raises InvalidArgument, ModelNotLoaded.
     """
-    if loading._is_gguf(name_or_path):
+    if is_gguf(name_or_path):
         model = load_model(name_or_path, dtype=dtype, attn_implementation=attn_implementation, revision=revision)
         return as_reward_model(model, new_head_seed=new_head_seed)
     if Path(name_or_path).is_dir():
-        loading._require_safetensors(Path(name_or_path))
-    if loading.is_adapter(name_or_path, revision=revision):
+        require_safetensors(Path(name_or_path))
+    if is_adapter(name_or_path, revision=revision):
         options = {"dtype": dtype, "attn_implementation": attn_implementation}
         return _with_stored_adapter(name_or_path, revision=revision, is_trainable=is_trainable, **options)
     more = {"attn_implementation": attn_implementation} if attn_implementation else {}
-    with _seeded(new_head_seed or 0), loading._loading(name_or_path):
+    with _seeded(new_head_seed or 0), reading(name_or_path):
         model, found = AutoModelForSequenceClassification.from_pretrained(
             name_or_path,
             num_labels=1,
-            dtype=loading._dtype(dtype),
+            dtype=floating_dtype(dtype),
             revision=revision,
             use_safetensors=True,
             trust_remote_code=False,
-            **loading.REPORTED,
+            **REPORTED,
             **more,
         )
     missing = sorted(found["missing_keys"])
@@ -246,7 +248,7 @@ def load_reward_model(
 
 def _with_stored_adapter(source: str | Path, *, revision: str | None, is_trainable: bool, **options: Any) -> Any:
     """Return the base model of an adapter under it, by peft: transformers 5.17 leaves the adapter's own head out."""
-    stored = loading.adapter_config(source, revision=revision)
+    stored = adapter_config(source, revision=revision)
     if stored.task_type != "SEQ_CLS":
         raise ModelNotLoaded(
             f"name_or_path: expected an adapter with a reward head (task_type SEQ_CLS), got {source} of "
@@ -254,7 +256,7 @@ def _with_stored_adapter(source: str | Path, *, revision: str | None, is_trainab
             "load_model(source).merge_and_unload().save_pretrained(new_folder)."
         )
     base = load_reward_model(stored.base_model_name_or_path, new_head_seed=0, revision=stored.revision, **options)
-    return loading.with_stored_adapter(base, source, revision=revision, is_trainable=is_trainable)
+    return with_stored_adapter(base, source, revision=revision, is_trainable=is_trainable)
 
 
 def as_reward_model(model: Any, *, new_head_seed: int | None = None) -> Any:
