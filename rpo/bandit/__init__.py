@@ -8,8 +8,7 @@ from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.fitting import fit, maximum_likelihood_reward
 from rpo.bandit.maximin import Solution, solve
 from rpo.bandit.metrics import policy_metrics, policy_outcome
-from rpo.bandit.policies import LinearSoftmaxPolicy, TabularSoftmaxPolicy
-from rpo.bandit.problem import ContextualBandit
+from rpo.bandit.problem import ContextualBandit, LinearSoftmaxPolicy, TabularSoftmaxPolicy
 from rpo.bandit.reward_class import Box, LinearBall, Unconstrained
 from rpo.bandit.simulation import simulate
 from rpo.bandit.solver.certificate import Certificate, certify

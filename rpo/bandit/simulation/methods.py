@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rpo.bandit.baseline import Baseline
-from rpo.bandit.baselines.plain import list_baselines
+from rpo.bandit.baselines.catalogue import list_baselines
 from rpo.bandit.maximin import default_class
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, LinearBall, RewardClass, Unconstrained
