@@ -48,7 +48,7 @@ def simulate_command(
         overwrite: drop an earlier simulation in that folder instead of continuing it.
     """
     from rpo.bandit.simulation.engine import FailedRows, simulate
-    from rpo.bandit.simulation.entrants import from_dict
+    from rpo.bandit.simulation.methods import from_dict
     from rpo.bandit.simulation.store import CorruptShard, MixedCode
     from rpo.core.records import write_file
 

@@ -11,8 +11,9 @@ import pytest
 from judge_server import JudgeServer, completion
 
 from rpo.core.errors import InvalidArgument, OutputError
-from rpo.eval.judges import UNTOLD, JudgeFailed, Question, Usage, Verdict, load
+from rpo.eval.judges import UNTOLD, JudgeFailed, Question, Usage, Verdict
 from rpo.eval.judges.endpoint import Endpoint, _address, _retry_after
+from rpo.eval.judges.loading import load
 from rpo.eval.judges.recorded import Recorded
 from rpo.eval.judges.scored import Scored
 from rpo.eval.judges.wording import TEMPLATE_VERSION, messages, prompt_text, read_verdict

@@ -17,8 +17,8 @@ import numpy as np
 
 from rpo.bandit.simulation.cell import OUTCOMES, Cell, retried
 from rpo.bandit.simulation.code import code_digest
-from rpo.bandit.simulation.entrants import Template, describe, template
 from rpo.bandit.simulation.grid import Source, axes, product, root_seed, seed_list, source
+from rpo.bandit.simulation.methods import Template, describe, template
 from rpo.bandit.simulation.store import MANIFEST, TABLES, TIMINGS, GridStore
 from rpo.core import checks
 from rpo.core.errors import InaccurateSolution, InvalidArgument, MissingDependency, RPOError

@@ -32,8 +32,7 @@ from rpo.core.errors import InvalidArgument, OutputError, RPOError
 from rpo.core.locks import STAGE
 from rpo.core.progress import track
 from rpo.core.records import check_file
-from rpo.llm.logps.scoring import Path as ScoringPath
-from rpo.llm.logps.scoring import PromptGroup, check_groups
+from rpo.llm.logps.scoring import PromptGroup, ScoringPath, check_groups
 from rpo.llm.reference.sources import Reference
 
 CACHE_VERSION = 1
