@@ -87,8 +87,18 @@ def run_here(arguments: argparse.Namespace) -> None:
         gpu_kernels.run(recorder, group)
     elif part == "tests":
         run_tests(recorder)
-    else:
-        raise SystemExit(f"{part}: unknown")
+    elif part == "paths":
+        import gpu_paths
+
+        gpu_paths.run(recorder)
+    elif part in ("trl", "long"):
+        import gpu_trl
+
+        (gpu_trl.run if part == "trl" else gpu_trl.run_long)(recorder)
+    elif part == "profile":
+        import gpu_profile
+
+        gpu_profile.run(recorder)
     recorder.row(kind="end", group=group)
 
 

@@ -21,6 +21,7 @@ GIB = 2**30
 # In the file, not on the screen: what is long, and what a case's name says.
 WIDE = ("part", "at", "kind", "traceback", "recompiles", "kernels")
 WIDE += ("group", "kernel", "dtype", "heads", "width", "tokens", "window", "softcap", "sinks", "shared", "plain_token")
+WIDE += ("path", "checkpointing", "precomputed", "checks")
 
 
 class Recorder:
@@ -54,7 +55,6 @@ class Recorder:
     def measured(self, **case: Any) -> Iterator[dict[str, Any]]:
         """Yield a row to fill; write it, with what went wrong if something did, and with the graphs compiled so far."""
         row, start = dict(case), time.perf_counter()
-        self._recompiled.lines.clear()
         try:
             yield row
         except Exception as error:  # a kernel that fails is a result, and the next case may work
@@ -67,6 +67,7 @@ class Recorder:
         row |= {"took": time.perf_counter() - start, "graphs": graphs()}
         if self._recompiled.lines:
             row |= {"recompiled": len(self._recompiled.lines), "recompiles": list(self._recompiled.lines)}
+            self._recompiled.lines.clear()
         self.row(**row)
 
     def synchronize(self) -> None:
