@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from gpu_record import Recorder
 
-from rpo.llm.attention import Segments, attention
+from rpo.llm.logps.attention import Segments, attention
 
 REPEATS = 5
 

@@ -21,11 +21,11 @@ from gpu_record import Recorder
 from vs_trl_sides import OBJECTIVE
 from vs_trl_workload import LLAMA, make_model, make_reference, random_pairs
 
-from rpo.llm.collate import group_of
-from rpo.llm.config import RPOConfig
 from rpo.llm.data import PreparedPairs, TokenizedPair
-from rpo.llm.packing import choose_path
-from rpo.llm.trainer import RPOTrainer
+from rpo.llm.data.collate import group_of
+from rpo.llm.logps.packing import choose_path
+from rpo.llm.training.config import RPOConfig
+from rpo.llm.training.trainer import RPOTrainer
 
 UPDATES, PAIRS = 8, 6
 FLOAT32, BFLOAT16 = "float32", "bfloat16"

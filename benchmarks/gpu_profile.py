@@ -19,8 +19,8 @@ from torch.profiler import ProfilerActivity, profile
 from vs_trl_sides import make_variants
 from vs_trl_workload import make_batches
 
-from rpo.llm.collate import group_of
-from rpo.llm.head import head_logps
+from rpo.llm.data.collate import group_of
+from rpo.llm.logps.head import head_logps
 
 # The first kind of which a kernel's name has a word, in lower case.
 KINDS = {

@@ -23,8 +23,8 @@ from vs_trl_machine import gemm_rate
 from vs_trl_sides import OURS, THEIRS, make_variants
 from vs_trl_workload import LLAMA, Batch, make_batches, needed_flops, own_shapes
 
-from rpo.llm.collate import group_of
 from rpo.llm.data import TokenizedPair
+from rpo.llm.data.collate import group_of
 
 CACHED = ["TRL default", "TRL cached", "ours, padded, cached", "ours, packed, cached", "ours, shared, cached"]
 VARIANTS = [*CACHED, "ours, shared, live"]
