@@ -107,12 +107,16 @@ def run_tests(recorder: Any) -> None:
     with recorder.measured(kind="tests") as row:
         command = [sys.executable, "-m", "pytest", *TESTS]
         output = []
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        with subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
             assert process.stdout is not None  # noqa: S101
             for line in process.stdout:
                 print(line, end="", file=sys.stderr, flush=True)
                 output.append(line.rstrip())
-        row["summary"] = next((line for line in reversed(output) if re.search(r"\d+ (passed|failed|skipped)", line)), "")
+        row["summary"] = next(
+            (line for line in reversed(output) if re.search(r"\d+ (passed|failed|skipped)", line)), ""
+        )
         row["failed"] = [line for line in output if line.startswith(("FAILED", "ERROR"))]
         row["code"] = process.returncode
 

@@ -72,9 +72,7 @@ def gradients(recorder: Recorder, model: Any, batch: list[TokenizedPair]) -> Non
     loss_32 = fixed = None
     for name, dtype, checkpointing in GRADIENTS:
         case = f"{name} {dtype}" + checkpointing * " checkpointing"
-        with recorder.measured(
-            kind="gradient", case=case, path=name, dtype=dtype, checkpointing=checkpointing
-        ) as row:
+        with recorder.measured(kind="gradient", case=case, path=name, dtype=dtype, checkpointing=checkpointing) as row:
             set_checkpointing(model, checkpointing)
             path = choose_path(model, 0, name)
             row["taken"] = path.name
@@ -194,7 +192,11 @@ def train(
         trainer.add_callback(Watch(recorder, model, case))
         start = time.perf_counter()
         trainer.train()
-        row |= {"seconds": time.perf_counter() - start, "taken": trainer.path.name, "checks": trainer.self_check_results}
+        row |= {
+            "seconds": time.perf_counter() - start,
+            "taken": trainer.path.name,
+            "checks": trainer.self_check_results,
+        }
         del trainer
     model.zero_grad(set_to_none=True)
     gc.collect()

@@ -27,7 +27,9 @@ def tables(record: dict[str, Any]) -> str:
     for part, rows in record["parts"].items():
         start = next((row for row in rows if row.get("kind") == "start"), {})
         seconds = record["seconds"].get(part)
-        head = f"### {part}: {start.get('device')}, torch {start.get('torch')}" + (f", {seconds:.0f} s" if seconds else "")
+        head = f"### {part}: {start.get('device')}, torch {start.get('torch')}" + (
+            f", {seconds:.0f} s" if seconds else ""
+        )
         failed = [f"- failed: {row.get('case') or row.get('setting', '')} {row.get('variant', '')}: {first(row['error'])}"
                   for row in rows if "error" in row]  # fmt: skip
         left = [row for row in rows if row.get("kind") == "left out"]
@@ -59,7 +61,9 @@ def kernels(rows: Rows) -> list[str]:
 
 def tests(rows: Rows) -> list[str]:
     """Return the tests' last line, and those that failed."""
-    return [line for row in rows if row.get("kind") == "tests" for line in (row.get("summary", ""), *row.get("failed", ()))]
+    return [
+        line for row in rows if row.get("kind") == "tests" for line in (row.get("summary", ""), *row.get("failed", ()))
+    ]
 
 
 def paths(rows: Rows) -> list[str]:
