@@ -164,7 +164,9 @@ def measure(recorder: Recorder, case: Case, row: dict[str, Any]) -> None:
     row["off"], row["off_token"] = ([each[k] for each in ours] for k in (0, 1))
     row["plain"], row["plain_token"] = ([each[k] for each in theirs] for k in (0, 1))
     least = torch.finfo(dtype).eps / 8  # where the plain one is exact by luck
-    row["ratio"] = max(a / max(b, least) for pair in zip(ours, theirs, strict=False) for a, b in zip(*pair, strict=True))
+    row["ratio"] = max(
+        a / max(b, least) for pair in zip(ours, theirs, strict=False) for a, b in zip(*pair, strict=True)
+    )
     del usual, expected, found
     times = []
     with recorder.memory(row):

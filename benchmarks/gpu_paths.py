@@ -1,9 +1,9 @@
 """Part `paths` of benchmarks/gpu.py: gradients, steps, memory and compiled graphs of every path in a model.
 
-First the gradient of one batch, of every path and type, against the padded path's in float32. Then RPOTrainer as a user
-runs it, bfloat16 autocast over float32 weights, reference computed before: eight updates of six pairs of
-UltraFeedback-like lengths, but the sixth, which is one pair of 40 tokens. The learning rate is 0, so that every run starts
-from the same weights and the preference term stays ln 2 but for rounding.
+First the gradient of one batch, of every path and type, against the padded path's in float32. Then RPOTrainer as a
+user runs it, bfloat16 autocast over float32 weights, the reference computed before: eight updates of six pairs of
+UltraFeedback-like lengths, but the sixth, which is one pair of 40 tokens. The learning rate is 0, so that every run
+starts from the same weights and the preference term stays ln 2 but for rounding.
 """
 
 from __future__ import annotations
@@ -72,9 +72,7 @@ def gradients(recorder: Recorder, model: Any, batch: list[TokenizedPair]) -> Non
     loss_32 = fixed = None
     for name, dtype, checkpointing in GRADIENTS:
         case = f"{name} {dtype}" + checkpointing * " checkpointing"
-        with recorder.measured(
-            kind="gradient", case=case, path=name, dtype=dtype, checkpointing=checkpointing
-        ) as row:
+        with recorder.measured(kind="gradient", case=case, path=name, dtype=dtype, checkpointing=checkpointing) as row:
             set_checkpointing(model, checkpointing)
             path = choose_path(model, 0, name)
             row["taken"] = path.name
@@ -194,7 +192,11 @@ def train(
         trainer.add_callback(Watch(recorder, model, case))
         start = time.perf_counter()
         trainer.train()
-        row |= {"seconds": time.perf_counter() - start, "taken": trainer.path.name, "checks": trainer.self_check_results}
+        row |= {
+            "seconds": time.perf_counter() - start,
+            "taken": trainer.path.name,
+            "checks": trainer.self_check_results,
+        }
         del trainer
     model.zero_grad(set_to_none=True)
     gc.collect()
