@@ -159,6 +159,8 @@ def run_part(part: str, arguments: argparse.Namespace, environment: dict[str, st
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         reader.join(5)
+        if not reader.is_alive():
+            process.stdout.close()
         if process.returncode:
             print(f"[{part}] {group} ended with {process.returncode}; see log.txt", flush=True)
 

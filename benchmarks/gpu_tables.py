@@ -152,8 +152,9 @@ def profile(rows: Rows, *, brief: bool) -> list[str]:
     for row in rows:
         if row.get("kind") == "profile" and "shares" in row:
             shares = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in row["shares"].items())
-            about = f"{row['variant']}: {1e3 * row['seconds']:.0f} ms a step, the GPU busy for {row['busy_ms']:.0f} of them "
-            found += [about + f"(idle {100 * row['idle_share']:.0f} % of a profiled step): {shares}.", ""]
+            times = f"{1e3 * row['seconds']:.0f} ms a step, the GPU busy for {row['busy_ms']:.0f} of them"
+            idle = f"idle {100 * row['idle_share']:.0f} % of a profiled one"
+            found += [f"{row['variant']}: {times} ({idle}): {shares}.", ""]
             lines = [[f"{each['ms']:.2f}", str(each["calls"]), each["kind"], f"`{each['name'][:90]}`"]
                      for each in row["kernels"][: 8 if brief else 25]]  # fmt: skip
             found += table(["ms", "calls", "kind", "kernel"], lines)
