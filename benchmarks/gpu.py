@@ -13,13 +13,14 @@ Parts, each a process of its own with a time limit (NAME=SECONDS gives another):
   profile  one step of the shared path, kernel by kernel
 
 A part writes FOLDER/<part>.jsonl line by line, so that what a killed part had measured is there; what the parts say
-is in FOLDER/log.txt. At the end everything is in FOLDER/gpu.json, and the tables are printed. --dry runs all of it on a CPU
-with tiny shapes.
+is in FOLDER/log.txt. At the end everything is in FOLDER/gpu.json, and tables are printed; benchmarks/gpu_tables.py
+prints all of them. --dry runs the whole of it on a CPU with tiny shapes.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -58,6 +59,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", default=[*PARTS], metavar="NAME[=SECONDS]", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--wheels", type=Path, default=None, help="a folder of wheels to put on the path")
     parser.add_argument("--dry", action="store_true", help="tiny shapes on the CPU")
+    parser.add_argument("--commit", default=None, help="recorded where this checkout knows of none")
     parser.add_argument("--run", default=None, help=argparse.SUPPRESS)  # PART:GROUP, in its own process
     arguments = parser.parse_args(argv)
     parts = {}
@@ -75,10 +77,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run_here(arguments: argparse.Namespace) -> None:
     """Run the part and group that --run names."""
+    import torch
     import transformers
     from gpu_record import Recorder
 
     part, group = arguments.run.split(":")
+    if not arguments.dry and not torch.cuda.is_available():
+        raise SystemExit("benchmarks/gpu.py: expected a CUDA GPU, got none that torch sees. --dry runs on a CPU.")
     transformers.logging.set_verbosity_error()
     recorder = Recorder(part, arguments.output / f"{part}.jsonl", arguments.parts[part], dry=arguments.dry)
     if part == "kernels":
@@ -110,8 +115,7 @@ def run_tests(recorder: Any) -> None:
         with subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as process:
-            assert process.stdout is not None  # noqa: S101
-            for line in process.stdout:
+            for line in process.stdout or ():
                 print(line, end="", file=sys.stderr, flush=True)
                 output.append(line.rstrip())
         row["summary"] = next(
@@ -151,12 +155,12 @@ def run_part(part: str, arguments: argparse.Namespace, environment: dict[str, st
         except subprocess.TimeoutExpired:
             print(f"[{part}] {group} ended after its {seconds:.0f} s", flush=True)
         finally:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             process.wait()
         reader.join(5)
+        if not reader.is_alive():
+            process.stdout.close()
         if process.returncode:
             print(f"[{part}] {group} ended with {process.returncode}; see log.txt", flush=True)
 
@@ -218,9 +222,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             start = time.perf_counter()
             run_part(part, arguments, parts_environment, log)
             took[part] = round(time.perf_counter() - start, 1)
-    record = {"environment": environment(), "seconds": took, "parts": read(arguments.output)}
+    found = environment() | ({"commit": arguments.commit} if arguments.commit else {})
+    record = {"environment": found, "dry": arguments.dry, "seconds": took, "parts": read(arguments.output)}
     (arguments.output / "gpu.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print("\n" + tables(record), flush=True)
+    print("\n" + tables(record, brief=True), flush=True)
     return 0
 
 

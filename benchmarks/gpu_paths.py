@@ -1,9 +1,9 @@
 """Part `paths` of benchmarks/gpu.py: gradients, steps, memory and compiled graphs of every path in a model.
 
-First the gradient of one batch, of every path and type, against the padded path's in float32. Then RPOTrainer as a user
-runs it, bfloat16 autocast over float32 weights, reference computed before: eight updates of six pairs of
-UltraFeedback-like lengths, but the sixth, which is one pair of 40 tokens. The learning rate is 0, so that every run starts
-from the same weights and the preference term stays ln 2 but for rounding.
+First the gradient of one batch, of every path and type, against the padded path's in float32. Then RPOTrainer as a
+user runs it, bfloat16 autocast over float32 weights, the reference computed before: eight updates of six pairs of
+UltraFeedback-like lengths, but the sixth, which is one pair of 40 tokens. The learning rate is 0, so that every run
+starts from the same weights and the preference term stays ln 2 but for rounding.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Part `profile` of benchmarks/gpu.py: one step of the shared path at 1B, kernel by kernel.
 
-Kernels are told apart by their names. The head's matrix products have the names of the layers': the head is profiled once
-more on its own, at the step's shapes, and what it takes is subtracted from the kind its kernels are of.
+Kernels are told apart by their names. The head's matrix products have the names of the layers': the head is profiled
+once more on its own, at the step's shapes, and what it takes is subtracted from the kind its kernels are of. A live
+reference's head stays among the layers.
 """
 
 from __future__ import annotations
@@ -64,18 +65,18 @@ def head_alone(policy: Any, tokens: int, device: str) -> None:
 
 
 def kernels_of(recorder: Recorder, step: Callable[[], Any]) -> list[tuple[str, float, float]]:
-    """Return name, start and duration (us) of every kernel of a step; on a CPU, of operators that call no other."""
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (recorder.device == "cuda")
+    """Return name, start and duration (us) of every kernel of a step; on a CPU, of operators without what they call."""
+    activities = [ProfilerActivity.CUDA if recorder.device == "cuda" else ProfilerActivity.CPU]
     step()
     recorder.synchronize()
     with profile(activities=activities) as profiler:
         step()
         recorder.synchronize()
-    kind = torch.autograd.DeviceType.CUDA if recorder.device == "cuda" else torch.autograd.DeviceType.CPU
-    events: Any = [event for event in profiler.events() if event.device_type == kind]
+    events: Any = [event for event in profiler.events() if not getattr(event, "is_user_annotation", False)]
     if recorder.device == "cpu":
-        events = [event for event in events if not event.cpu_children]
-    return [(event.name, event.time_range.start, event.time_range.elapsed_us()) for event in events]
+        return [(event.name, event.time_range.start, event.self_cpu_time_total) for event in events]
+    kernels = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    return [(event.name, event.time_range.start, event.time_range.elapsed_us()) for event in kernels]
 
 
 def kind_of(name: str) -> str:

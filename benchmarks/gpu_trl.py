@@ -19,7 +19,7 @@ import transformers
 import vs_trl
 from gpu_paths import set_checkpointing, size_of
 from gpu_record import Recorder
-from vs_trl_machine import gemm_rate
+from vs_trl_machine import DENSE_BF16_FLOPS, gemm_rate
 from vs_trl_sides import OURS, THEIRS, make_variants
 from vs_trl_workload import LLAMA, Batch, make_batches, needed_flops, own_shapes
 
@@ -124,13 +124,13 @@ def take(
             variant.known = {}
     if "TRL default" in variants or "TRL cached" in variants:
         recorder.row(kind="trl", setting=setting, head=trl_head(recorder.device))
-    rates: list[float] = []
     for turn, batch in enumerate(batches):
         groups = [group_of(pair) for pair in batch]
         if turn == 1:
             with recorder.measured(kind="rate", setting=setting) as row:
-                rates.append(gemm_rate(own_shapes(policy, groups), torch.bfloat16, recorder.device))
-                row["own_shapes"] = rates[0]
+                rate = gemm_rate(own_shapes(policy, groups), torch.bfloat16, recorder.device)
+                row["own_shapes"] = rate
+                row["peak"] = next((flops for kind, flops in DENSE_BF16_FLOPS.items() if kind in recorder.name), None)
         if turn > 1 and recorder.left() < 6:
             recorder.row(kind="left out", setting=setting, batch=turn)
             break
