@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -49,7 +50,7 @@ PARTS: dict[str, tuple[float, tuple[str, ...]]] = {
 }
 TESTS = ["tests/llm/test_cuda.py", "tests/llm/test_attention.py", "-k", "cuda or bf16 or 1b"]
 # Warnings of torch's compiler are errors under the tests' configuration.
-TESTS += ["-q", "-p", "no:cacheprovider", "-W", "default::DeprecationWarning", "-W", "default::UserWarning"]
+TESTS += ["-v", "-p", "no:cacheprovider", "-W", "default::DeprecationWarning", "-W", "default::UserWarning"]
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -111,6 +112,8 @@ def run_tests(recorder: Any) -> None:
     """Run the CUDA tests; what pytest says is in the log."""
     with recorder.measured(kind="tests") as row:
         command = [sys.executable, "-m", "pytest", *TESTS]
+        if importlib.util.find_spec("xdist") and not recorder.dry:
+            command += ["-n", "8"]  # compilers of kernels side by side
         output = []
         with subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
