@@ -6,6 +6,7 @@ import inspect
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,18 @@ def test_no_modules_import_one_another_in_a_circle() -> None:
 )
 def test_the_search_for_circles_finds_them(sources: dict[str, str], found: list[set[str]]) -> None:
     assert circles(sources) == found
+
+
+def test_every_file_beside_the_code_goes_into_the_wheel_py_typed_among_them() -> None:
+    declared = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    packed = {
+        path
+        for package, patterns in declared.items()
+        for pattern in patterns
+        for path in PACKAGE.parent.joinpath(*package.split(".")).glob(pattern)
+    }
+    beside = {path for path in PACKAGE.rglob("*.*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert PACKAGE / "py.typed" in beside and packed == beside
 
 
 def test_user_input_is_never_asserted() -> None:

@@ -219,7 +219,7 @@ class SoftmaxPolicy(ABC):
 
 
 class TabularSoftmaxPolicy(SoftmaxPolicy):
-    """One logit a prompt and response. parameters: (X, A), zero at the reference."""
+    """One logit per prompt and response. parameters: (X, A), zero at the reference."""
 
     def __init__(self, problem: ContextualBandit, parameters: Array | None = None) -> None:
         checks.instance("problem", problem, ContextualBandit)

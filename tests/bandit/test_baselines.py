@@ -14,6 +14,7 @@ from scipy.special import expit
 
 from rpo.bandit import instances
 from rpo.bandit.baseline import Baseline
+from rpo.bandit.baselines.catalogue import list_baselines
 from rpo.bandit.baselines.chi_squared import ChiSquaredPO, chi_squared_policy
 from rpo.bandit.baselines.ensembles import RewardEnsemble, bootstrap, combine
 from rpo.bandit.baselines.pessimism import EllipticGame, PessimisticMLE, covariance
@@ -24,7 +25,6 @@ from rpo.bandit.baselines.plain import (
     PlugIn,
     ReferencePolicy,
     best_of_n_policy,
-    list_baselines,
     maximum_likelihood,
 )
 from rpo.bandit.data import PreferenceCounts

@@ -238,7 +238,7 @@ def test_a_store_can_be_read_as_recorded_verdicts(tmp_path: Path) -> None:
         (
             '{"prompt": "p", "first": "a", "second": "b", "verdict": "tie"}\n'
             '{"prompt": "p", "first": "a", "second": "b", "verdict": "first"}\n',
-            "line 2: expected one verdict a question, got 'first' after 'tie'",
+            "line 2: expected one verdict per question, got 'first' after 'tie'",
         ),
     ],
 )

@@ -1,6 +1,6 @@
 """Pairs and what is known about them, put together into batches of tensors.
 
-Shapes: B pairs; m responses a prompt, the chosen one first, then the rejected, then those under pi_base.
+Shapes: B pairs; m responses per prompt, the chosen one first, then the rejected, then those under pi_base.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`PairTrainer`: a model, tokenised pairs, and a loss that is one mean over each update's global batch.
 
-Shapes: B pairs of a micro-batch; m scores a pair.
+Shapes: B pairs of a micro-batch; m scores per pair.
 """
 
 from __future__ import annotations

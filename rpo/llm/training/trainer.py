@@ -1,6 +1,6 @@
 """`PreferenceTrainer`: an objective of `rpo.core` on a causal language model, on transformers' Trainer.
 
-Shapes: B pairs of a micro-batch; m responses a prompt: chosen, rejected, then those under pi_base.
+Shapes: B pairs of a micro-batch; m responses per prompt: chosen, rejected, then those under pi_base.
 """
 
 from __future__ import annotations
