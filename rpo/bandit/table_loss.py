@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rpo.bandit.data import Index
 from rpo.bandit.policies import SoftmaxPolicy
 from rpo.bandit.solver.blocks import PromptBlock, blocks
 from rpo.bandit.solver.newton import Derivatives
@@ -92,7 +93,7 @@ class TableLoss:
                 h += centred.T @ inner @ centred - q.sum() * (design.T @ (pi[:, None] * centred))
         return total, g, h
 
-    def _slopes(self, block: PromptBlock, mine: Array, slope: Array) -> Array:
+    def _slopes(self, block: PromptBlock, mine: Index, slope: Array) -> Array:
         q = -self.objective.anchor.weight * block.d * block.base
         for k, index in enumerate((block.chosen, block.rejected)):
             np.add.at(q, index, self.weights[mine] * slope[k, mine])
