@@ -68,7 +68,10 @@ class Command(NamedTuple):
     def settle(self, given: Given) -> Choice | None:
         """Return the objective that the options name, of a command that takes one."""
         parameter = inspect.signature(self.function).parameters.get(OBJECTIVE)
-        return None if parameter is None else given.settle(OBJECTIVE, objectives(self.also), parameter.default)
+        if parameter is None:
+            return None
+        given.refuse_foreign("training")
+        return given.settle(OBJECTIVE, objectives(self.also), parameter.default)
 
 
 OBJECTIVE = "objective"

@@ -161,6 +161,7 @@ def test_what_gives_way_is_said_and_the_rest_of_its_file_stays_as_it_was(here: P
         ([*SOLVE, "--objective", "FDPO", "--objective.divergence", "js"], ["objective.divergence", "JensenShannon"]),
         ([*SOLVE, "--objective", "FDPO", "--objective.divergence.alpha", "0.5"],
          ["objective.divergence.alpha", "JensenShannon (it has none)"]),
+        ([*SOLVE, "--objective", "DPO", "--objective.divergence", "KL"], ["objective.divergence", "(beta, base)"]),
         ([*SOLVE, "--objective", "FDPO", "--objective.divergence", "ChiSquared"], ["divergence", "f'(0) = -inf"]),
         ([*SOLVE, "--objective", "SimPO"], ["objective", "convex program", "SimPO"]),
         (["compare", "--output", "unused", "--objective", "IPO"], ["objective", "RPO"]),
@@ -188,7 +189,7 @@ def test_only_the_module_of_the_method_named_is_imported(arguments: list[str]) -
         "print(*(name for name in sys.modules if name.startswith('rpo.methods.') or name == 'torch'))"
     )
     done = subprocess.run([sys.executable, "-c", code.format(arguments)], capture_output=True, text=True, check=True)
-    found = set(done.stdout.splitlines()[-1].split()) - {"rpo.methods.registry"}
+    found = set(done.stdout.splitlines()[-1].split()) - {"rpo.methods.registry", "rpo.methods.foreign"}
     assert found == ({"rpo.methods.pairs"} if "IPO" in arguments else set())
 
 
@@ -199,3 +200,23 @@ def test_solve_records_the_name_and_every_field(here: Path) -> None:
     assert yaml.safe_load((here / "a" / "config.yaml").read_text())["objective"] == expected
     assert run("solve", "--config", "a/config.yaml", "--output", "b")[0] == 0
     assert (here / "a" / "policy.csv").read_bytes() == (here / "b" / "policy.csv").read_bytes()
+
+
+def test_names_of_trls_losses_answer_with_the_method(here: Path) -> None:
+    """On the line, in a file, among the trainer's arguments and among an objective's fields: one sentence each."""
+    (here / "c.yaml").write_text("training: {label_smoothing: 0.1, max_steps: 3}\nrpo_alpha: 1.0\n")
+    found = lines(
+        *TRAIN, "--config", "c.yaml", "--training.loss_type", "ipo", "--simpo_gamma=1", "--objective.ld_alpha", "0.5",
+        "--typo", "1",
+    )  # fmt: skip
+    expected = {
+        "training.label_smoothing": "epsilon of RobustDPO, EXO or ConservativeDPO",
+        "error: rpo_alpha": "eta = rpo_alpha / beta",
+        "training.loss_type": "IPO (ipo, with per_token)",
+        "error: simpo_gamma": "SimPO, whose gamma",
+        "objective.ld_alpha": "RDPO corrects for length",
+        "--typo": "unrecognized",
+    }
+    assert len(found) == len(expected), found
+    for name, words in expected.items():
+        assert sum(name in line and words in line for line in found) == 1, (name, found)

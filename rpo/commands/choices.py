@@ -23,6 +23,7 @@ from rpo.core import divergences
 from rpo.core.checks import imported
 from rpo.core.errors import InvalidArgument, RPOError, shown
 from rpo.core.objectives import Objective
+from rpo.methods.foreign import OPTIONS, refusal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,17 +109,18 @@ class _File:
     def at(self, key: str) -> Any:
         """Return the value of a dotted key; None where there is none."""
         found = self.content
-        for part in key.split("."):
+        for part in key.split(".") if key else ():
             found = found.get(part) if isinstance(found, dict) else None
         return found
 
     def put(self, key: str, value: Any) -> None:
         """Have the parser read another value there: it is given the whole content, quoted, in the file's place."""
-        *path, last = key.split(".")
-        home = self.content
+        home = {"": self.content}
+        *path, last = f".{key}".split(".") if key else [""]
         for part in path:
             home = home[part]
         home[last] = value
+        self.content = value if not key else self.content
         quoted = yaml.safe_dump(self.content, default_style='"', sort_keys=False)
         self.tokens[:] = [f"--config={quoted}"]
 
@@ -144,6 +146,12 @@ class Given:
         """The tokens, as the parser is to read them."""
         return [token for tokens in self.options for token in tokens]
 
+    def refuse_foreign(self, *homes: str) -> None:
+        """Take out options of other trainers, alone or under `homes`: a mistake each, which says what they are here."""
+        for home in ("", *homes):
+            prefix = f"{home}." if home else ""
+            self.mistakes += [refusal(prefix + name, "this command") for name in self._drop(home, OPTIONS.__contains__)]
+
     def settle(self, key: str, kind: Kind, default: Any) -> Choice:
         """Return the choice for `key`; default: an instance, which holds where nothing is named."""
         own = type(default).__name__
@@ -164,7 +172,7 @@ class Given:
                     f"{key}.{unknown}",
                     expected=f"a field of {kind.__name__} ({', '.join(known) or 'it has none'})",
                     got="another name",
-                    remedy="Check the spelling.",
+                    remedy=OPTIONS.get(unknown, "Check the spelling."),
                 )
             )
         # A method has its own defaults; of the command's it takes what it has none for.
@@ -227,11 +235,11 @@ class Given:
             if here:
                 file.put(key, {one: item for one, item in given.items() if one not in here})
             found += here
-        for tokens in self.options:
-            name = _key(tokens)
-            if name.startswith(f"{key}.") and which(part := name[len(key) + 1 :].split(".")[0]):
+        for tokens in list(self.options):
+            name, prefix = _key(tokens), f"{key}." if key else ""
+            if name.startswith(prefix) and which(part := name[len(prefix) :].split(".")[0]):
                 found.append(part)
-                tokens.clear()
+                self.options.remove(tokens)
         return list(dict.fromkeys(found))
 
 
@@ -262,8 +270,7 @@ def _default(item: Any) -> Any:
 
 
 def _key(tokens: Sequence[str]) -> str:
-    first = tokens[0] if tokens else ""
-    return first.removeprefix("--").partition("=")[0] if first.startswith("--") else ""
+    return tokens[0].removeprefix("--").partition("=")[0] if tokens[0].startswith("--") else ""
 
 
 def _value(tokens: Sequence[str]) -> str:
