@@ -1,6 +1,6 @@
 """Pairs and what is known about them, put together into batches of tensors.
 
-Shapes: B pairs; m responses a prompt, the chosen one first, then the rejected, then those under pi_base.
+Shapes: B pairs; m responses per prompt, the chosen one first, then the rejected, then those under pi_base.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rpo.core.errors import InvalidArgument
 from rpo.llm.data.pairs import TokenizedPair
-from rpo.llm.logps.scoring import Path, PromptGroup
+from rpo.llm.logps.scoring import PromptGroup, ScoringPath
 
 CHOSEN, REJECTED = 0, 1
 
@@ -67,7 +67,7 @@ class PairCollator:
     (B, 2) log-probabilities a `PairDataset` knows.
     """
 
-    path: Path
+    path: ScoringPath
     group_of: Callable[[TokenizedPair], PromptGroup] = group_of
     tokens_of: Callable[[TokenizedPair], float] = lambda pair: 1.0
     positions: int | None = None

@@ -1,11 +1,11 @@
 """`PreferenceTrainer`: an objective of `rpo.core` on a causal language model, on transformers' Trainer.
 
-Shapes: B pairs of a micro-batch; m responses a prompt: chosen, rejected, then those under pi_base.
+Shapes: B pairs of a micro-batch; m responses per prompt: chosen, rejected, then those under pi_base.
 """
 
 from __future__ import annotations
 
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from rpo.llm.data import PairStream, PreparedPairs
 from rpo.llm.data.collate import CHOSEN, REJECTED, PairCollator, PairDataset
 from rpo.llm.diagnostics import displacement_values, split_gradients
 from rpo.llm.logps.packing import choose_path
-from rpo.llm.logps.scoring import Path, pad_token
+from rpo.llm.logps.scoring import ScoringPath, pad_token
 from rpo.llm.models import load_tokenizer
 from rpo.llm.models.adapters import with_adapter
 from rpo.llm.models.movement import load_to_train
@@ -30,7 +30,7 @@ from rpo.llm.training.arguments import check_objects, own_config
 from rpo.llm.training.callbacks import DisplacementEarlyStopping, SampledKLCallback
 from rpo.llm.training.config import RPOConfig
 from rpo.llm.training.pair_trainer import PairTrainer
-from rpo.llm.training.policy_base import BaseSlots, with_samples
+from rpo.llm.training.pi_base import BaseSlots, with_samples
 from rpo.llm.training.selfcheck import check_start
 
 
@@ -58,7 +58,7 @@ class PreferenceTrainer(PairTrainer):
         objective: Objective | None = None,
         peft_config: Any = None,
         ref_adapter_name: str | None = None,
-        path: Path | None = None,
+        path: ScoringPath | None = None,
         callbacks: list[Any] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
@@ -68,7 +68,7 @@ class PreferenceTrainer(PairTrainer):
         self.needs_reference = "reference" in resolved.needs
         self.base = BaseSlots(args.base_slots(resolved.anchor.role), args.base_num_samples)
         self._base_column = args.base_column if "column" in self.base.sources else None
-        if isinstance(model, (str, FilePath)):
+        if isinstance(model, (str, Path)):
             processing_class = load_tokenizer(model) if processing_class is None else processing_class
             model = load_to_train(model, args.model_init_kwargs, peft_config)
         require_causal(model)
@@ -155,7 +155,7 @@ class PreferenceTrainer(PairTrainer):
                 remedy="Pass it to the trainer at first, or set precompute_ref_log_probs=False.",
             )
         data.scored = True
-        given = None if args.ref_logps_cache is None else FilePath(args.ref_logps_cache)
+        given = None if args.ref_logps_cache is None else Path(args.ref_logps_cache)
         scorer = ReferencePass(
             self.accelerator,
             self.path,
@@ -174,7 +174,7 @@ class PreferenceTrainer(PairTrainer):
             data.pairs = PreparedPairs(with_samples(data.pairs, drawn))
         if args.precompute_ref_log_probs and self.needs_reference:
             # A file of our own from an earlier run in this folder gives way; one that was named does not.
-            file = FilePath(args.output_dir) / CACHE_NAME if given is None else given
+            file = Path(args.output_dir) / CACHE_NAME if given is None else given
             strict = given is not None
             data.known["reference_logps"] = scorer.logps(self.reference, data.pairs, file=file, strict=strict)
         # Where the policy started is known from the reference, or scored where displacement is to be measured.
