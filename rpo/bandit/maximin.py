@@ -8,8 +8,8 @@ from typing import Any, overload
 
 import numpy as np
 
+from rpo.bandit.baseline import Baseline, PolicyResult
 from rpo.bandit.data import PreferenceCounts
-from rpo.bandit.method import Baseline, PolicyResult
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, RewardClass, Unconstrained
 from rpo.bandit.solver.certificate import (
@@ -68,8 +68,8 @@ class Solution:
 
     @property
     def evidence(self) -> str:
-        """What the answer rests on: "certified", a gap within tolerance, or "stationary" where it is not."""
-        return "certified" if self.status == "certified" else "stationary"
+        """What the answer rests on: "certified", a gap within tolerance; else "none"."""
+        return "certified" if self.status == "certified" else "none"
 
     @property
     def logps(self) -> Array:

@@ -2,7 +2,7 @@
 
 u = pi / pi_ref is a ratio and h = log u, in nats. Every f is normalised to f(1) = f'(1) = 0, so that adding a
 constant to f' or a multiple of u - 1 to f changes nothing. Source: Wang et al. 2024 (arXiv 2309.16240), Table 1.
-What a solver asks of a divergence, `reply` and what follows, is proved in docs/theory.md, section 10.
+What a solver asks of a divergence, `reply` and what follows, is proved in docs/theory.md, section 11.
 """
 
 from __future__ import annotations

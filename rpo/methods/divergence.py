@@ -65,7 +65,7 @@ class FRPO(LogRatioMethod):
     The second term is the Bregman divergence of pi from pi_base up to a constant, for the KL, and only there, RPO's SFT
     term. beta: > 0, comparable across divergences as for FDPO. eta: >= 0. base: as RPO's. With a divergence that gives
     some responses no mass, ChiSquared(), only `rpo.bandit.solve` takes it; with any but the KL no language model, where
-    the mean over pi_ref would be one over samples. Raises InvalidArgument. Source: docs/theory.md, section 10.
+    the mean over pi_ref would be one over samples. Raises InvalidArgument. Source: docs/theory.md, section 11.
     """
 
     eta: float

@@ -171,7 +171,7 @@ def test_minus_the_base_value_is_the_bregman_divergence_up_to_a_constant(f: Dive
 @every
 @pytest.mark.parametrize("measure", ["reference", "counting"])
 def test_the_modulus_bounds_the_divergence_and_is_reached(f: Divergence, measure: str) -> None:
-    """1 / sup of sum ref / f''(u), f'' = 1 / (du/ds): no policy exceeds it; the rarest response or pi ~ ref reaches it."""
+    """1 / sup of sum ref / f''(u), f'' = 1 / (du/ds): the rarest response or pi ~ ref reaches it."""
     reference, scaled, others = bandits()
     if measure == "counting":
         reference = np.ones_like(reference)
@@ -191,7 +191,7 @@ def test_the_modulus_bounds_the_divergence_and_is_reached(f: Divergence, measure
 
 @every
 def test_a_plain_sft_term_is_convex_in_the_reward_under_the_kl_and_the_chi_squared_alone(f: Divergence) -> None:
-    """docs/theory.md, Theorem 15, at midpoints of 2,000 pairs of rewards of two responses."""
+    """docs/theory.md, Theorem 18, at midpoints of 2,000 pairs of rewards of two responses."""
     rewards = np.random.default_rng(0).normal(scale=3.0, size=(2, 2_000, 2))
     log_half = np.log(np.full((2_000, 2), 0.5))
 

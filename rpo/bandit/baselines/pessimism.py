@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from rpo.bandit.baseline import Baseline, PolicyResult
 from rpo.bandit.baselines.plain import check_fields, likelihood_evidence, likelihood_sentence, maximum_likelihood
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.maximin import Solution, default_class
-from rpo.bandit.method import Baseline, PolicyResult
 from rpo.bandit.problem import ContextualBandit
-from rpo.bandit.reward_class import LinearBall, RewardClass, Unconstrained
+from rpo.bandit.reward_class import LinearBall, RewardClass, RewardSet
 from rpo.bandit.solver.saddle import PROMPT_WEIGHTS
 from rpo.core import checks
 from rpo.core.checks import Array
@@ -66,7 +66,7 @@ class PessimisticMLE(Baseline):
             object.__setattr__(self, "ridge", checks.positive("ridge", self.ridge))
         object.__setattr__(self, "scale", checks.positive("scale", self.scale))
         object.__setattr__(self, "delta", checks.fraction("delta", self.delta))
-        if isinstance(self.reward_class, Unconstrained) and self.radius is None:
+        if self.radius is None and isinstance(self.reward_class, RewardSet) and not self.reward_class.bounded:
             raise InvalidArgument(
                 "radius",
                 expected="a radius, since the class has no bound to compute the paper's from",
@@ -183,7 +183,7 @@ class EllipticGame:
     def maximise(self, support: Any, solver: str) -> tuple[Array, float, float, str]:
         """Return (policy, worst-case value, duality gap, "closed form" or the solver's status).
 
-        A single response a prompt that is best against its own worst theta is optimal, in closed form;
+        A single response per prompt that is best against its own worst theta is optimal, in closed form;
         otherwise the adversary's cone program is solved and the policy read off its multipliers. Every
         candidate is judged by `lower`, every theta by `upper`: the gap trusts no solver.
         """

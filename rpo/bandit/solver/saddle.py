@@ -1,6 +1,6 @@
 """The saddle function phi(pi, r) of the paper, with everything it depends on resolved to arrays.
 
-The paper's divergence is the KL and its loss Bradley-Terry's; here both are the objective's (docs/theory.md, 9 and 10).
+The paper's divergence is the KL and its loss Bradley-Terry's; here both are the objective's (docs/theory.md, 9 and 11).
 
 Shapes: X prompts, A responses, K distinct (prompt, chosen, rejected) triples. Rewards in log-odds.
 """

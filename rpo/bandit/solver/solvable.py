@@ -14,7 +14,7 @@ def require_solvable(value: object, name: str = "objective") -> Objective:
     """Return `value`, or refuse an objective whose maximin is not the convex program that `solve` certifies.
 
     What is taken: a convex loss of the margin of rewards beta * f'(pi / pi_ref), of known slopes, and a penalty of
-    weight >= 0 by the same divergence (docs/theory.md, sections 9 and 10). cvxpy must agree that the loss is convex.
+    weight >= 0 by the same divergence (docs/theory.md, sections 9 and 11). cvxpy must agree that the loss is convex.
     Raises InvalidArgument.
     """
     objective = require_objective(value, name)
