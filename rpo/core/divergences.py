@@ -78,11 +78,11 @@ class Divergence(ABC):
 
     def shift(self, scaled: Array, log_reference: Array) -> Array:
         """Return Z (...,) with sum_a ref_a (f')^{-1}(scaled_a - Z) = 1."""
-        return normaliser(self, scaled, log_reference)[1]
+        return normaliser(self.link, self.ratio, scaled, log_reference)[1]
 
     def reply(self, scaled: Array, log_reference: Array) -> Reply:
         """Return the policy that maximises <pi, r> - beta D_f(pi || ref): ref_a (f')^{-1}(scaled_a - Z)."""
-        s, _ = normaliser(self, scaled, log_reference)
+        s, _ = normaliser(self.link, self.ratio, scaled, log_reference)
         logps = log_reference + self.log_ratio(s)
         logps = logps - logsumexp(logps, axis=-1, keepdims=True)
         slope = np.exp(log_reference) * self.ratio(s)[1]

@@ -5,14 +5,12 @@ Shapes: ... any leading shape (prompts, instances), A responses.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rpo.core.checks import Array
-
-if TYPE_CHECKING:
-    from rpo.core.divergences import Divergence
 
 MAX_STEPS = 200
 EPS = float(np.finfo(np.float64).eps)
@@ -33,10 +31,12 @@ class Reply(NamedTuple):
     total: Any
 
 
-def normaliser(divergence: Divergence, scaled: Array, log_measure: Array) -> tuple[Array, Array]:
-    """Return (s (..., A), Z (...,)), s = scaled - Z, with sum_a measure_a u(s_a) = 1, u = (f')^{-1}; s = 0 off support.
+def normaliser(
+    link: Callable[[Any], Any], ratio: Callable[[Array], tuple[Array, Array]], scaled: Array, log_measure: Array
+) -> tuple[Array, Array]:
+    """Return (s (..., A), Z (...,)), s = scaled - Z, with sum_a measure_a u(s_a) = 1; s = 0 off the support.
 
-    The sum falls in Z. It is at least one where a single response would take all mass, at most one where all ratios
+    link: f'(exp(h)). ratio: u = (f')^{-1} and its slope; both as a divergence has them. The sum falls in Z. It is at least one where a single response would take all mass, at most one where all ratios
     are 1 / total: a bracket, which keeps every s below f's top. u is convex for the divergences here, so Newton's
     steps from the left do not pass the root; a step that leaves the bracket is replaced by its middle.
     """
@@ -50,13 +50,13 @@ def normaliser(divergence: Divergence, scaled: Array, log_measure: Array) -> tup
     mass = np.exp(log_mass)
     total = mass.sum(axis=1)
     with np.errstate(over="ignore"):
-        alone = divergence.link(-np.where(inside, log_mass, 0.0))
+        alone = link(-np.where(inside, log_mass, 0.0))
     low = np.where(inside, y - alone, -np.inf).max(axis=1)
-    high = np.maximum(low, -divergence.link(-np.log(total)))
-    z = np.clip((mass * y).sum(axis=1) / total - divergence.link(-np.log(total)), low, high)
+    high = np.maximum(low, -link(-np.log(total)))
+    z = np.clip((mass * y).sum(axis=1) / total - link(-np.log(total)), low, high)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         for _ in range(MAX_STEPS):
-            u, slope = divergence.ratio(np.where(inside, y - z[:, None], 0.0))
+            u, slope = ratio(np.where(inside, y - z[:, None], 0.0))
             excess = (mass * u).sum(axis=1) - 1.0
             low, high = np.where(excess > 0, z, low), np.where(excess < 0, z, high)
             moved = z + excess / (mass * slope).sum(axis=1)
