@@ -11,7 +11,7 @@ import numpy as np
 from rpo.bandit.baseline import Baseline, PolicyResult
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.problem import ContextualBandit
-from rpo.bandit.reward_class import Box, RewardClass, Unconstrained
+from rpo.bandit.reward_class import Box, RewardClass
 from rpo.bandit.solver.certificate import (
     RELATIVE_GAP,
     TV_BOUND,
@@ -168,7 +168,7 @@ def _solve_maximin(
     saddle = build_saddle(
         problem, data, objective, reward_class, prompt_weights=prompt_weights, base_policy=base_policy
     )
-    if isinstance(reward_class, Unconstrained):
+    if not reward_class.bounded:
         existence = minimizer_exists(saddle)
         if not existence.exists:
             named = _labels(problem, existence)
@@ -218,7 +218,7 @@ def _solve_maximin(
         certificate=certificate,
         program_certificate=program_certificate,
         programs=programs,
-        active=not isinstance(reward_class, Unconstrained) and multiplier > ACTIVE * saddle.eta + ROUNDING,
+        active=reward_class.bounded and multiplier > ACTIVE * saddle.eta + ROUNDING,
         multiplier=multiplier,
         prompts_without_data=empty,
         **_verdict(certificate, objective, empty, large),

@@ -36,9 +36,10 @@ def normaliser(
 ) -> tuple[Array, Array]:
     """Return (s (..., A), Z (...,)), s = scaled - Z, with sum_a measure_a u(s_a) = 1; s = 0 off the support.
 
-    link: f'(exp(h)). ratio: u = (f')^{-1} and its slope; both as a divergence has them. The sum falls in Z. It is at least one where a single response would take all mass, at most one where all ratios
-    are 1 / total: a bracket, which keeps every s below f's top. u is convex for the divergences here, so Newton's
-    steps from the left do not pass the root; a step that leaves the bracket is replaced by its middle.
+    link: f'(exp(h)). ratio: u = (f')^{-1} and its slope; both as a divergence has them. The sum falls in Z. It is at
+    least one where a single response would take all mass, at most one where all ratios are 1 / total: a bracket, which
+    keeps every s below f's top. u is convex for the package's divergences, so Newton's steps from the left do not pass
+    the root; a step that leaves the bracket is replaced by its middle.
     """
     shape = np.broadcast_shapes(scaled.shape, log_measure.shape)
     log_mass = np.broadcast_to(log_measure, shape).reshape(-1, shape[-1])

@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 from rpo.bandit.batched.cells import Cells, closure
 from rpo.bandit.batched.newton import Evaluation, minimize_balls, minimize_boxes
 from rpo.bandit.data import Index
-from rpo.bandit.reward_class import Box, LinearBall, RewardClass
+from rpo.bandit.reward_class import LinearBall, RewardClass
 from rpo.core import checks
 from rpo.core.checks import Array
 
 
 def solve_boxes(cells: Cells, reward_class: RewardClass, start: Array, exists: NDArray[np.bool_]) -> tuple[Array, int]:
-    bound = reward_class.bound if isinstance(reward_class, Box) else np.inf
+    least, bound = reward_class.limits
     support = np.isfinite(cells.log_measure)
     enters = exists & ((cells.d > 0) | (cells.compared > 0).any(axis=1))
     lives = support & enters[:, None]
-    lower = np.where(lives, 0.0 if np.isfinite(bound) else -np.inf, 0.0)
+    lower = np.where(lives, least, 0.0)
     upper = np.where(lives, bound, 0.0)
     result = minimize_boxes(cells.evaluate, np.where(lives, start, 0.0), lower, upper)
     reward, rounds = result.x, result.iterations

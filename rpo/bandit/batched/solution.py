@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rpo.bandit.batched.cells import Cells, minimizers_exist
 from rpo.bandit.batched.classes import solve_balls, solve_boxes
 from rpo.bandit.problem import ContextualBandit
-from rpo.bandit.reward_class import Box, LinearBall, RewardClass, Unconstrained, check_reward_class
+from rpo.bandit.reward_class import RewardClass, check_reward_class
 from rpo.bandit.solver.certificate import NEGATIVE_MASS, least_modulus, within_tolerance
 from rpo.bandit.solver.saddle import check_base
 from rpo.bandit.solver.solvable import require_solvable
@@ -116,12 +116,12 @@ def solve_batch(
         r0 -= r0.min(axis=2, keepdims=True)
     else:
         r0 = checks.finite("start", start, shape=(s, x, a))
-    if isinstance(reward_class, LinearBall):
-        reward, rounds = solve_balls(cells, reward_class, r0)
-        exists = np.ones(s, dtype=bool)
+    exists = np.ones(s, dtype=bool)
+    if reward_class.linear_in is not None:
+        ball: Any = reward_class
+        reward, rounds = solve_balls(cells, ball, r0)
     else:
-        exists = np.ones(s, dtype=bool)
-        if isinstance(reward_class, Unconstrained):
+        if not reward_class.bounded:
             exists = minimizers_exist(table, d, base, pi_ref > 0, objective)
         reward, rounds = solve_boxes(cells, reward_class, r0.reshape(s * x, a), np.repeat(exists, x))
         reward = reward.reshape(s, x, a)
@@ -171,7 +171,7 @@ def _certified(
     reply = divergence.reply(reward.reshape(-1, a) / cells.beta, cells.log_measure)
     gibbs = reply.policy
     g = -gradient
-    if isinstance(reward_class, Unconstrained):
+    if not reward_class.bounded:
         penalised = eta * cells.d
         absorbed = penalised > 0
         balanced = gibbs.copy()
@@ -182,12 +182,8 @@ def _certified(
         balanced /= balanced.sum(axis=1, keepdims=True)
         kept = divergence.distance(balanced, reply, cells.log_measure)
         gap = (pull * cells.d * kept + support).reshape(s, x).sum(axis=1)
-    elif isinstance(reward_class, Box):
-        gap = reward_class.support_terms(g, reward.reshape(-1, a)).reshape(s, -1).sum(axis=1)
     else:
-        gap = np.array(
-            [reward_class.support_gap(*pair) for pair in zip(g.reshape(s, x, a), reward, strict=True)], dtype=np.float64
-        )
+        gap = reward_class.support_gaps(g.reshape(s, x, a), reward)
     constant = cells.d * divergence.base_value(cells.base, cells.log_measure, cells.log_measure)
     total = value.reshape(s, x).sum(axis=1) + (pull * constant.reshape(s, x).sum(axis=1) if pull > 0 else 0.0)
     gap = np.where(exists, gap, np.inf)

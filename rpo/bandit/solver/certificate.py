@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rpo.bandit.reward_class import Unconstrained, check_reward_class
+from rpo.bandit.reward_class import check_reward_class
 from rpo.bandit.solver.saddle import Saddle
 from rpo.bandit.solver.solvable import require_solvable
 from rpo.core import checks
@@ -113,7 +113,7 @@ def certify(saddle: Saddle, reward: Array, *, policy: Array | None = None, p: Ar
     gibbs = reply.policy
     modulus = float(least_modulus(saddle.divergence, saddle.log_measure, saddle.d))
     infeasibility = 0.0
-    if isinstance(saddle.reward_class, Unconstrained):
+    if not saddle.reward_class.bounded:
         candidate = gibbs if saddle.eta == 0 else saddle.balanced_policy(dual)
         if candidate.min() < -NEGATIVE_MASS:
             return Certificate(saddle.reward_side(reward), float("inf"), 0.0, 0.0, saddle.sft_weight, modulus=modulus)

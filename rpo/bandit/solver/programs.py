@@ -10,7 +10,6 @@ import cvxpy as cp
 import numpy as np
 from scipy.sparse import csr_array
 
-from rpo.bandit.reward_class import Box, LinearBall
 from rpo.bandit.solver.saddle import Saddle
 from rpo.core.checks import Array
 
@@ -36,15 +35,7 @@ def solve_reward_program(saddle: Saddle, *, solver: str = "CLARABEL", **options:
     entries, column = _entries(saddle)
     size = len(entries[0])
     reward_class = saddle.reward_class
-    constraints: list[Any] = []
-    if isinstance(reward_class, LinearBall):
-        theta = cp.Variable(reward_class.features.shape[2])
-        r = reward_class.features[entries] @ theta
-        constraints = [cp.norm(theta, 2) <= reward_class.radius]
-    else:
-        r = cp.Variable(size)
-        if isinstance(reward_class, Box):
-            constraints = [r >= 0, r <= reward_class.bound]
+    r, constraints, read = reward_class.variables(entries)
     beta = saddle.beta
     scaled = r / beta
     base_values = []
@@ -58,20 +49,11 @@ def solve_reward_program(saddle: Saddle, *, solver: str = "CLARABEL", **options:
     if np.any(saddle.offset):
         margins = margins - saddle.offset / beta
     loss, _ = saddle.objective.terms(margins, cp.hstack(base_values), saddle.weights, saddle.d[prompts])
-    if not isinstance(reward_class, (Box, LinearBall)):
-        # A reward is free up to a constant a prompt; pin one entry so that the minimiser is unique.
-        constraints = [r[np.flatnonzero(entries[0] == x)[0]] == 0 for x in np.unique(entries[0])]
     problem = cp.Problem(cp.Minimize(loss), constraints)
     status = _run(problem, solver, options)
     if status not in USABLE or r.value is None:
         return ProgramResult(status, float("nan"))
-    table = np.zeros(saddle.base.shape)
-    if isinstance(reward_class, LinearBall):
-        norm = float(np.linalg.norm(theta.value))
-        table = reward_class.reward(theta.value * min(1.0, reward_class.radius / max(norm, 1e-300)))
-    else:
-        table[entries] = np.clip(r.value, 0.0, reward_class.bound) if isinstance(reward_class, Box) else r.value
-    return ProgramResult(status, float(problem.value) + saddle.constant, reward=table)
+    return ProgramResult(status, float(problem.value) + saddle.constant, reward=read(saddle.base.shape))
 
 
 def solve_policy_program(saddle: Saddle, *, solver: str = "CLARABEL", **options: Any) -> ProgramResult:
@@ -105,15 +87,11 @@ def solve_policy_program(saddle: Saddle, *, solver: str = "CLARABEL", **options:
             kept = saddle.divergence.program(pi[mine], measure[mine])
             value = value - saddle.sft_weight * saddle.d[x] * kept
         g = g - cp.multiply(saddle.eta * d, pi - saddle.base[entries])
-        if isinstance(reward_class, (Box, LinearBall)):  # g = 0 implies it for the unconstrained class
+        if reward_class.bounded:  # g = 0 implies it for the unconstrained class
             member = csr_array((np.ones(size), (entries[0], np.arange(size))), shape=(len(saddle.d), size))
             constraints.append(member[np.unique(entries[0])] @ pi == 1)
-    if isinstance(reward_class, Box):
-        value = value - reward_class.bound * cp.sum(cp.pos(g))
-    elif isinstance(reward_class, LinearBall):
-        value = value - reward_class.radius * cp.norm(reward_class.features[entries].T @ g, 2)
-    else:
-        constraints.append(g == 0)
+    support, needed = reward_class.support(g, entries)
+    value, constraints = value - support, constraints + needed
     problem = cp.Problem(cp.Maximize(value), constraints)
     status = _run(problem, solver, options)
     if status not in USABLE or p.value is None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from rpo.bandit.data import Index
-from rpo.bandit.reward_class import Box, LinearBall, Unconstrained
+from rpo.bandit.reward_class import LinearBall
 from rpo.bandit.solver.blocks import PromptBlock, blocks
 from rpo.bandit.solver.existence import comparison_components, win_graph
 from rpo.bandit.solver.newton import Derivatives, minimize_ball, minimize_box
@@ -108,13 +109,11 @@ def minimize_reward_side(saddle: Saddle, start: Array | None = None) -> Array:
     """
     reward_class = saddle.reward_class
     table = np.zeros(saddle.base.shape) if start is None else start
-    if isinstance(reward_class, LinearBall):
-        theta = _ball(saddle, reward_class, reward_class.parameters(table))
-        if saddle.eta == 0:
-            theta = _pessimistic_theta(saddle, reward_class, theta)
-        return reward_class.reward(theta)
+    if reward_class.linear_in is not None:
+        ball: Any = reward_class
+        theta = _ball(saddle, ball, ball.parameters(table))
+        return ball.reward(_pessimistic_theta(saddle, ball, theta) if saddle.eta == 0 else theta)
     reward = np.zeros(saddle.base.shape)
-    bound = reward_class.bound if isinstance(reward_class, Box) else np.inf
     known: dict[bytes, Array] = {}
     prompts = len(saddle.d)
     for block in track(blocks(saddle), "Newton's method, prompts", show=None if prompts > MANY_PROMPTS else False):
@@ -122,19 +121,18 @@ def minimize_reward_side(saddle: Saddle, start: Array | None = None) -> Array:
         # Prompts with the same data, such as one comparison of two texts each, have the same answer.
         same = _digest(block, begin) if prompts > 1 else b""
         if same not in known:
-            known[same] = _minimize_block(saddle, block, begin, bound)
+            known[same] = _minimize_block(saddle, block, begin)
         reward[block.prompt, block.support] = known[same]
     return reward
 
 
-def _minimize_block(saddle: Saddle, block: PromptBlock, start: Array, bound: float) -> Array:
-    """Return one prompt's rewards, (S,), within [0, bound], or normalised to beta f'(pi / pi_ref)."""
-    lower = np.zeros(block.support.size) if np.isfinite(bound) else np.full(block.support.size, -np.inf)
-    upper = np.full(block.support.size, bound)
+def _minimize_block(saddle: Saddle, block: PromptBlock, start: Array) -> Array:
+    """Return one prompt's rewards, (S,), within the class's limits, or normalised to beta f'(pi / pi_ref)."""
+    lower, upper = (np.full(block.support.size, limit) for limit in saddle.reward_class.limits)
     r = minimize_box(lambda r: derivatives(saddle.objective, block, r), start, lower, upper).x
     if saddle.eta == 0:
         r = _pessimistic_shift(saddle, block, r, lower, upper)
-    if isinstance(saddle.reward_class, Unconstrained):
+    if not saddle.reward_class.bounded:
         return np.asarray(r - saddle.beta * saddle.divergence.shift(r / saddle.beta, block.log_measure))
     return np.asarray(r - r.min())  # a constant a prompt is free; the box always has room for this one
 

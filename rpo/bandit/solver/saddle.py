@@ -15,7 +15,7 @@ import numpy as np
 
 from rpo.bandit.data import Index, PreferenceCounts
 from rpo.bandit.problem import ContextualBandit
-from rpo.bandit.reward_class import LinearBall, RewardClass, check_reward_class
+from rpo.bandit.reward_class import RewardClass, check_reward_class
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.columns import Columns
@@ -208,8 +208,8 @@ def build_saddle(
             got=f"{data.num_prompts} prompts and {data.num_responses} responses",
             remedy="Pass num_prompts and num_responses of the problem when counting.",
         )
-    if isinstance(reward_class, LinearBall):
-        checks.has_shape("reward_class.features", reward_class.features, (*shape, None))
+    if reward_class.linear_in is not None:
+        checks.has_shape("reward_class.features", reward_class.linear_in, (*shape, None))
     support = problem.reference > 0
     largest = int(support.sum(axis=1).max())
     if largest > MAX_RESPONSES:
