@@ -9,6 +9,7 @@ import importlib
 from dataclasses import MISSING, dataclass, fields
 
 from rpo.core import checks
+from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import Objective
 
 
@@ -64,7 +65,19 @@ METHODS: dict[str, Method] = {
         _row(_POINTWISE, "NCA", "Chen et al. 2024", "2402.05369", "not verified", "TRL nca_pair"),
         _row(_POINTWISE, "APOZero", "D'Oosterlinck et al. 2024", "2408.06266", "7", "TRL apo_zero"),
         _row(_POINTWISE, "APODown", "D'Oosterlinck et al. 2024", "2408.06266", "8", "TRL apo_down"),
+        _row(_POINTWISE, "KTO", "Ethayarajh et al. 2024", "2402.01306", "7-8", "TRL kto, z0 given"),
+        _row(_POINTWISE, "BCO", "Jung et al. 2024", "2404.04656", "quoted", "TRL bco_pair at a shift of 0; by hand"),
     )
+}
+
+
+# Losses that are no mean over groups, and what to take in their place.
+REFUSED = {
+    "AOT": (
+        "AOT, which sorts the margins of a whole batch (arXiv 2406.05882), so that its loss would depend on the "
+        "batch's size and on how it is cut into micro-batches and processes",
+        "With one pair in the batch it is rpo.ConservativeDPO",
+    ),
 }
 
 
@@ -78,6 +91,7 @@ def table() -> str:
         needs = ", ".join(sorted(made.needs)) or "nothing"
         source = method.paper if method.arxiv == "none" else f"{method.paper}, arXiv {method.arxiv}"
         optimum = "certified" if method.certified else "convex" if made.convex_in_logits else "stationary"
+        optimum = optimum if made.needs <= {"reference", "lengths"} else "none on a table"
         rows.append((f"`{method.name}`", needs, optimum, source, method.equation, method.oracle))
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
@@ -87,5 +101,8 @@ def _without_default(kind: type[Objective]) -> list[str]:
 
 
 def get(name: str) -> type[Objective]:
-    """Return the class of a registered method. Raises InvalidArgument."""
+    """Return the class of a registered method. Raises InvalidArgument, also for those of `REFUSED`."""
+    if name in REFUSED:
+        why, remedy = REFUSED[name]
+        raise InvalidArgument("objective", expected="a method that is a mean over groups", got=why, remedy=f"{remedy}.")
     return METHODS[checks.one_of("objective", name, tuple(METHODS))].load()
