@@ -215,6 +215,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", default=str(PAIRS), help="preference pairs, for a model with a tokenizer")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of matrix products")
+    parser.add_argument("--weights", default="float32", choices=["float32", "bfloat16"], help="what they are kept in")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--batches", type=int, default=12)
     parser.add_argument("--pairs", type=int, default=4, help="pairs a batch")

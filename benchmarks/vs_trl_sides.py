@@ -16,7 +16,7 @@ from rpo.core.conversions import trl_batch_weight
 from rpo.core.objectives import RPO
 from rpo.llm.data.collate import group_of
 from rpo.llm.logps.packing import choose_path
-from rpo.llm.logps.scoring import Path as ScoringPath
+from rpo.llm.logps.scoring import ScoringPath
 
 OBJECTIVE = RPO(beta=0.1, eta=0.05)
 

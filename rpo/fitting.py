@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from rpo.core.errors import InvalidArgument
-from rpo.core.neighbours import SFT, BradleyTerry
+from rpo.core.likelihoods import SFT, BradleyTerry
 from rpo.core.objectives import Objective, check_objective, require_objective
 from rpo.core.records import Run
 
@@ -20,7 +20,7 @@ def fit(policy: Any, data: Any, objective: Objective | SFT | BradleyTerry | None
     takes the objectives `SFT` and `BradleyTerry`). A table or an EnumerableLM is left as it was, a
     transformers model is trained in place; the trained policy is `run.artifact`. Raises InvalidArgument.
     """
-    from rpo.bandit.policies import SoftmaxPolicy
+    from rpo.bandit.problem import SoftmaxPolicy
 
     if isinstance(policy, SoftmaxPolicy):
         from rpo.bandit.fitting import fit as fit_table

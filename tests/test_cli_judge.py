@@ -317,7 +317,7 @@ def test_the_prompts_drawn_depend_on_the_seed_alone(here: Path) -> None:
         ({"b.jsonl": "nonsense\n"}, "b.jsonl, line 1: expected a row"),
         ({"b.jsonl": '{"prompt": "other", "responses": ["x"]}\n'}, "a prompt that all models answer"),
         ({"b.jsonl": '{"model": "a", "prompt": "other", "responses": ["x"]}\n'}, "at least two models, got a"),
-        ({"b.jsonl": '{"model": "a", "prompt": "p0", "responses": ["x"]}\n'}, "one row a prompt for a"),
+        ({"b.jsonl": '{"model": "a", "prompt": "p0", "responses": ["x"]}\n'}, "one row per prompt for a"),
         ({"--judge": "gpt-4"}, "endpoint:MODEL, scorer:NAME or recorded:FILE"),
         ({"--samples": "2"}, "samples: expected at most 1"),
         ({"--level": "95"}, "level: expected a number in (0, 1)"),

@@ -11,8 +11,7 @@ from scipy.optimize import minimize
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.maximin import solve
 from rpo.bandit.metrics import policy_metrics
-from rpo.bandit.policies import SoftmaxPolicy, TabularSoftmaxPolicy
-from rpo.bandit.problem import ContextualBandit
+from rpo.bandit.problem import ContextualBandit, SoftmaxPolicy, TabularSoftmaxPolicy
 from rpo.bandit.reward_class import Box, RewardClass, Unconstrained
 from rpo.bandit.solver.blocks import blocks
 from rpo.bandit.solver.existence import minimizer_exists

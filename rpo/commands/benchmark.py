@@ -98,7 +98,7 @@ def mt_bench_command(
         questions: FastChat's data/mt_bench/question.jsonl, or questions of your own in that format.
         output: folder for MODEL_ID.jsonl and its report; FastChat's data/mt_bench/model_answer, for example.
         model_id: name in FastChat's files; null for the last part of model.
-        num_choices: conversations a question; the judge reads the first.
+        num_choices: conversations per question; the judge reads the first.
         max_new_tokens: length limit of an answer, in tokens.
         top_p: sample among the likeliest tokens of this total probability.
         top_k: sample among so many likeliest tokens, 50 as FastChat's answers do by default; 0 for all.

@@ -27,7 +27,7 @@ def compare_command(
         objective: beta and eta; its base must be "chosen".
         prompts: X, number of prompts.
         vocab_size: V, number of tokens.
-        length: L, tokens a response; A = V^L responses.
+        length: L, tokens per response; A = V^L responses.
         num_preferences: N, preferences drawn between samples of the reference.
         reward_bound: R; the true reward is uniform on [0, R].
         steps: full-batch training steps of the transformer.

@@ -34,7 +34,7 @@ def gold_command(
         output: folder for gold.html, gold.json, the figure and the tables.
         prompts: X, number of prompts.
         vocab_size: V, number of tokens.
-        length: L, tokens a response; the V^L responses exhaust the model's distribution.
+        length: L, tokens per response; the V^L responses exhaust the model's distribution.
         skew: how unevenly the preference data cover the responses; 0 for nearly even.
         label_noise: rate of flipped labels, in [0, 0.5].
         label_smoothing: share of each preference that counts the other way round, so that optima exist.

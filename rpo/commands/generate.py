@@ -36,7 +36,7 @@ def generate_command(
     Args:
         model: name or folder of a causal language model, or a list of them.
         prompts: a text; or a .txt file, a prompt a line; or a .jsonl file whose rows have a prompt (text or messages).
-        num_samples: responses a prompt.
+        num_samples: responses per prompt.
         max_new_tokens: length limit, in tokens.
         temperature: 1 samples the model's distribution, 0 takes the likeliest token.
         top_p: sample among the likeliest tokens of this total probability.
@@ -44,7 +44,7 @@ def generate_command(
         batch_size: responses at a time.
         seed: the same seed gives the same samples.
         dtype: of the weights; auto keeps the one stored.
-        output: JSONL file, a row a prompt and model; without it they are printed.
+        output: JSONL file, a row per prompt and model; without it they are printed.
         overwrite: replace an earlier file.
     """
     target = None if output is None else check_file("output", output)
@@ -83,7 +83,7 @@ def generate_command(
 
 
 def _responses(name: str, prompts: Sequence[Any], dtype: str, **sampling: Any) -> list[dict[str, Any]]:
-    """Return a row a prompt: prompt as the model was asked, responses, finish_reasons."""
+    """Return a row per prompt: prompt as the model was asked, responses, finish_reasons."""
     import torch
 
     from rpo.llm.models import load_model, load_tokenizer

@@ -13,7 +13,7 @@ from rpo.core import checks, shown
 from rpo.core.errors import RPOError
 from rpo.core.records import check_output, environment, staged_output, write_json
 from rpo.eval import matrix
-from rpo.eval.judges import load
+from rpo.eval.judges.loading import load
 from rpo.eval.judging import Judged, judge_pairs
 from rpo.eval.matchups import Matchups, draw_pairs, read_responses
 from rpo.eval.pacing import Calls

@@ -38,7 +38,7 @@ def simulate_command(
         instance: a name in rpo.bandit.instances.
         methods: entries of method (RPO, DPO or a baseline's class), name, reward_class (box, unconstrained,
             ball), bound, prompt_weights and the method's own fields; null for RPO and DPO.
-        seeds: draws a cell, or a list of them.
+        seeds: draws per cell, or a list of them.
         seed: every random draw descends from it.
         proxy: whether to measure reward/proxy, one more solution a cell.
         table_format: "parquet" (needs pyarrow) or "csv".
@@ -48,7 +48,7 @@ def simulate_command(
         overwrite: drop an earlier simulation in that folder instead of continuing it.
     """
     from rpo.bandit.simulation.engine import FailedRows, simulate
-    from rpo.bandit.simulation.entrants import from_dict
+    from rpo.bandit.simulation.methods import from_dict
     from rpo.bandit.simulation.store import CorruptShard, MixedCode
     from rpo.core.records import write_file
 

@@ -65,7 +65,7 @@ def solve_command(
 
 
 def _policy_rows(counts: PreferenceCounts, solution: Solution) -> pandas.DataFrame:
-    """Return one row a prompt and response of the reference's support; counts: numbered prompt by prompt."""
+    """Return one row per prompt and response of the reference's support; counts: numbered prompt by prompt."""
     import numpy as np
     import pandas
 

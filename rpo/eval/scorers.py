@@ -33,7 +33,7 @@ class Scorer(Protocol):
         ...
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Array:
-        """Return one score a response, (N,)."""
+        """Return one score per response, (N,)."""
         ...
 
 
@@ -54,7 +54,7 @@ class Sentiment:
         self._analyzer = SentimentIntensityAnalyzer()
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Array:
-        """Return one score a response, (N,)."""
+        """Return one score per response, (N,)."""
         return np.array(
             [self._analyzer.polarity_scores(text)["compound"] for text in _texts(responses)], dtype=np.float64
         )
@@ -147,7 +147,7 @@ class RewardModel:
         return cls(model, load_tokenizer(name_or_path), name=f"model:{name_or_path}", batch_size=batch_size)
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Array:
-        """Return one reward a response, (N,)."""
+        """Return one reward per response, (N,)."""
         from rpo.llm.training.reward_model import score
 
         return score(
@@ -173,7 +173,7 @@ class Function:
         checks.instance("name", self.name, str)
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Array:
-        """Return one score a response, (N,). Raises InvalidArgument for another shape or a number not finite."""
+        """Return one score per response, (N,). Raises InvalidArgument for another shape or a number not finite."""
         return checks.finite(self.name, self.function(prompts, responses), shape=(len(_texts(responses)),))
 
 

@@ -417,7 +417,7 @@ def test_quantization_needs_cuda(folder: Path, gguf_file: tuple[Path, Any], monk
         load_model(folder, quantization="8bit")
     monkeypatch.undo()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(loading, "_require_package", lambda name, extra: None)
+    monkeypatch.setattr(loading, "require_package", lambda name, extra: None)
     seen: dict[str, Any] = {}
     real = loading.AutoModelForCausalLM.from_pretrained
 

@@ -14,7 +14,7 @@ from test_parity import PAIRS, Float64, gradient_error, gradients, logp_error, n
 from rpo.core.errors import InvalidArgument
 from rpo.llm.logps.attention import ROUTED, Segments
 from rpo.llm.logps.packing import PackedPath, SharedPrefixPath, choose_path, misfit
-from rpo.llm.logps.scoring import PATHS, PaddedPath, Path, PromptGroup
+from rpo.llm.logps.scoring import PATHS, PaddedPath, PromptGroup, ScoringPath
 from rpo.llm.reference import resolve_reference
 
 PATHS_HERE = {"packed": PackedPath, "shared": SharedPrefixPath}
@@ -52,7 +52,7 @@ def test_the_shared_row_by_hand() -> None:
 def test_fed_tokens_are_the_row(kind) -> None:
     path = kind()
     assert sum(map(path.fed_tokens, PAIRS)) == path.collate(PAIRS)["input_ids"].shape[1]
-    assert isinstance(path, Path)
+    assert isinstance(path, ScoringPath)
     assert PATHS[kind.name] is kind
 
 

@@ -15,7 +15,7 @@ from training import tiny_pairs, weights_of
 from transformers import AutoModelForSequenceClassification
 
 from rpo.core.errors import InvalidArgument
-from rpo.core.neighbours import SFT, BradleyTerry
+from rpo.core.likelihoods import SFT, BradleyTerry
 from rpo.llm.data.pairs import PreparedPairs, TokenizedPair
 from rpo.llm.logps.scoring import PaddedPath, PromptGroup
 from rpo.llm.models.soundness import ModelNotLoaded

@@ -13,7 +13,7 @@ from models_for_tests import EOS, FIRST_WORD
 from training import masked_pairs, tiny_pairs, weights_of
 
 from rpo.core.errors import InvalidArgument, NonFiniteLoss
-from rpo.core.neighbours import SFT
+from rpo.core.likelihoods import SFT
 from rpo.core.objectives import RPO
 from rpo.llm.data import RefusedRow
 from rpo.llm.data.pairs import PreparedPairs, TokenizedPair

@@ -76,10 +76,10 @@ def sample(model: Any, instruments: Instruments, *, num_samples: int, seed: int)
 def snapshot(
     model: Any, reference: Reference, instruments: Instruments, baseline: Sampled, *, num_samples: int, seed: int
 ) -> tuple[dict[str, float], list[str]]:
-    """Return the metrics of one policy with their standard errors over prompts, and one response a prompt.
+    """Return the metrics of one policy with their standard errors over prompts, and one response per prompt.
 
     Rewards are in the scorers' own units. win_rate/gold: against as many responses of `baseline`, drawn from
-    pi_ref, by gold, ties half. kl/reference: nats a response, prefix estimator.
+    pi_ref, by gold, ties half. kl/reference: nats per response, prefix estimator.
     """
     found = sample(model, instruments, num_samples=num_samples, seed=seed)
     tokenizer = instruments.tokenizer

@@ -19,8 +19,8 @@ from transformers import PrinterCallback, TrainerCallback
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument, OutputError
+from rpo.core.likelihoods import BradleyTerry
 from rpo.core.locks import alone
-from rpo.core.neighbours import BradleyTerry
 from rpo.core.objectives import RPO
 from rpo.core.progress import track
 from rpo.core.records import environment, json_text, read_json, staged_output, write_file, write_json

@@ -19,7 +19,7 @@ from transformers import Trainer
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
 from rpo.llm.data.collate import PairCollator
-from rpo.llm.logps.scoring import Path, PromptGroup
+from rpo.llm.logps.scoring import PromptGroup, ScoringPath
 
 # Their processes meet in every forward pass, so all of them must take as many.
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
@@ -46,7 +46,7 @@ def cut(sizes: Sequence[int], max_tokens: int, *, at_least: int = 1, padded: boo
     return [sorted(part) for part in parts]
 
 
-def fed_tokens(path: Path, group: PromptGroup) -> int:
+def fed_tokens(path: ScoringPath, group: PromptGroup) -> int:
     """Return how many tokens the path feeds the model for a group; padding to other groups is not counted."""
     if hasattr(path, "fed_tokens"):
         return int(path.fed_tokens(group))

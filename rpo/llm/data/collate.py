@@ -1,6 +1,6 @@
 """Pairs and what is known about them, put together into batches of tensors.
 
-Shapes: B pairs, or responses alone; m responses a prompt: the K that are compared, then those under pi_base, then one
+Shapes: B pairs, or responses alone; m responses per prompt: the K that are compared, then those under pi_base, then one
 to another prompt.
 """
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from rpo.core.errors import InvalidArgument
 from rpo.llm.data.pairs import TokenizedPair
-from rpo.llm.logps.scoring import Path, PromptGroup
+from rpo.llm.logps.scoring import PromptGroup, ScoringPath
 
 CHOSEN, REJECTED = 0, 1
 
@@ -70,7 +70,7 @@ class PairCollator:
     (B, K), float64.
     """
 
-    path: Path
+    path: ScoringPath
     group_of: Callable[[TokenizedPair], PromptGroup] = group_of
     tokens_of: Callable[[TokenizedPair], float] = lambda pair: 1.0
     positions: int | None = None

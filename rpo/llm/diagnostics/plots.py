@@ -28,17 +28,17 @@ RECORD, STATE = "run.json", "trainer_state.json"
 EVAL, ERROR = "eval_", "_se"
 # Title and unit of a metric; one not listed goes by its name.
 TITLES = {
-    "logps/chosen": ("Log-probability of chosen responses", "nats a response"),
-    "logps/rejected": ("Rejected responses", "nats a response"),
-    "logps/chosen_per_token": ("Chosen, per token", "nats a token"),
-    "logps/rejected_per_token": ("Rejected, per token", "nats a token"),
+    "logps/chosen": ("Log-probability of chosen responses", "nats per response"),
+    "logps/rejected": ("Rejected responses", "nats per response"),
+    "logps/chosen_per_token": ("Chosen, per token", "nats per token"),
+    "logps/rejected_per_token": ("Rejected, per token", "nats per token"),
     "rewards/margins": ("Implicit reward margin", "reward units"),
     "rewards/accuracies": ("Pairs ranked right", "share"),
     "loss/preference": ("Preference loss", "nats"),
     "loss/sft": ("SFT loss, unweighted", "nats"),
-    "displacement/chosen_change": ("Chosen responses, change since the start", "nats a response"),
+    "displacement/chosen_change": ("Chosen responses, change since the start", "nats per response"),
     "displacement/share": ("Pairs whose chosen fell", "share"),
-    "kl/reference": ("KL to the reference", "nats a response"),
+    "kl/reference": ("KL to the reference", "nats per response"),
 }
 METRICS = (
     "logps/chosen",

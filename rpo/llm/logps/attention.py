@@ -151,19 +151,36 @@ class Segments:
 
         Of fewer queries than keys its causal mask ends at the last key for the last query.
         """
-        bounds, order = self._once("varlen", functools.partial(self._varlen, query.device))
+        bounds, *index = self._once("varlen", functools.partial(self._varlen, query.device))
         query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        if max(self.prefixes) >= 0:  # split, as by_segment does: its gradient is a sum in a fixed order
-            key, value = (torch.cat([tensor.split(self.lengths)[i] for i in order]) for tensor in (key, value))
+        if max(self.prefixes) >= 0:
+            key, value = (_Repeated.apply(tensor, *index) for tensor in (key, value))
         back = (-1 if window is None else window - 1, 0)
         return varlen_attention()(query, key, value, *bounds, scale=scaling, window_size=back)[None]
 
-    def _varlen(self, device: torch.device) -> tuple[Any, list[int]]:
-        """Return both sides' bounds and longest lengths, and the segments whose keys are seen, one after another."""
-        seen = [[own] if prefix < 0 else [prefix, own] for own, prefix in enumerate(self.prefixes)]
-        widths = [sum(self.lengths[i] for i in each) for each in seen]
+    def _varlen(self, device: torch.device) -> tuple[Any, ...]:
+        """Return both sides' bounds and longest lengths, and what `_Repeated` takes."""
+        rows = torch.arange(sum(self.lengths)).split(self.lengths)
+        seen = [
+            own if prefix < 0 else torch.cat([rows[prefix], own])
+            for own, prefix in zip(rows, self.prefixes, strict=True)
+        ]
+        widths = [len(each) for each in seen]
+        places = torch.arange(sum(widths)).split(widths)
+        once = torch.cat([each[self.offset(segment) :] for segment, each in enumerate(places)])
+        again: list[list[int]] = []  # segments by how many went on after the same prefix before
+        for segment, prefix in enumerate(self.prefixes):
+            if prefix >= 0:
+                before = self.prefixes[:segment].count(prefix)
+                again += [[] for _ in range(before + 1 - len(again))]
+                again[before].append(segment)
+        more = []
+        for segments in again:
+            more.append(torch.cat([rows[self.prefixes[segment]] for segment in segments]).to(device))
+            more.append(torch.cat([places[segment][: self.offset(segment)] for segment in segments]).to(device))
         bounds = [torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32) for lengths in (self.lengths, widths)]
-        return (*bounds, max(self.lengths), max(widths)), [i for each in seen for i in each]
+        longest = max(self.lengths), max(widths)
+        return (*bounds, *longest), torch.cat(seen).to(device), once.to(device), *more
 
     def by_flex(
         self,
@@ -210,6 +227,23 @@ class Segments:
 
         size = len(own)
         return block_mask(compiled=device.type == "cuda")(sees, None, None, size, size, device=device)
+
+
+class _Repeated(torch.autograd.Function):
+    """Rows taken more than once. The gradient sums a row's in a fixed order: `more` is rows and places of each time."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor, index: Any, once: Any, *more: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(once, *more)
+        return tensor.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
+        once, *more = ctx.saved_tensors
+        total = gradient.index_select(0, once)
+        for rows, places in zip(more[::2], more[1::2], strict=True):  # each row once: nothing is added out of order
+            total.index_add_(0, rows, gradient.index_select(0, places))
+        return total, *[None] * (2 + len(more))
 
 
 def attention(

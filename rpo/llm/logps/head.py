@@ -29,7 +29,8 @@ from rpo.llm.logps.logprobs import picked_logps
 logger = logging.getLogger(__name__)
 
 # Logits up to this size are kept as probabilities for the backward pass; above it they are computed twice.
-CHUNK_BYTES = 2**28
+CHUNK_BYTES = {"cpu": 2**28}
+CHUNK_BYTES_ELSEWHERE = 2**30  # a product more is worth more there than memory that layers need anyway
 # Rows worked on at a time between two matrix products: what a CPU's cache holds.
 BLOCK_BYTES = {"cpu": 2**22}
 BLOCK_BYTES_ELSEWHERE = 2**27
@@ -192,7 +193,7 @@ def _called_in_chunks(
     epilogue: Epilogue,
 ) -> torch.Tensor:
     """Return log-probabilities, (K,), through the forward of any output layer, called again in the backward pass."""
-    rows = max(1, CHUNK_BYTES // (4 * vocabulary))
+    rows = max(1, _chunk_bytes(hidden) // (4 * vocabulary))
 
     def chunk(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         logits = forward(hidden)
@@ -210,7 +211,7 @@ def head_logps(
     *,
     softcap: float | None = None,
     scale: float = 1.0,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
 ) -> torch.Tensor:
     """Return log softmax(epilogue(hidden @ weight.T + bias)) at the targets, (K,), nats, float32 or more.
 
@@ -220,7 +221,12 @@ def head_logps(
     otherwise they are computed again, four. Weights that are not trained cost two and keep nothing.
     """
     epilogue = Epilogue(scale, softcap)
+    chunk_bytes = _chunk_bytes(hidden) if chunk_bytes is None else chunk_bytes
     return _HeadLogps.apply(hidden, weight, bias, targets, epilogue, chunk_bytes, torch.is_grad_enabled())
+
+
+def _chunk_bytes(hidden: torch.Tensor) -> int:
+    return CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES_ELSEWHERE)
 
 
 class _HeadLogps(torch.autograd.Function):

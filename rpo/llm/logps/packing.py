@@ -18,7 +18,7 @@ from rpo.core import checks
 from rpo.llm.logps.attention import Segments, forward_arguments, route
 from rpo.llm.logps.head import causal_model, plain_token_logps, token_logps_of
 from rpo.llm.logps.router import router_weight, without_router
-from rpo.llm.logps.scoring import PATHS, PaddedPath, Path, PromptGroup, check_groups
+from rpo.llm.logps.scoring import PATHS, PaddedPath, PromptGroup, ScoringPath, check_groups
 from rpo.llm.reference import is_peft_model, unchanged
 
 logger = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ PATHS.update({PackedPath.name: PackedPath, SharedPrefixPath.name: SharedPrefixPa
 
 def choose_path(
     model: Any, pad_token_id: int, name: str = "auto", *, autocast_dtype: torch.dtype | None = None
-) -> Path:
+) -> ScoringPath:
     """Return the path of that name; "auto" is the cheapest, "shared". PaddedPath, with a message, if it does not fit.
 
     model: before it is sharded, and best on its device, for the kernels are tried there, under autocast to
@@ -143,7 +143,7 @@ def choose_path(
     """
     checks.one_of("path", name, ("auto", *PATHS))
     kind: Any = PATHS["shared" if name == "auto" else name]
-    path: Path = kind(pad_token_id)
+    path: ScoringPath = kind(pad_token_id)
     if not isinstance(path, PackedPath):
         return path
     place = next(model.parameters()).device.type

@@ -35,7 +35,7 @@ class PromptGroup(NamedTuple):
 
 
 @runtime_checkable
-class Path(Protocol):
+class ScoringPath(Protocol):
     """How a batch is laid out for the model, and how its log-probabilities are read back."""
 
     name: str
@@ -123,7 +123,7 @@ class PaddedPath:
         return logps_of(model, rows * ids.shape[1] + columns, ids[rows, columns + 1], **passed)
 
 
-PATHS: dict[str, type[Path]] = {PaddedPath.name: PaddedPath}
+PATHS: dict[str, type[ScoringPath]] = {PaddedPath.name: PaddedPath}
 
 
 def pad_token(tokenizer: Any) -> int:

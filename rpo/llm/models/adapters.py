@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rpo.core.errors import InvalidArgument
-from rpo.llm.models.loading import require_peft
+from rpo.llm.models.packages import require_peft
 from rpo.llm.reference import adapter_is_untouched, is_peft_model, rng_kept
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from rpo.core.errors import InvalidArgument, RPOError
 from rpo.llm.logps.head import causal_model
 
 NAMED = 4
+# Of from_pretrained: what does not fit is reported, all of it at once, and refused by `require_whole`.
+REPORTED: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 # Of the change at the last position: what rounding may do to the positions before it.
 TOLERANCE = {torch.float16: 0.05, torch.bfloat16: 0.05}
 TOLERANCE_ELSE = 1e-4
@@ -18,6 +21,31 @@ TOLERANCE_ELSE = 1e-4
 
 class ModelNotLoaded(RPOError):
     """A model or tokenizer that cannot be read; the message says from where, why, and what to do."""
+
+
+@contextlib.contextmanager
+def reading(source: object) -> Iterator[None]:
+    """Turn what goes wrong while reading `source` into one typed error."""
+    try:
+        yield
+    except (RPOError, ImportError, MemoryError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:
+        # The parsers of three formats raise nearly every built-in exception on a damaged file.
+        reason = str(error).strip() or type(error).__name__
+        raise ModelNotLoaded(
+            f"name_or_path: expected a hub name, or a folder with config.json, tokenizer and safetensors, got {source} "
+            f"({reason}). Check the name and the connection; weights must be safetensors, and models that bring their "
+            "own code are not run."
+        ) from error
+
+
+def sound(source: object, model: Any, info: dict[str, Any]) -> Any:
+    """Return the model, refused if it is not whole, finite and causal. Raises InvalidArgument, ModelNotLoaded."""
+    require_whole(source, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
+    require_finite(source, model)
+    require_causal(model)
+    return model
 
 
 def require_whole(

@@ -32,8 +32,7 @@ from rpo.core.errors import InvalidArgument, OutputError, RPOError
 from rpo.core.locks import STAGE
 from rpo.core.progress import track
 from rpo.core.records import check_file
-from rpo.llm.logps.scoring import Path as ScoringPath
-from rpo.llm.logps.scoring import PromptGroup, check_groups
+from rpo.llm.logps.scoring import PromptGroup, ScoringPath, check_groups
 from rpo.llm.reference.sources import Reference
 
 CACHE_VERSION = 1
@@ -210,7 +209,7 @@ def precompute(
 
     groups: the same on every process; m may differ. file: saved to by the main process every
     `save_every` batches, and when interrupted, so that a rerun continues. batch_tokens: padded
-    tokens a batch; a longer single group is a batch of its own. device: of the inputs, by default
+    tokens per batch; a longer single group is a batch of its own. device: of the inputs, by default
     the model's. autocast: makes the policy's autocast context. show: as in `track`.
     Raises InvalidArgument for a value that is not finite, OutputError.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rpo.core.errors import InvalidArgument
 from rpo.llm.data.pairs import TokenizedPair
-from rpo.llm.logps.scoring import Path, PromptGroup
+from rpo.llm.logps.scoring import PromptGroup, ScoringPath
 from rpo.llm.reference.cache import CacheKey, CacheMismatch, LogpCache, precompute
 from rpo.llm.reference.sources import Reference, rng_kept
 from rpo.llm.sampling import sample_ids
@@ -31,7 +31,7 @@ class ReferencePass:
     """
 
     def __init__(
-        self, accelerator: Accelerator, path: Path, tokenizer: Any, *, batch_tokens: int, show: bool | None
+        self, accelerator: Accelerator, path: ScoringPath, tokenizer: Any, *, batch_tokens: int, show: bool | None
     ) -> None:
         self.accelerator, self.path, self.tokenizer = accelerator, path, tokenizer
         self.batch_tokens, self.show = batch_tokens, show
@@ -41,7 +41,7 @@ class ReferencePass:
         reference: Reference,
         pairs: Sequence[TokenizedPair],
         *,
-        file: FilePath | None = None,
+        file: Path | None = None,
         strict: bool = True,
         mismatched: bool = False,
     ) -> NDArray[Any]:

@@ -20,7 +20,7 @@ import torch
 from accelerate.utils import fsdp2_prepare_model
 
 from rpo.core.errors import InvalidArgument
-from rpo.llm.logps.scoring import Path
+from rpo.llm.logps.scoring import ScoringPath
 from rpo.llm.models import load_model
 from rpo.llm.reference.fingerprint import adapter_containers, adapter_of, weights_fingerprint
 
@@ -38,7 +38,7 @@ class Reference:
         self.model = model
         self._fingerprint: str | None = None
 
-    def logps(self, path: Path, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def logps(self, path: ScoringPath, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the responses' summed log-probabilities under the reference, (G, m), nats, without gradient."""
         with self.active() as model:
             return path.logps(model, inputs)

@@ -26,7 +26,7 @@ from rpo.llm.training.checkpoints import (
     save_failed,
     write_manifest,
 )
-from rpo.llm.training.meter import Meter
+from rpo.llm.training.process_means import Meter
 
 # A scaler halves its factor at every overflow: after so many in a row it is not looking for one any more.
 MOST_SKIPPED_UPDATES = 20

@@ -15,8 +15,8 @@ from transformers import TrainingArguments
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument, OutputError
+from rpo.core.likelihoods import SFT, BradleyTerry
 from rpo.core.locks import STAGE, alone
-from rpo.core.neighbours import SFT, BradleyTerry
 from rpo.core.objectives import Objective
 from rpo.core.records import Run, check_output, jsonable, move_in
 from rpo.llm.training.arguments import own_config

@@ -1,6 +1,6 @@
 """`PairTrainer`: a model, tokenised pairs, and a loss that is one mean over each update's global batch.
 
-Shapes: B pairs of a micro-batch; m scores a pair.
+Shapes: B pairs of a micro-batch; m scores per pair.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import copy
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -289,8 +289,8 @@ class PairTrainer(TokenBudget, SafeTrainer):
 
 def one_split(name: str, data: Any) -> Any:
     """Return the split "train" of a data set with several, and say so. Raises InvalidArgument where there is none."""
-    if isinstance(data, (str, FilePath)):
-        if FilePath(data).suffix.lower() not in SUFFIXES:
+    if isinstance(data, (str, Path)):
+        if Path(data).suffix.lower() not in SUFFIXES:
             logger.warning("%s data: the split 'train' of %s. For another, pass its rows.", name, data)
         return data
     if type(data).__name__ not in ("DatasetDict", "IterableDatasetDict"):

@@ -10,7 +10,7 @@ import copy
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,15 +20,17 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rpo.core import checks, numerics
 from rpo.core.errors import InvalidArgument
-from rpo.core.neighbours import BradleyTerry
+from rpo.core.likelihoods import BradleyTerry
 from rpo.core.progress import track
 from rpo.llm.data import prepare_pairs
 from rpo.llm.data.collate import CHOSEN, REJECTED, PairCollator
 from rpo.llm.logps.scoring import PaddedPath, PromptGroup
-from rpo.llm.models import load_model, load_tokenizer, loading
+from rpo.llm.models import adapter_config, is_adapter, load_model, load_tokenizer, with_stored_adapter
 from rpo.llm.models.adapters import with_adapter
+from rpo.llm.models.gguf import is_gguf
+from rpo.llm.models.loading import floating_dtype, require_safetensors
 from rpo.llm.models.movement import load_to_train
-from rpo.llm.models.soundness import ModelNotLoaded, require_finite, require_whole
+from rpo.llm.models.soundness import REPORTED, ModelNotLoaded, reading, require_finite, require_whole
 from rpo.llm.sampling import evaluation_mode
 from rpo.llm.training.arguments import check_objects, own_config
 from rpo.llm.training.config import TrainerConfig
@@ -87,7 +89,7 @@ class RewardTrainer(PairTrainer):
         args = own_config(args, RewardConfig, "reward-output")
         check_objects(model, processing_class, peft_config, callbacks)
         objective = args.resolve_bradley_terry(objective)
-        if isinstance(model, (str, FilePath)):
+        if isinstance(model, (str, Path)):
             processing_class = load_tokenizer(model) if processing_class is None else processing_class
             model = load_to_train(
                 model, args.model_init_kwargs, peft_config, load=load_reward_model, new_head_seed=args.seed
@@ -193,7 +195,7 @@ def score_tokens(
 
 
 def load_reward_model(
-    name_or_path: str | FilePath,
+    name_or_path: str | Path,
     *,
     new_head_seed: int | None = None,
     dtype: torch.dtype | str | None = None,
@@ -206,24 +208,24 @@ def load_reward_model(
     new_head_seed: for a model without a trained head, the seed of a new one; None refuses such a model.
     The global random state stays. Raises InvalidArgument, ModelNotLoaded.
     """
-    if loading._is_gguf(name_or_path):
+    if is_gguf(name_or_path):
         model = load_model(name_or_path, dtype=dtype, attn_implementation=attn_implementation, revision=revision)
         return as_reward_model(model, new_head_seed=new_head_seed)
-    if FilePath(name_or_path).is_dir():
-        loading._require_safetensors(FilePath(name_or_path))
-    if loading.is_adapter(name_or_path, revision=revision):
+    if Path(name_or_path).is_dir():
+        require_safetensors(Path(name_or_path))
+    if is_adapter(name_or_path, revision=revision):
         options = {"dtype": dtype, "attn_implementation": attn_implementation}
         return _with_stored_adapter(name_or_path, revision=revision, is_trainable=is_trainable, **options)
     more = {"attn_implementation": attn_implementation} if attn_implementation else {}
-    with _seeded(new_head_seed or 0), loading._loading(name_or_path):
+    with _seeded(new_head_seed or 0), reading(name_or_path):
         model, found = AutoModelForSequenceClassification.from_pretrained(
             name_or_path,
             num_labels=1,
-            dtype=loading._dtype(dtype),
+            dtype=floating_dtype(dtype),
             revision=revision,
             use_safetensors=True,
             trust_remote_code=False,
-            **loading.REPORTED,
+            **REPORTED,
             **more,
         )
     missing = sorted(found["missing_keys"])
@@ -244,9 +246,9 @@ def load_reward_model(
     return model
 
 
-def _with_stored_adapter(source: str | FilePath, *, revision: str | None, is_trainable: bool, **options: Any) -> Any:
+def _with_stored_adapter(source: str | Path, *, revision: str | None, is_trainable: bool, **options: Any) -> Any:
     """Return the base model of an adapter under it, by peft: transformers 5.17 leaves the adapter's own head out."""
-    stored = loading.adapter_config(source, revision=revision)
+    stored = adapter_config(source, revision=revision)
     if stored.task_type != "SEQ_CLS":
         raise ModelNotLoaded(
             f"name_or_path: expected an adapter with a reward head (task_type SEQ_CLS), got {source} of "
@@ -254,7 +256,7 @@ def _with_stored_adapter(source: str | FilePath, *, revision: str | None, is_tra
             "load_model(source).merge_and_unload().save_pretrained(new_folder)."
         )
     base = load_reward_model(stored.base_model_name_or_path, new_head_seed=0, revision=stored.revision, **options)
-    return loading.with_stored_adapter(base, source, revision=revision, is_trainable=is_trainable)
+    return with_stored_adapter(base, source, revision=revision, is_trainable=is_trainable)
 
 
 def as_reward_model(model: Any, *, new_head_seed: int | None = None) -> Any:

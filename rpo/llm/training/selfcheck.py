@@ -73,7 +73,7 @@ def check_start(
     tolerance = TOLERANCE[half_precision]
     if not apart <= tolerance:
         raise _fail(
-            f"policy and reference differ by {apart:.2g} nats a token before any update (at most {tolerance:g} is "
+            f"policy and reference differ by {apart:.2g} nats per token before any update (at most {tolerance:g} is "
             "rounding), so the reference is not the model training starts from; pass that model, or name the "
             "reference on purpose with ref_model or ref_adapter_name."
         )

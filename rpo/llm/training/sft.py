@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,13 +12,13 @@ from transformers import PreTrainedModel
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
-from rpo.core.neighbours import SFT
+from rpo.core.likelihoods import SFT
 from rpo.core.reduction import over_tokens
 from rpo.llm.data import PreparedPairs, TokenizedPair, load_preferences
 from rpo.llm.data.collate import PairCollator
 from rpo.llm.data.responses import RESPONSES, response_rows
 from rpo.llm.logps.packing import choose_path
-from rpo.llm.logps.scoring import Path, PromptGroup, pad_token
+from rpo.llm.logps.scoring import PromptGroup, ScoringPath, pad_token
 from rpo.llm.models import load_tokenizer
 from rpo.llm.models.adapters import with_adapter
 from rpo.llm.models.movement import load_to_train
@@ -61,14 +61,14 @@ class SFTTrainer(PairTrainer):
         processing_class: Any = None,
         objective: SFT | None = None,
         peft_config: Any = None,
-        path: Path | None = None,
+        path: ScoringPath | None = None,
         callbacks: list[Any] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         args = own_config(args, SFTConfig, "sft-output")
         check_objects(model, processing_class, peft_config, callbacks)
         objective = require_objective(objective, SFT)
-        if isinstance(model, (str, FilePath)):
+        if isinstance(model, (str, Path)):
             processing_class = load_tokenizer(model) if processing_class is None else processing_class
             model = load_to_train(model, args.model_init_kwargs, peft_config)
         self.response = args.response

@@ -1,12 +1,12 @@
 """`PreferenceTrainer`: an objective of `rpo.core` on a causal language model, on transformers' Trainer.
 
-Shapes: B groups of a micro-batch, pairs or responses alone; m responses a prompt: the K = 2 or 1 that the objective
+Shapes: B groups of a micro-batch, pairs or responses alone; m responses per prompt: the K = 2 or 1 that the objective
 compares, then those under pi_base, then one to another prompt where the objective asks for it.
 """
 
 from __future__ import annotations
 
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from rpo.llm.data.collate import CHOSEN, REJECTED, PairCollator, PairDataset
 from rpo.llm.data.mismatched import with_mismatched
 from rpo.llm.diagnostics import displacement_values, split_gradients
 from rpo.llm.logps.packing import choose_path
-from rpo.llm.logps.scoring import Path, pad_token
+from rpo.llm.logps.scoring import ScoringPath, pad_token
 from rpo.llm.models import load_tokenizer, positions_of
 from rpo.llm.models.adapters import with_adapter
 from rpo.llm.models.movement import load_to_train
@@ -32,7 +32,7 @@ from rpo.llm.training.arguments import check_objects, own_config
 from rpo.llm.training.callbacks import DisplacementEarlyStopping, SampledKLCallback
 from rpo.llm.training.config import RPOConfig
 from rpo.llm.training.pair_trainer import PairTrainer
-from rpo.llm.training.policy_base import BaseSlots, with_samples
+from rpo.llm.training.pi_base import BaseSlots, with_samples
 from rpo.llm.training.selfcheck import check_start
 
 
@@ -61,7 +61,7 @@ class PreferenceTrainer(PairTrainer):
         objective: Objective | None = None,
         peft_config: Any = None,
         ref_adapter_name: str | None = None,
-        path: Path | None = None,
+        path: ScoringPath | None = None,
         callbacks: list[Any] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
@@ -74,7 +74,7 @@ class PreferenceTrainer(PairTrainer):
             args.base_slots(resolved.anchor.role), args.base_num_samples, others=int(self.needs_mismatched)
         )
         self._base_column = args.base_column if "column" in self.base.sources else None
-        if isinstance(model, (str, FilePath)):
+        if isinstance(model, (str, Path)):
             processing_class = load_tokenizer(model) if processing_class is None else processing_class
             model = load_to_train(model, args.model_init_kwargs, peft_config)
         require_causal(model)
@@ -201,7 +201,7 @@ class PreferenceTrainer(PairTrainer):
                 remedy="Pass it to the trainer at first, or set precompute_ref_log_probs=False.",
             )
         data.scored = True
-        given = None if args.ref_logps_cache is None else FilePath(args.ref_logps_cache)
+        given = None if args.ref_logps_cache is None else Path(args.ref_logps_cache)
         scorer = ReferencePass(
             self.accelerator,
             self.path,
@@ -223,7 +223,7 @@ class PreferenceTrainer(PairTrainer):
             data.pairs = PreparedPairs(with_mismatched(data.pairs, min(limits, default=None)))
         if args.precompute_ref_log_probs and self.needs_reference:
             # A file of our own from an earlier run in this folder gives way; one that was named does not.
-            file = FilePath(args.output_dir) / CACHE_NAME if given is None else given
+            file = Path(args.output_dir) / CACHE_NAME if given is None else given
             strict = given is not None
             data.known["reference_logps"] = scorer.logps(
                 self.reference, data.pairs, file=file, strict=strict, mismatched=self.needs_mismatched

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rpo.bandit.baselines.plain import list_baselines
+from rpo.bandit.baseline import Baseline
+from rpo.bandit.baselines.catalogue import list_baselines
 from rpo.bandit.maximin import default_class
-from rpo.bandit.method import Baseline
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, LinearBall, RewardClass, Unconstrained
 from rpo.bandit.simulation.grid import canonical, digest, qualified_name

@@ -1,6 +1,6 @@
 """pi_base on a batch: which responses the SFT term is taken on, and with what weight.
 
-Shapes: B pairs; m responses a prompt: chosen, rejected, those of a column, those sampled from the reference.
+Shapes: B pairs; m responses per prompt: chosen, rejected, those of a column, those sampled from the reference.
 """
 
 from __future__ import annotations

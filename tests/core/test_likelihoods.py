@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rpo.core.errors import InvalidArgument
-from rpo.core.neighbours import SFT, BradleyTerry
+from rpo.core.likelihoods import SFT, BradleyTerry
 from rpo.core.objectives import RPO, preference_loss
 
 LN2, LN3 = math.log(2.0), math.log(3.0)

@@ -1,4 +1,4 @@
-"""The two losses beside the objective: fitting pi_ref to responses, and a reward model to preferences.
+"""The two likelihoods beside the objective: of responses, for pi_ref (SFT), and of preferences, for a reward model.
 
 Shapes: N responses or pairs. Both share the formulas of `rpo.core.objectives`, whose two terms they are.
 """

@@ -11,7 +11,7 @@ from rpo.core.columns import Columns
 from rpo.core.objectives import RPO
 from rpo.core.reduction import SFT_REDUCTIONS
 from rpo.llm.data.pairs import TokenizedPair
-from rpo.llm.training.policy_base import BaseSlots
+from rpo.llm.training.pi_base import BaseSlots
 
 LOGPS = torch.tensor([[-2.0, -6.0, -12.0], [-4.0, -3.0, -5.0]], dtype=torch.float64)
 LENGTHS = torch.tensor([[2, 3, 4], [4, 1, 5]])
