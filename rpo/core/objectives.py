@@ -94,8 +94,13 @@ class Objective(ABC):
 
     @property
     def needs(self) -> frozenset[str]:
-        """The columns read beside log-probabilities: "reference", "lengths"."""
+        """The columns read beside log-probabilities: "reference", "lengths", "scores", "shift", "mismatched"."""
         return self.link.needs | self.shape.needs
+
+    @property
+    def takes_unpaired(self) -> bool:
+        """Whether responses alone, with a label each, will do in place of pairs."""
+        return self.shape.unpaired and self.anchor.weight == 0
 
     @property
     def convex_in_logits(self) -> bool:
@@ -176,12 +181,14 @@ class Objective(ABC):
         rejected_lengths: Any = None,
         base_lengths: Any = None,
         weights: Any = None,
+        shift: float | None = None,
     ) -> tuple[Any, LossTerms]:
         """Return (loss, LossTerms) of a batch of N pairs; NumPy arrays or torch tensors (autograd).
 
         *_logps: (N,), summed over tokens, nats. *_lengths: (N,), tokens > 0, where the objective needs them, or the
-        reduction of its anchor does. weights: (N,), summing to one; None for the mean. Raises InvalidArgument for
-        wrong shapes, weights or missing inputs.
+        reduction of its anchor does. weights: (N,), summing to one; None for the mean. shift: of the batches before,
+        where the objective needs it (`rpo.core.shifts`). Raises InvalidArgument for wrong shapes, weights or missing
+        inputs.
         """
         named = {
             "policy_chosen_logps": policy_chosen_logps,
@@ -214,12 +221,15 @@ class Objective(ABC):
             for name, value in zip(("chosen_lengths", "rejected_lengths"), lengths, strict=True):
                 remedy = "Pass the number of tokens of each response."
                 require_lengths(name, value, policy, type(self).__name__, remedy=remedy)
+        if "shift" in self.needs:
+            checks.finite("shift", shift, shape=())
         columns = Columns(
             logps=(policy, logps["policy_rejected_logps"]),
             reference=None
             if reference_chosen_logps is None
             else (logps["reference_chosen_logps"], logps["reference_rejected_logps"]),
             lengths=lengths,
+            shift=shift,
         )
         anchor = self.anchor
         if base_logps is not None:

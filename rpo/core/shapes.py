@@ -17,17 +17,21 @@ import numpy as np
 from rpo.core import numerics
 from rpo.core.columns import Columns
 from rpo.core.jets import Jet
+from rpo.core.shifts import Shift
 
 
 class Shape(ABC):
     """Values of a link -> one loss per group, (N,).
 
     convex: in the implicit rewards. invariant: the same when a constant is added to all rewards of a group, so that
-    responses in no group feel no pull.
+    responses in no group feel no pull. unpaired: whether it takes a response alone, K = 1, by its label. shift: what is
+    subtracted from the values, as the batches before say; None for nothing.
     """
 
     convex: bool = False
     invariant: bool = False
+    unpaired: bool = False
+    shift: Shift | None = None
 
     @property
     def needs(self) -> frozenset[str]:
@@ -192,10 +196,12 @@ class LogisticExponential(MarginShape):
 
 @dataclass(frozen=True)
 class Pointwise(Shape):
-    """chosen(r) + rejected(r): each response against zero, not against the other.
+    """chosen(r) + rejected(r): each response against zero, not against the other; of one alone, what its label says.
 
     chosen, rejected: functions of a reward, written in `rpo.core.numerics`. both_convex: whether both are.
     """
+
+    unpaired = True
 
     chosen: Callable[[Any], Any]
     rejected: Callable[[Any], Any]
@@ -208,6 +214,9 @@ class Pointwise(Shape):
 
     def __call__(self, values: tuple[Any, ...], beta: float, columns: Columns) -> Any:
         """Return chosen(beta * value) + rejected(beta * value)."""
+        if len(values) == 1:
+            reward, desirable = beta * values[0], columns.labels
+            return self.chosen(reward) * desirable + self.rejected(reward) * (1.0 - desirable)
         return self.chosen(beta * values[0]) + self.rejected(beta * values[1])
 
 
@@ -216,6 +225,23 @@ class AbsoluteOdds(Pointwise):
 
     def __init__(self) -> None:
         super().__init__(lambda r: numerics.softplus(-r), numerics.softplus, both_convex=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shifted(Pointwise):
+    """chosen(r) and rejected(r) of rewards above a shift; the mean over a group, so a pair is its two responses."""
+
+    shift: Shift
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The shift, and what it is estimated from."""
+        return frozenset({"shift"}) | self.shift.needs
+
+    def __call__(self, values: tuple[Any, ...], beta: float, columns: Columns) -> Any:
+        """Return the losses (N,) of responses or pairs."""
+        above = tuple(value - columns.shift for value in values)
+        return super().__call__(above, beta, columns) / len(values)
 
 
 class ChosenDown(Shape):

@@ -9,9 +9,10 @@ import importlib
 from dataclasses import MISSING, dataclass, fields
 
 from rpo.core import checks
+from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import Objective
 
-CERTIFIED, STATIONARY = "certified", "stationary"
+CERTIFIED, STATIONARY, NONE = "certified", "stationary", "none on a table"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,8 @@ class Method:
 
     name: of its class. home: module. paper, arxiv, equation: source. oracle: what its values are held to by tests.
     evidence: of its optimum on a table, where there is one: "certified" where `rpo.bandit.solve` or `rpo.fit` bounds
-    how far its answer is from it whatever the data, else "stationary".
+    how far its answer is from it whatever the data, "none on a table" where it reads what a table does not have, else
+    "stationary".
     """
 
     name: str
@@ -87,7 +89,21 @@ METHODS: dict[str, Method] = {
         _row(_POINTWISE, "NCA", "Chen et al. 2024", "2402.05369", "not verified", "TRL nca_pair"),
         _row(_POINTWISE, "APOZero", "D'Oosterlinck et al. 2024", "2408.06266", "7", "TRL apo_zero"),
         _row(_POINTWISE, "APODown", "D'Oosterlinck et al. 2024", "2408.06266", "8", "TRL apo_down"),
+        _row(_POINTWISE, "KTO", "Ethayarajh et al. 2024", "2402.01306", "7-8", "TRL kto, z0 given", NONE),
+        _row(
+            _POINTWISE, "BCO", "Jung et al. 2024", "2404.04656", "quoted", "TRL bco_pair at a shift of 0; by hand", NONE
+        ),
     )
+}
+
+
+# Losses that are no mean over groups, and what to take in their place.
+REFUSED = {
+    "AOT": (
+        "AOT, which sorts the margins of a whole batch (arXiv 2406.05882), so that its loss would depend on the "
+        "batch's size and on how it is cut into micro-batches and processes",
+        "With one pair in the batch it is rpo.ConservativeDPO",
+    ),
 }
 
 
@@ -109,5 +125,8 @@ def _without_default(kind: type[Objective]) -> list[str]:
 
 
 def get(name: str) -> type[Objective]:
-    """Return the class of a registered method. Raises InvalidArgument."""
+    """Return the class of a registered method. Raises InvalidArgument, also for those of `REFUSED`."""
+    if name in REFUSED:
+        why, remedy = REFUSED[name]
+        raise InvalidArgument("objective", expected="a method that is a mean over groups", got=why, remedy=f"{remedy}.")
     return METHODS[checks.one_of("objective", name, tuple(METHODS))].load()

@@ -73,6 +73,7 @@ def test_first_logged_loss_is_the_formula_on_every_path(tmp_path, name: str, pat
         chosen_lengths=lengths[:, 0],
         rejected_lengths=lengths[:, 1],
         weights=weights / weights.sum(),
+        **({"shift": 0.0} if "shift" in objective.needs else {}),
     )
     one.train()
     logged = one.state.log_history[0]

@@ -178,6 +178,13 @@ def build_saddle(
     checks.instance("problem", problem, ContextualBandit)
     checks.instance("data", data, PreferenceCounts)
     require_objective(objective)
+    if absent := sorted(objective.needs - {"reference", "lengths"}):
+        raise InvalidArgument(
+            "objective",
+            expected="a loss of log-probabilities alone: a table has no batches and no scores",
+            got=f"{objective.label}, which reads {', '.join(absent)}",
+            remedy="Train a language model with it; a loss whose shift follows the policy has a fixed point only.",
+        )
     check_reward_class(reward_class)
     shape = problem.reference.shape
     if (data.num_prompts, data.num_responses) != shape:
