@@ -54,7 +54,7 @@ METHODS: dict[str, Method] = {
         _row(_CORE, "RPO", "Liu et al. 2024", "2405.16436", "4.8", "TRL [sigmoid, sft]", CERTIFIED),
         _row(_CORE, "DPO", "Rafailov et al. 2023", "2305.18290", "7", "TRL sigmoid", CERTIFIED),
         _row(_PAIRS, "IPO", "Azar et al. 2023", "2310.12036", "17", "TRL ipo", CERTIFIED),
-        _row(_PAIRS, "SLiC", "Zhao et al. 2023", "2305.10425", "not verified", "TRL hinge"),
+        _row(_PAIRS, "SLiC", "Zhao et al. 2023", "2305.10425", "not verified", "TRL hinge", CERTIFIED),
         _row(_PAIRS, "ConservativeDPO", "Mitchell 2023", "none", "3", "DPO on counts (1 - eps, eps)", CERTIFIED),
         _row(_PAIRS, "RobustDPO", "Ray Chowdhury et al. 2024", "2403.00409", "12", "TRL robust", CERTIFIED),
         _row(_PAIRS, "RDPO", "Park et al. 2024", "2403.19159", "derived", "DPO at alpha = 0; by hand", CERTIFIED),
@@ -70,6 +70,7 @@ METHODS: dict[str, Method] = {
             "plug-in of the fitted reward",
             CERTIFIED,
         ),
+        _row(_DIVERGENCE, "FRPO", "this package", "none", "theory, 11", "RPO at the KL; the policy program", CERTIFIED),
         _row(_FREE, "SimPO", "Meng et al. 2024", "2405.14734", "6", "TRL cpo simpo", CERTIFIED),
         _row(_FREE, "AlphaPO", "Gupta et al. 2025", "2501.03884", "not verified", "TRL cpo alpha", CERTIFIED),
         _row(

@@ -20,7 +20,8 @@ from rpo.core.objectives import DPO, RPO, Anchor, Objective
 from rpo.core.shapes import Logistic, MarginShape, Shape
 from rpo.methods import registry
 
-GIVEN = {"RPO": {"beta": 0.5, "eta": 0.2, "base": "reference"}, "DPO": {"beta": 0.5}, "RDPO": {"alpha": 0.1}}
+REFERENCE = {"beta": 0.5, "eta": 0.2, "base": "reference"}
+GIVEN = {"RPO": REFERENCE, "FRPO": REFERENCE, "DPO": {"beta": 0.5}, "RDPO": {"alpha": 0.1}}
 METHODS = {name: method.load()(**GIVEN.get(name, {})) for name, method in registry.METHODS.items()}
 
 

@@ -22,6 +22,7 @@ import pytest
 import scipy
 from scipy.special import expit
 
+import rpo
 from rpo.bandit import Baseline, Box, ContextualBandit, LinearBall, PolicyResult, Unconstrained, instances, solve
 from rpo.bandit.baselines.plain import BestOfN, Greedy, ReferencePolicy
 from rpo.bandit.simulation.cell import Cell
@@ -30,6 +31,7 @@ from rpo.bandit.simulation.engine import FailedRows, make_plan, simulate
 from rpo.bandit.simulation.grid import canonical
 from rpo.bandit.simulation.methods import Maximin, from_dict
 from rpo.bandit.simulation.store import CorruptShard, GridMismatch, GridStore, MixedCode
+from rpo.core import divergences
 from rpo.core.errors import InvalidArgument, MissingDependency, OutputError, RPOError
 from rpo.core.objectives import DPO, RPO
 
@@ -174,6 +176,30 @@ def test_rows_columns_and_order() -> None:
     assert (rpo["objective/eta"] == rpo["eta"]).all()
     dpo = frame[frame["method"] == "DPO"].groupby(["skew", "n", "seed"])["gap"]
     assert (dpo.nunique() == 1).all()  # one DPO, repeated at every eta
+
+
+def test_every_certified_method_enters_beside_rpo() -> None:
+    """FRPO at the KL is RPO's row; ChiPO's is that of the plug-in baseline, whose box decides; a kink is refused."""
+    js = divergences.JensenShannon()
+    methods = {
+        "RPO": RPO(beta=0.1, eta=0.05),
+        "FRPO": rpo.FRPO(beta=0.1, eta=0.05),
+        "JS": rpo.FRPO(beta=0.1, eta=0.05, divergence=js),
+        "IPO": functools.partial(rpo.IPO, tau=0.5),
+        "SimPO": rpo.SimPO(beta=1.0),
+        "ChiPO": rpo.ChiPO(beta=0.1),
+        "plug-in": rpo.bandit.baselines.ChiSquaredPO(beta=0.1),
+    }
+    frame = simulate("coverage_skew", methods, {"n": [300], "arms": [4]}, 3, rng=0, proxy=True)
+    assert (frame["status"] == "certified").all()
+    of = {name: rows.reset_index(drop=True) for name, rows in frame.groupby("method")}
+    for column in ("gap", "reward/gold", "reward/proxy", "duality_gap"):
+        assert (of["FRPO"][column] == of["RPO"][column]).all()
+    assert of["ChiPO"]["gap"].to_numpy() == pytest.approx(of["plug-in"]["gap"].to_numpy(), abs=1e-6)
+    assert np.abs(of["JS"]["gap"] - of["RPO"]["gap"]).max() > 1e-2
+    assert list(of["IPO"]["objective/base"]) == ["chosen"] * 3
+    with pytest.raises(InvalidArgument, match=r"methods: SLiC: expected a loss without a kink"):
+        simulate("coverage_skew", [rpo.SLiC()], {"n": [9]}, 1, rng=0)
 
 
 def test_order_of_the_grid_and_of_the_seeds_does_not_matter_and_the_root_does() -> None:
@@ -880,6 +906,8 @@ def test_recipe_entries_make_methods_and_mistakes_in_them_are_named() -> None:
     _, method = from_dict({"method": "DPO", "base": "custom", "base_policy": [[0.5, 0.5]], "bound": 3})
     frame = simulate(two_arms, {"m": method}, {"n": [5], "lead": [1.0], "beta": [1.0]}, 1, rng=0)
     assert list(frame["reward_class"]) == ["Box(bound=3)"] and list(frame["objective/base"]) == ["custom"]
+    name, method = from_dict({"method": "IPO", "tau": 0.5, "bound": 2})
+    assert (name, method.bound, method.objective()) == ("IPO", 2, rpo.IPO(tau=0.5))
     name, method = from_dict({"method": "BestOfN", "n": 8})
     assert (name, method().n) == ("BestOfN", 8)
     for bad, words in (

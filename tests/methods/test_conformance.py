@@ -24,7 +24,12 @@ from rpo.core.objectives import DPO, RPO, Objective
 from rpo.core.shapes import Logistic, MarginShape, Pointwise, Shape
 from rpo.methods import registry
 
-GIVEN = {"RPO": {"beta": 0.3, "eta": 0.2}, "DPO": {"beta": 0.3}, "RDPO": {"alpha": 0.05}}
+GIVEN = {
+    "RPO": {"beta": 0.3, "eta": 0.2},
+    "FRPO": {"beta": 0.3, "eta": 0.2},
+    "DPO": {"beta": 0.3},
+    "RDPO": {"alpha": 0.05},
+}
 INTERIOR = (divergences.KL(), divergences.ForwardKL(), divergences.JensenShannon(), divergences.Alpha(0.4))
 N = 9
 

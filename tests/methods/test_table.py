@@ -21,7 +21,12 @@ from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import DPO, RPO, Objective
 from rpo.methods import registry
 
-GIVEN = {"RPO": {"beta": 0.5, "eta": 0.2, "base": "reference"}, "DPO": {"beta": 0.5}, "RDPO": {"alpha": 0.1}}
+GIVEN = {
+    "RPO": {"beta": 0.5, "eta": 0.2, "base": "reference"},
+    "FRPO": {"beta": 0.5, "eta": 0.2, "base": "reference"},
+    "DPO": {"beta": 0.5},
+    "RDPO": {"alpha": 0.1},
+}
 ALL = {name: method.load()(**GIVEN.get(name, {})) for name, method in registry.METHODS.items()}
 METHODS = {name: one for name, one in ALL.items() if one.needs <= {"reference", "lengths"}}
 

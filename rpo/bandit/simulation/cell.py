@@ -23,7 +23,7 @@ from rpo.bandit.solver.saddle import build_saddle
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import NoMinimizer, RPOError
-from rpo.core.objectives import BASES, DPO
+from rpo.core.objectives import BASES, DPO, Objective
 
 NUMBERS = ("gap", "reward/gold", "reward/proxy", "kl/reference", "duality_gap", "relative_gap", "tv_bound")
 OBJECTIVE = ("objective/name", "objective/beta", "objective/eta", "objective/base", "reward_class")
@@ -139,7 +139,7 @@ class Cell:
             "objective/name": type(inner).__name__,
             "objective/beta": _number(getattr(inner, "beta", NAN)),
             "objective/eta": _number(getattr(inner, "eta", NAN)),
-            "objective/base": getattr(inner, "base", ""),
+            "objective/base": inner.anchor.role if isinstance(inner, Objective) else getattr(inner, "base", ""),
         }
         rows = []
         for i, (draw, answer, likely) in enumerate(zip(self.draws, answers, shadow, strict=True)):
@@ -260,7 +260,7 @@ class Cell:
 def _likelihood(method: Maximin | Baseline) -> Maximin:
     """Return what finds the proxy's reward: the maximum likelihood in the method's class."""
     if isinstance(method, Maximin):
-        plain = DPO(beta=method.objective.beta, base=method.objective.base)
+        plain = DPO(beta=method.objective.link.beta, base=method.objective.anchor.role)
         return replace(method, objective=plain)
     beta = _number(getattr(method, "beta", NAN))
     # beta only breaks ties among maximum-likelihood rewards
@@ -270,7 +270,7 @@ def _likelihood(method: Maximin | Baseline) -> Maximin:
 
 
 def _base_name(method: Any) -> str:
-    name = getattr(method, "base", "chosen")
+    name = method.anchor.role if isinstance(method, Objective) else getattr(method, "base", "chosen")
     return name if isinstance(name, str) and name in BASES and name != "custom" else "chosen"
 
 

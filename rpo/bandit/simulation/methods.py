@@ -10,6 +10,7 @@ from typing import Any
 
 from rpo.bandit.baseline import Baseline
 from rpo.bandit.baselines.catalogue import list_baselines
+from rpo.bandit.batched.solution import require_batchable
 from rpo.bandit.maximin import default_class
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, LinearBall, RewardClass, Unconstrained
@@ -17,18 +18,18 @@ from rpo.bandit.simulation.grid import canonical, digest, qualified_name
 from rpo.bandit.solver.saddle import PROMPT_WEIGHTS
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument, shown
-from rpo.core.objectives import DPO, RPO, Objective, check_objective
+from rpo.core.objectives import Objective
+from rpo.methods.registry import CERTIFIED, METHODS
 
 CLASSES = ("box", "unconstrained", "ball")
-OBJECTIVES: dict[str, type] = {"RPO": RPO, "DPO": DPO}
 
 
 @dataclass(frozen=True, eq=False)
 class Maximin:
     """The paper's maximin as a method of `simulate`: an objective with its reward class and prompt weights.
 
-    objective: RPO or DPO; a class, or a partial of one, takes beta and eta from the grid. reward_class:
-    "box" (Box(bound), by default of the problem's reward_bound), "unconstrained", "ball"
+    objective: one that `solve_batch` takes; a class, or a partial of one, takes beta and eta from the grid.
+    reward_class: "box" (Box(bound), by default of the problem's reward_bound), "unconstrained", "ball"
     (LinearBall(problem.features, bound)), a `RewardClass`, or a function problem -> `RewardClass`.
     base_policy: (X, A), or a function problem -> (X, A), exactly with an objective of base "custom".
     """
@@ -127,13 +128,13 @@ class Template:
         if isinstance(made, Baseline) and dataclasses.is_dataclass(made):
             return made
         if isinstance(made, Objective):
-            solvable = check_objective(made, f"methods: {self.name}")
+            solvable = require_batchable(made, f"methods: {self.name}")
             method = dataclasses.replace(self.maximin or Maximin(solvable), objective=solvable)
-            if (solvable.base == "custom") != (method.base_policy is not None):
+            if (solvable.anchor.role == "custom") != (method.base_policy is not None):
                 raise InvalidArgument(
                     f"methods: base_policy of {self.name}",
                     expected="a policy exactly with base 'custom'",
-                    got=f"base={solvable.base!r} with base_policy {method.base_policy}",
+                    got=f"base={solvable.anchor.role!r} with base_policy {method.base_policy}",
                     remedy="Pass Maximin(objective, base_policy=...), or another base.",
                 )
             return method
@@ -157,7 +158,7 @@ def template(name: str | None, method: Any, settings: Iterable[str]) -> Template
         default = inner.label if isinstance(inner, Baseline) else type(inner).__name__
         return Template(name or default, lambda: inner, frozenset(), wrapper)
     made = inner.func if isinstance(inner, functools.partial) else inner
-    if not (isinstance(made, type) and (issubclass(made, Baseline) or made in (RPO, DPO))):
+    if not (isinstance(made, type) and issubclass(made, (Baseline, Objective))):
         raise _not_a_method(name, inner)
     given = set(inner.keywords) if isinstance(inner, functools.partial) else set()
     fields = [f for f in dataclasses.fields(made) if f.init]  # type: ignore[arg-type]
@@ -178,7 +179,7 @@ def template(name: str | None, method: Any, settings: Iterable[str]) -> Template
 def _not_a_method(name: str | None, got: object) -> InvalidArgument:
     return InvalidArgument(
         f"methods[{name!r}]" if name else "methods",
-        expected="RPO, DPO, Maximin or a Baseline that is a dataclass: an instance, a class or a partial",
+        expected="an objective such as RPO, Maximin or a Baseline, a dataclass: an instance, a class or a partial",
         got=shown(got),
         remedy="Pass for example RPO with beta and eta in grid.",
     )
@@ -187,11 +188,12 @@ def _not_a_method(name: str | None, got: object) -> InvalidArgument:
 def from_dict(entry: Any) -> tuple[str, Any]:
     """Return (name, method) from the entry of a recipe.
 
-    entry: "method" (RPO, DPO or a Baseline's class), and optionally "name" (default the method's),
+    entry: "method" (a certified objective's class or a Baseline's), and optionally "name" (default the method's),
     "reward_class", "bound", "prompt_weights" and "base_policy" of `Maximin`, and the method's own fields. Raises
     InvalidArgument.
     """
-    known = {**OBJECTIVES, **{info.method.__name__: info.method for info in list_baselines().values()}}
+    objectives = {name: method.load() for name, method in METHODS.items() if method.evidence == CERTIFIED}
+    known: dict[str, type] = {**objectives, **{info.method.__name__: info.method for info in list_baselines().values()}}
     if not isinstance(entry, Mapping) or entry.get("method") not in known:
         raise InvalidArgument(
             "methods",
@@ -202,7 +204,7 @@ def from_dict(entry: Any) -> tuple[str, Any]:
     fields = {str(key): value for key, value in entry.items() if key not in ("method", "name")}
     made = known[entry["method"]]
     options = {}
-    if made in OBJECTIVES.values():
+    if made in objectives.values():
         options = {
             key: fields.pop(key) for key in ("reward_class", "bound", "prompt_weights", "base_policy") if key in fields
         }
