@@ -6,7 +6,7 @@ DEMO ?= demo-report
 CODE = rpo tests benchmarks notebooks examples
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow notebooks bench lint docs clean
+.PHONY: help demo test test-slow notebooks bench gpu lint docs clean
 
 help:  ## Show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -41,6 +41,10 @@ bench: $(VENV)/.installed-dev  ## The benchmarks: tables into benchmarks/results
 	for name in batched coverage_skew zhu bounds explore; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
 	# Against TRL, on a real model: where there is one.
 	test -z "$$RPO_SMOLLM2" || $(BIN)/python benchmarks/vs_trl.py
+
+gpu:  ## On a machine with one H100 or H200, PYTHON its own: torch with CUDA, transformers, accelerate, peft, pytest
+	# Against TRL it also needs trl, datasets, dill and multiprocess: GPU="--wheels FOLDER" takes them as wheels.
+	$(PYTHON) benchmarks/gpu.py --output runs/gpu $(GPU)
 
 docs: $(VENV)/.installed-dev  ## The documentation site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

@@ -25,7 +25,7 @@ from rpo.explore.settings import ALONG, METHODS, REFERENCES, SLIDERS, Settings
 from rpo.explore.view import DRAWS, state
 
 AIM = 150.0  # ms
-SERVE = "from rpo.explore.command import explore_command; explore_command(port=0, browser=False)"
+SERVE = "from rpo.commands.explore import explore_command; explore_command(port=0, browser=False)"
 # Presses a key on a slider and resolves, after the answer has been painted, to the milliseconds that took.
 PRESS = """name => new Promise(done => {
   const find = root => { for (const e of root.querySelectorAll('*')) {

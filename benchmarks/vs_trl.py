@@ -39,7 +39,7 @@ from vs_trl_sides import OURS, THEIRS, TRL, Ours, make_variants, names
 from vs_trl_workload import LLAMA, PAIRS, Batch, grouped, make_batches, needed_flops, own_shapes, padded_length
 
 from rpo.core.records import environment, jsonable
-from rpo.llm.collate import group_of
+from rpo.llm.data.collate import group_of
 
 HERE = Path(__file__).parent
 # Relative. bfloat16 rounds differently in every layout, TRL's and ours alike about 1e-2 from float32; there a batch is
@@ -215,6 +215,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", default=str(PAIRS), help="preference pairs, for a model with a tokenizer")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of matrix products")
+    parser.add_argument("--weights", default="float32", choices=["float32", "bfloat16"], help="what they are kept in")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--batches", type=int, default=12)
     parser.add_argument("--pairs", type=int, default=4, help="pairs a batch")

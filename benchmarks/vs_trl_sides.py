@@ -14,9 +14,9 @@ from vs_trl_workload import Batch, make_model, make_reference, twin
 
 from rpo.core.conversions import trl_batch_weight
 from rpo.core.objectives import RPO
-from rpo.llm.collate import group_of
-from rpo.llm.packing import choose_path
-from rpo.llm.scoring import Path as ScoringPath
+from rpo.llm.data.collate import group_of
+from rpo.llm.logps.packing import choose_path
+from rpo.llm.logps.scoring import ScoringPath
 
 OBJECTIVE = RPO(beta=0.1, eta=0.05)
 

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from rpo.llm.data import TokenizedPair, load_preferences, prepare_pairs
-from rpo.llm.scoring import PromptGroup
+from rpo.llm.logps.scoring import PromptGroup
 
 PAIRS = Path(__file__).parents[1] / "examples" / "smollm2" / "pairs.jsonl"
 LLAMA: dict[str, dict[str, int]] = {  # random weights, the shapes of Llama 3.2 1B and 3.1 8B, and one for tests
@@ -33,22 +33,22 @@ Batch = Sequence[TokenizedPair]
 
 def make_model(arguments: argparse.Namespace) -> tuple[Any, Any]:
     """Return the policy in training mode and its tokenizer."""
+    weights = getattr(torch, arguments.dtype if arguments.lora else arguments.weights)
     if arguments.model in LLAMA:
         fields: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
         fields |= LLAMA[arguments.model] | {"tie_word_embeddings": arguments.model in TIED}
         torch.manual_seed(0)
         with torch.device(arguments.device):
-            model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**fields))
+            model: Any = transformers.LlamaForCausalLM._from_config(transformers.LlamaConfig(**fields), dtype=weights)
         tokenizer = word_tokenizer()
     else:
-        options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
+        options: dict[str, Any] = {"dtype": weights, "use_safetensors": True}
         model = transformers.AutoModelForCausalLM.from_pretrained(arguments.model, **options)
         tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.model)
     model = model.to(arguments.device).train()
     if arguments.lora:
         import peft
 
-        model.to(getattr(torch, arguments.dtype))
         config = peft.LoraConfig(task_type="CAUSAL_LM", r=arguments.lora, target_modules="all-linear")
         model = peft.get_peft_model(model, config)
     if arguments.gradient_checkpointing:
@@ -70,8 +70,10 @@ def word_tokenizer() -> Any:
 
 
 def make_reference(policy: Any) -> Any:
-    """Return a frozen copy of the policy, its last norm moved by 2 %."""
-    reference = copy.deepcopy(policy).eval().requires_grad_(False)
+    """Return a frozen copy of the policy, without its adapter (which starts at zero), its last norm moved by 2 %."""
+    reference = copy.deepcopy(policy)
+    reference = reference.unload() if hasattr(reference, "get_base_model") else reference
+    reference.eval().requires_grad_(False)
     norms = [module for name, module in reference.named_modules() if name.endswith("model.norm")]
     norms[-1].weight.mul_(1.02)
     return reference

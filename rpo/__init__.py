@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rpo import bandit, compare, eval, explore, llm, methods, teaching
-    from rpo.core.neighbours import SFT, BradleyTerry
+    from rpo.core.likelihoods import SFT, BradleyTerry
     from rpo.core.objectives import DPO, RPO
     from rpo.core.records import Run
     from rpo.fitting import fit
@@ -16,11 +16,11 @@ __version__ = "0.1.0"
 
 # Loaded on first use, so that `import rpo` costs nothing and `rpo.bandit` never loads torch.
 _HOME = {
-    "BradleyTerry": "rpo.core.neighbours",
+    "BradleyTerry": "rpo.core.likelihoods",
     "DPO": "rpo.core.objectives",
     "RPO": "rpo.core.objectives",
     "Run": "rpo.core.records",
-    "SFT": "rpo.core.neighbours",
+    "SFT": "rpo.core.likelihoods",
     "fit": "rpo.fitting",
 }
 _PACKAGES = ("bandit", "compare", "core", "eval", "explore", "llm", "methods", "teaching")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import sys
 import warnings
@@ -11,14 +12,25 @@ from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from rpo import __version__, commands, llm_commands, train_command
-from rpo.compare import gold_command as enumerable_command
-from rpo.core import shown
-from rpo.core.errors import InaccurateSolution, LookAlikeLabels, RPOError
-from rpo.core.locks import alone
-from rpo.eval import benchmark_command, gold_command, judge_command
-from rpo.explore import command as explorer
-from rpo.parsing import (
+from rpo import __version__
+from rpo.commands import (
+    benchmark,
+    compare,
+    convert_gguf,
+    data_check,
+    enumerable,
+    explore,
+    generate,
+    judge,
+    methods,
+    plot,
+    sentiment,
+    simulate,
+    solve,
+    train,
+)
+from rpo.commands.choices import Choice, Given, objectives
+from rpo.commands.parsing import (
     PARSE_ERRORS,
     config_mistakes,
     impossible_values,
@@ -27,6 +39,9 @@ from rpo.parsing import (
     resolved_text,
     settle_parsing,
 )
+from rpo.core import shown
+from rpo.core.errors import InaccurateSolution, LookAlikeLabels, RPOError
+from rpo.core.locks import alone
 
 
 class Command(NamedTuple):
@@ -41,6 +56,8 @@ class Command(NamedTuple):
     positional: str | None = None
     several: bool = False
     preflight: Callable[[Namespace], list[RPOError]] | None = None
+    also: tuple[str, ...] = ()
+    depends: Callable[[type], dict[str, type]] | None = None
     folder: str | None = "output"
     kept: str | Callable[[Namespace], str] = "Nothing was written; the same command starts again."
 
@@ -48,32 +65,46 @@ class Command(NamedTuple):
     def summary(self) -> str:
         return (self.function.__doc__ or "").splitlines()[0]
 
+    def settle(self, given: Given) -> Choice | None:
+        """Return the objective that the options name, of a command that takes one."""
+        parameter = inspect.signature(self.function).parameters.get(OBJECTIVE)
+        if parameter is None:
+            return None
+        given.refuse_foreign("training")
+        return given.settle(OBJECTIVE, objectives(self.also), parameter.default)
 
+
+OBJECTIVE = "objective"
 LONGEST_WORD = 400  # of a message: a value that is thousands of characters long is shown in part
 CHUNKS = "The finished chunks are kept in {output}; the same command continues."
 VERDICTS = "The verdicts so far are kept in {output}; the same command asks the rest."
 STAGES = "The finished stages are kept in {output}; the same command continues."
 COMMANDS: dict[str, Command] = {
-    "solve": Command(commands.solve_command, "pairs"),
-    "methods": Command(commands.methods_command, folder=None),
-    "simulate": Command(commands.simulate_command, kept=CHUNKS),
-    "compare": Command(commands.compare_command),
+    "solve": Command(solve.solve_command, "pairs"),
+    "methods": Command(methods.methods_command, folder=None),
+    "simulate": Command(simulate.simulate_command, kept=CHUNKS),
+    "compare": Command(compare.compare_command),
     # Of several processes one alone has the folder: `fit` sees to it.
     "train": Command(
-        train_command.train_command, preflight=train_command.preflight, folder=None, kept=train_command.kept
+        train.train_command,
+        preflight=train.preflight,
+        also=("SFT", "BradleyTerry"),
+        depends=train.depends,
+        folder=None,
+        kept=train.kept,
     ),
-    "data check": Command(llm_commands.data_check_command, "source"),
-    "generate": Command(llm_commands.generate_command, folder=None),
-    "plot": Command(llm_commands.plot_command, "runs", several=True, folder=None),
-    "explore": Command(explorer.explore_command, folder=None),
-    "judge": Command(judge_command.judge_command, "responses", several=True, kept=VERDICTS),
-    "experiment enumerable": Command(enumerable_command.gold_command),
-    "experiment sentiment": Command(gold_command.sentiment_command, kept=STAGES),
-    "benchmark alpaca-eval": Command(benchmark_command.alpaca_eval_command),
-    "benchmark mt-bench": Command(benchmark_command.mt_bench_command),
-    "benchmark lm-eval": Command(benchmark_command.lm_eval_command),
-    "benchmark table": Command(benchmark_command.table_command, "sources", several=True),
-    "convert-gguf": Command(llm_commands.convert_gguf_command, "path"),
+    "data check": Command(data_check.data_check_command, "source"),
+    "generate": Command(generate.generate_command, folder=None),
+    "plot": Command(plot.plot_command, "runs", several=True, folder=None),
+    "explore": Command(explore.explore_command, folder=None),
+    "judge": Command(judge.judge_command, "responses", several=True, kept=VERDICTS),
+    "experiment enumerable": Command(enumerable.gold_command),
+    "experiment sentiment": Command(sentiment.sentiment_command, kept=STAGES),
+    "benchmark alpaca-eval": Command(benchmark.alpaca_eval_command),
+    "benchmark mt-bench": Command(benchmark.mt_bench_command),
+    "benchmark lm-eval": Command(benchmark.lm_eval_command),
+    "benchmark table": Command(benchmark.table_command, "sources", several=True),
+    "convert-gguf": Command(convert_gguf.convert_gguf_command, "path"),
 }
 GROUPS = {
     "data": "Look at preference data.",
@@ -82,10 +113,11 @@ GROUPS = {
 }
 
 
-def build_parser(asked: str | None) -> tuple[ArgumentParser, ArgumentParser | None]:
-    """Return the parser of `rpo` and that of the command asked for.
+def build_parser(asked: str | None, objective: Choice | None = None) -> tuple[ArgumentParser, ArgumentParser | None]:
+    """Return the parser of `rpo` and that of the command asked for, with the options of the objective chosen.
 
-    The others are listed with their summaries only: reading the options of `train` imports transformers.
+    objective: None for the command's own. The others are listed with their summaries only: reading the options of
+    `train` imports transformers.
     """
     settle_parsing()
     description = "Regularized Preference Optimization: theory, training, and the comparison of both."
@@ -103,15 +135,16 @@ def build_parser(asked: str | None) -> tuple[ArgumentParser, ArgumentParser | No
         group_name, _, last = name.rpartition(" ")
         sub = ArgumentParser(description=command.summary, exit_on_error=False, allow_abbrev=False)
         if name == asked:
-            _add_options(sub, command)
+            _add_options(sub, command, objective or command.settle(Given([])))
             chosen = sub
         groups[group_name].add_subcommand(last, sub, help=command.summary)
     return parser, chosen
 
 
-def _add_options(sub: ArgumentParser, command: Command) -> None:
+def _add_options(sub: ArgumentParser, command: Command, objective: Choice | None) -> None:
     sub.add_argument("--config", action="config", help="YAML file with any of the options below")
-    skip = {"resolved"}
+    depending = {} if objective is None or command.depends is None else command.depends(objective.kind)
+    skip = {"resolved", OBJECTIVE, *depending}
     if command.several:
         sub.add_argument(command.positional, nargs="+", metavar=str(command.positional).upper())
         skip.add(str(command.positional))
@@ -120,6 +153,10 @@ def _add_options(sub: ArgumentParser, command: Command) -> None:
         sub.add_function_arguments(command.function, skip=skip | _others(command), as_positional=True, as_group=False)
         skip.add(str(command.positional))
     sub.add_function_arguments(command.function, skip=skip)
+    if objective is not None:
+        objective.add_options(sub)
+    for key, kind in depending.items():
+        sub.add_class_arguments(kind, key)
 
 
 def _others(command: Command) -> set[str]:
@@ -150,15 +187,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(given: list[str], name: str | None, options: Namespace) -> int:
     """Do the work of `main`; `options` is filled with what was parsed."""
-    parser, sub = build_parser(name)
-    if name is None or sub is None:
-        return _without_command(parser, given)
+    if name is None:
+        return _without_command(build_parser(None)[0], given)
+    settle_parsing()
     rest = given[name.count(" ") + 1 :]
     lines = config_mistakes(rest)
+    read = Given([] if lines else rest)
+    objective = COMMANDS[name].settle(read)
+    parser, sub = build_parser(name, objective)
+    if sub is None:
+        return _without_command(parser, given)
+    lines += map(str, read.mistakes)
     try:
-        config: Any = None if lines else parser.parse_args(given)
+        config: Any = None if lines and not read.mistakes else parser.parse_args([*name.split(), *read.arguments])
     except PARSE_ERRORS as error:
-        lines = [line.replace(f"{name.replace(' ', '.')}.", "") for line in parse_mistakes(sub, rest, error)]
+        found = parse_mistakes(sub, read.arguments, error)
+        lines += [line.replace(f"{name.replace(' ', '.')}.", "") for line in found]
     if lines:
         return _refuse("rpo", [f"{line} (see rpo {name} --help)" for line in lines])
     for part in name.split():
@@ -169,7 +213,14 @@ def _main(given: list[str], name: str | None, options: Namespace) -> int:
     errors: list[RPOError] = impossible_values(options)
     if errors:
         return _refuse(f"rpo {name}", errors)
+    for note in read.notes:
+        print(f"rpo {name}: note: {shown.line(note)}", file=sys.stderr)
     values, errors = instantiate(sub, options)
+    if objective is not None:
+        try:
+            values[OBJECTIVE] = objective.make(options[OBJECTIVE])
+        except RPOError as error:
+            errors.append(error)
     if command.preflight is not None:
         errors += command.preflight(options)
     if errors:

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from rpo.core.errors import InvalidArgument
-from rpo.core.neighbours import SFT, BradleyTerry
+from rpo.core.likelihoods import SFT, BradleyTerry
 from rpo.core.objectives import Objective, check_objective, require_objective
 from rpo.core.records import Run
 
@@ -20,7 +20,7 @@ def fit(policy: Any, data: Any, objective: Objective | SFT | BradleyTerry | None
     takes the objectives `SFT` and `BradleyTerry`). A table or an EnumerableLM is left as it was, a
     transformers model is trained in place; the trained policy is `run.artifact`. Raises InvalidArgument.
     """
-    from rpo.bandit.policies import SoftmaxPolicy
+    from rpo.bandit.problem import SoftmaxPolicy
 
     if isinstance(policy, SoftmaxPolicy):
         from rpo.bandit.fitting import fit as fit_table
@@ -34,7 +34,7 @@ def fit(policy: Any, data: Any, objective: Objective | SFT | BradleyTerry | None
         if isinstance(policy, EnumerableLM):
             return fit_language_model(policy, data, check_objective(objective), **options)
     if isinstance(policy, (str, os.PathLike)) or hasattr(policy, "generate"):
-        from rpo.llm.fitting import fit as fit_llm
+        from rpo.llm.training.fitting import fit as fit_llm
 
         if objective is not None and not isinstance(objective, (SFT, BradleyTerry)):
             require_objective(objective)

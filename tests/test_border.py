@@ -33,7 +33,7 @@ from rpo.bandit.plots.animation import run_frame
 from rpo.bandit.simulation import Maximin
 from rpo.core import conversions, gao
 from rpo.core.errors import InvalidArgument
-from rpo.core.neighbours import SFT, BradleyTerry
+from rpo.core.likelihoods import SFT, BradleyTerry
 from rpo.core.objectives import DPO, RPO
 
 PROBLEM = instances.random(prompts=2, arms=3, features=2, rng=0)

@@ -17,6 +17,7 @@ from rpo.eval.benchmarks import alpaca_eval, lm_eval, mt_bench, reading, results
 from rpo.eval.gold import measure, prompts, report, study
 from rpo.eval.gold.settings import GoldStudy
 from rpo.eval.judges.endpoint import Endpoint
+from rpo.eval.judges.loading import load
 from rpo.eval.judges.recorded import Recorded
 from rpo.eval.judges.scored import Scored
 from rpo.eval.pacing import Calls
@@ -80,7 +81,7 @@ CALLS = {
     "Function": call(scorers.Function, "function", "name", function=LENGTH, name="f"),
     "Function()": call(scorers.Function(LENGTH), "responses", **TEXTS),
     "load_scorer": call(scorers.load_scorer, "name", name="length"),
-    "load": call(judges.load, "name", name="scorer:length"),
+    "load": call(load, "name", name="scorer:length"),
     "Endpoint": call(
         Endpoint, "model", "base_url", "api_key_env", "timeout", model="m", base_url="http://localhost:1/v1",
         api_key_env="KEY", temperature=0.5, max_tokens=9, timeout=1.0, options={"seed": 1},

@@ -326,7 +326,7 @@ def test_a_reader_that_has_seen_enough_ends_the_command_quietly() -> None:
 def test_secrets_do_not_reach_the_saved_configuration(tmp_path: Path) -> None:
     """Of `rpo judge`, whose further options may hold one; the file says which was left out, and still parses."""
     from rpo.cli import build_parser
-    from rpo.parsing import resolved_text
+    from rpo.commands.parsing import resolved_text
 
     _, parser = build_parser("judge")
     options = parser.parse_args(

@@ -317,7 +317,7 @@ def test_the_prompts_drawn_depend_on_the_seed_alone(here: Path) -> None:
         ({"b.jsonl": "nonsense\n"}, "b.jsonl, line 1: expected a row"),
         ({"b.jsonl": '{"prompt": "other", "responses": ["x"]}\n'}, "a prompt that all models answer"),
         ({"b.jsonl": '{"model": "a", "prompt": "other", "responses": ["x"]}\n'}, "at least two models, got a"),
-        ({"b.jsonl": '{"model": "a", "prompt": "p0", "responses": ["x"]}\n'}, "one row a prompt for a"),
+        ({"b.jsonl": '{"model": "a", "prompt": "p0", "responses": ["x"]}\n'}, "one row per prompt for a"),
         ({"--judge": "gpt-4"}, "endpoint:MODEL, scorer:NAME or recorded:FILE"),
         ({"--samples": "2"}, "samples: expected at most 1"),
         ({"--level": "95"}, "level: expected a number in (0, 1)"),
@@ -396,7 +396,7 @@ def test_names_of_models_are_shown_as_words(here: Path) -> None:
 
 def test_several_models_answer_one_file_of_prompts(here: Path) -> None:
     """Two tiny models, one with its head turned over; judged by length, then by a tiny reward model."""
-    from rpo.llm.reward_model import as_reward_model, score
+    from rpo.llm.training.reward_model import as_reward_model, score
 
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     for name, sign in {"one": 1, "two": -1}.items():

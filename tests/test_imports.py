@@ -6,6 +6,7 @@ import inspect
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ FOUNDATION = {
     "rpo.compare",
     "rpo.teaching",
     "rpo.cli",
+    "rpo.commands",
     "torch",
     "cvxpy",
     "transformers",
@@ -25,11 +27,30 @@ FOUNDATION = {
 FORBIDDEN = {
     "core": FOUNDATION,
     "methods": FOUNDATION,
-    "bandit": {"rpo.llm", "rpo.eval", "rpo.compare", "rpo.teaching", "rpo.cli", "torch", "transformers"},
-    "llm": {"rpo.bandit", "rpo.compare", "rpo.teaching", "rpo.cli", "cvxpy"},
-    "eval": {"rpo.bandit", "rpo.compare", "rpo.teaching", "rpo.cli", "cvxpy"},
-    "teaching": {"rpo.cli"},
-    "explore": {"rpo.llm", "rpo.eval", "rpo.compare", "rpo.teaching", "rpo.cli", "torch", "transformers"},
+    "bandit": {
+        "rpo.llm",
+        "rpo.eval",
+        "rpo.compare",
+        "rpo.teaching",
+        "rpo.cli",
+        "rpo.commands",
+        "torch",
+        "transformers",
+    },
+    "llm": {"rpo.bandit", "rpo.compare", "rpo.teaching", "rpo.cli", "rpo.commands", "cvxpy"},
+    "eval": {"rpo.bandit", "rpo.compare", "rpo.teaching", "rpo.cli", "rpo.commands", "cvxpy"},
+    "compare": {"rpo.teaching", "rpo.cli", "rpo.commands"},
+    "teaching": {"rpo.cli", "rpo.commands"},
+    "explore": {
+        "rpo.llm",
+        "rpo.eval",
+        "rpo.compare",
+        "rpo.teaching",
+        "rpo.cli",
+        "rpo.commands",
+        "torch",
+        "transformers",
+    },
 }
 
 
@@ -102,7 +123,7 @@ def test_imports_go_one_way(part: str) -> None:
     [
         "import torch.nn",
         "from torch import nn",
-        "from rpo.llm.logprobs import token_logps",
+        "from rpo.llm.logps.logprobs import token_logps",
         "from rpo import llm",
         "from ..llm import logprobs",
         "from .. import compare",
@@ -114,6 +135,76 @@ def test_the_import_check_sees_every_spelling(statement: str) -> None:
     assert len(breaches(statement, "rpo.bandit", FORBIDDEN["bandit"])) == 1
     innocent = f"{statement!r}\nimport torchless\nfrom rpo.core import checks"
     assert breaches(innocent, "rpo.bandit", FORBIDDEN["bandit"]) == []
+
+
+def circles(sources: dict[str, str]) -> list[set[str]]:
+    """Return the sets of modules that import one another, in a circle, of module (packages end in .__init__) -> source.
+
+    Imports inside functions and for types count too: they hide a circle, they do not break it. To import a module is to
+    import the packages it lies in, but for those that the importer lies in itself.
+    """
+    names = {module.removesuffix(".__init__"): module for module in sources}
+    after: dict[str, set[str]] = {}
+    for name, module in names.items():
+        package = module.rpartition(".")[0]
+        found = {parent for _, target in imported(sources[module], package) for parent in prefixes(target)}
+        after[name] = (found & set(names)) - set(prefixes(name))
+    reached = {name: set(targets) for name, targets in after.items()}
+    grown = True
+    while grown:
+        grown = False
+        for targets in reached.values():
+            more = set().union(*(reached[target] for target in targets)) - targets
+            targets |= more
+            grown |= bool(more)
+    return [
+        {other for other in reached if name in reached[other] and other in reached[name]}
+        for name in reached
+        if name in reached[name]
+    ]
+
+
+def prefixes(name: str) -> list[str]:
+    """Return a, a.b and a.b.c of a.b.c."""
+    parts = name.split(".")
+    return [".".join(parts[: k + 1]) for k in range(len(parts))]
+
+
+def test_no_modules_import_one_another_in_a_circle() -> None:
+    sources = {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path.read_text()
+        for path in PACKAGE.rglob("*.py")
+    }
+    assert len(sources) > 200 and circles(sources) == []
+
+
+@pytest.mark.parametrize(
+    ("sources", "found"),
+    [
+        ({"p.a": "import p.b", "p.b": "from p import a"}, [{"p.a", "p.b"}] * 2),
+        ({"p.a": "from p.b import x", "p.b": "def f():\n    from p.a import y"}, [{"p.a", "p.b"}] * 2),
+        ({"p.a": "if TYPE_CHECKING:\n    from p.q.b import X", "p.q.b": "from ..a import y"}, [{"p.a", "p.q.b"}] * 2),
+        ({"p.a": "import p.b", "p.b": "import p.c", "p.c": "import p.a"}, [{"p.a", "p.b", "p.c"}] * 3),
+        # Through a package, which p.q.b makes Python run.
+        ({"p.a": "import p.q.b", "p.q.__init__": "import p.a", "p.q.b": ""}, [{"p.a", "p.q"}] * 2),
+        # Innocents: a package and its modules; a chain.
+        ({"p.q.__init__": "from p.q.a import f", "p.q.a": "from p.q import b", "p.q.b": "import p.c", "p.c": ""}, []),
+    ],
+)
+def test_the_search_for_circles_finds_them(sources: dict[str, str], found: list[set[str]]) -> None:
+    assert circles(sources) == found
+
+
+def test_every_file_beside_the_code_goes_into_the_wheel_py_typed_among_them() -> None:
+    declared = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    packed = {
+        path
+        for package, patterns in declared.items()
+        for pattern in patterns
+        for path in PACKAGE.parent.joinpath(*package.split(".")).glob(pattern)
+    }
+    beside = {path for path in PACKAGE.rglob("*.*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert PACKAGE / "py.typed" in beside and packed == beside
 
 
 def test_user_input_is_never_asserted() -> None:

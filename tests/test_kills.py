@@ -27,7 +27,8 @@ CITATIONS = Path(__file__).parents[1] / "rpo" / "bandit" / "datasets" / "citatio
 FORKS = """
 import json, os, sys
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-import torch, pandas, pyarrow.parquet, rpo.bandit, rpo.bandit.simulation.engine, rpo.llm.fitting, rpo.train_command
+import torch, pandas, pyarrow.parquet, rpo.bandit, rpo.bandit.simulation.engine
+import rpo.llm.training.fitting, rpo.commands.train
 from rpo.cli import main
 torch.set_num_threads(1)
 for line in sys.stdin:

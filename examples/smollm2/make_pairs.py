@@ -20,8 +20,8 @@ import numpy as np
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from rpo.core.records import environment, staged_output, write_json
-from rpo.llm.fingerprint import weights_fingerprint
 from rpo.llm.models import load_model, load_tokenizer
+from rpo.llm.reference.fingerprint import weights_fingerprint
 from rpo.llm.sampling import Sample, generate
 
 HERE = Path(__file__).parent

@@ -2,15 +2,14 @@
 
 from rpo.bandit import baselines, bounds, coverage, datasets, instances, plots
 from rpo.bandit.advisor import Advice, advise
+from rpo.bandit.baseline import Baseline, PolicyResult
 from rpo.bandit.batched import BatchSolution, sample_wins, solve_batch
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.fitting import fit, maximum_likelihood_reward
 from rpo.bandit.label_repair import flip_weakest, preference_strength, soft_labels
 from rpo.bandit.maximin import Solution, solve
-from rpo.bandit.method import Baseline, PolicyResult
 from rpo.bandit.metrics import policy_metrics, policy_outcome
-from rpo.bandit.policies import LinearSoftmaxPolicy, TabularSoftmaxPolicy
-from rpo.bandit.problem import ContextualBandit
+from rpo.bandit.problem import ContextualBandit, LinearSoftmaxPolicy, TabularSoftmaxPolicy
 from rpo.bandit.reward_class import Box, LinearBall, Unconstrained
 from rpo.bandit.simulation import simulate
 from rpo.bandit.solver.certificate import Certificate, certify

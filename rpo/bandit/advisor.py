@@ -364,7 +364,7 @@ def _warnings(row: dict[str, Any], grid: list[dict[str, Any]]) -> list[str]:
     if row["held_out/excess"] > 2.0 * row["held_out/excess_se"] > 0.0:
         found.append(
             f"Pairs left out are fitted worse than at eta = 0, by {row['held_out/excess']:.2g} "
-            f"(standard error {row['held_out/excess_se']:.2g}) nats a pair."
+            f"(standard error {row['held_out/excess_se']:.2g}) nats per pair."
         )
     if not row["certified"]:
         found.append(
@@ -383,7 +383,7 @@ def _sentence(
         f"Use beta = {row['beta']:.3g} and eta = {row['eta']:.3g}, {why} for N = {n:g} pairs, margins within "
         f"{margin:.3g} log-odds and delta = {delta:g}. Against eta = 0 this moves {100 * row['tv/zero']:.2g} % of the "
         f"probability, raises the preference loss from {zero['loss/preference']:.5f} to {row['loss/preference']:.5f} "
-        f"nats a pair, and moves the mean log-probability of chosen responses from {zero['logps/chosen']:.2f} to "
+        f"nats per pair, and moves the mean log-probability of chosen responses from {zero['logps/chosen']:.2f} to "
         f"{row['logps/chosen']:.2f}; the SFT term is {100 * row['gradient_share/reference']:.2g} % of the gradient at "
         "the reference."
     )

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
-from rpo.bandit.policies import TabularSoftmaxPolicy
+from rpo.bandit.problem import TabularSoftmaxPolicy
 from rpo.bandit.solver.certificate import RELATIVE_GAP
 from rpo.bandit.solver.existence import minimizer_exists
 from rpo.bandit.table_loss import PromptSlopes, TableLoss

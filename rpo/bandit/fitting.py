@@ -13,8 +13,7 @@ from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.evidence import table_evidence
 from rpo.bandit.maximin import solve
 from rpo.bandit.metrics import policy_metrics, total_variation
-from rpo.bandit.policies import SoftmaxPolicy, TabularSoftmaxPolicy
-from rpo.bandit.problem import ContextualBandit
+from rpo.bandit.problem import ContextualBandit, SoftmaxPolicy, TabularSoftmaxPolicy
 from rpo.bandit.reward_class import Box, RewardClass, Unconstrained
 from rpo.bandit.solver.certificate import RELATIVE_GAP
 from rpo.bandit.solver.existence import minimizer_exists

@@ -8,8 +8,8 @@ from typing import Any, overload
 
 import numpy as np
 
+from rpo.bandit.baseline import Baseline, PolicyResult
 from rpo.bandit.data import PreferenceCounts
-from rpo.bandit.method import Baseline, PolicyResult
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, RewardClass, Unconstrained
 from rpo.bandit.solver.certificate import RELATIVE_GAP, TV_BOUND, Certificate, certify, within_tolerance

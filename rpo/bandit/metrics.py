@@ -72,7 +72,7 @@ def outcome_unchecked(
 
 
 def total_variation(first: Array, second: Array) -> Array:
-    """Return half the L1 distance of two policies (X, A), one number a prompt: (X,)."""
+    """Return half the L1 distance of two policies (X, A), one number per prompt: (X,)."""
     first = checks.finite("first", first, shape=(None, None))
     second = checks.finite("second", second, shape=first.shape)
     return np.asarray(0.5 * np.abs(first - second).sum(axis=1))

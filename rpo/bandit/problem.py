@@ -1,20 +1,21 @@
-"""The contextual bandit of the paper's Section 2."""
+"""The contextual bandit of the paper's Section 2, and the trainable policies that start at its reference."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
+from rpo.core.numerics import log_softmax
 from rpo.core.preferences import bradley_terry
 
 if TYPE_CHECKING:
     from rpo.bandit.data import PreferenceCounts
-    from rpo.bandit.policies import LinearSoftmaxPolicy, TabularSoftmaxPolicy
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -185,12 +186,66 @@ class ContextualBandit:
 
     def softmax_policy(self) -> TabularSoftmaxPolicy:
         """Return a trainable table that starts at the reference."""
-        from rpo.bandit.policies import TabularSoftmaxPolicy
-
         return TabularSoftmaxPolicy(self)
 
     def linear_softmax_policy(self) -> LinearSoftmaxPolicy:
         """Return a trainable linear softmax over `features` that starts at the reference."""
-        from rpo.bandit.policies import LinearSoftmaxPolicy
-
         return LinearSoftmaxPolicy(self)
+
+
+@dataclass(frozen=True, eq=False)
+class SoftmaxPolicy(ABC):
+    """pi(a|x) proportional to pi_ref(a|x) exp(offset(x, a)), the offset linear in the parameters."""
+
+    problem: ContextualBandit
+    parameters: Array
+
+    @property
+    @abstractmethod
+    def design(self) -> Array:
+        """(X, A, P): the derivative of the offsets in the P flattened parameters."""
+
+    @property
+    def logps(self) -> Array:
+        """(X, A), log pi in nats; -inf where the reference gives no mass."""
+        offset = self.design @ self.parameters.ravel()
+        return np.asarray(log_softmax(self.problem.log_reference + offset))
+
+    def with_parameters(self, parameters: Array) -> Self:
+        """Return the same policy with other parameters, of the same shape."""
+        new = checks.finite("parameters", parameters)
+        checks.has_shape("parameters", new, self.parameters.shape)
+        return replace(self, parameters=new)
+
+
+class TabularSoftmaxPolicy(SoftmaxPolicy):
+    """One logit per prompt and response. parameters: (X, A), zero at the reference."""
+
+    def __init__(self, problem: ContextualBandit, parameters: Array | None = None) -> None:
+        checks.instance("problem", problem, ContextualBandit)
+        start = np.zeros(problem.reference.shape) if parameters is None else parameters
+        super().__init__(problem, checks.finite("parameters", start, shape=problem.reference.shape))
+
+    @property
+    def design(self) -> Array:
+        """(X, A, X * A): the identity."""
+        x, a = self.problem.reference.shape
+        return np.eye(x * a).reshape(x, a, x * a)
+
+
+class LinearSoftmaxPolicy(SoftmaxPolicy):
+    """Logits linear in the features. parameters: theta (D,), zero at the reference."""
+
+    def __init__(self, problem: ContextualBandit, parameters: Array | None = None) -> None:
+        checks.instance("problem", problem, ContextualBandit)
+        if problem.features is None:
+            raise InvalidArgument(
+                "problem.features", expected="an (X, A, D) array", got=None, remedy="Build the problem with features=."
+            )
+        start = np.zeros(problem.features.shape[2]) if parameters is None else parameters
+        super().__init__(problem, checks.finite("parameters", start, shape=(problem.features.shape[2],)))
+
+    @property
+    def design(self) -> Array:
+        """(X, A, D): the features."""
+        return np.asarray(self.problem.features)

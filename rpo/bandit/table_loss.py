@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rpo.bandit.data import Index
-from rpo.bandit.policies import SoftmaxPolicy
+from rpo.bandit.problem import SoftmaxPolicy
 from rpo.bandit.solver.blocks import PromptBlock, blocks
 from rpo.bandit.solver.newton import Derivatives
 from rpo.bandit.solver.saddle import Saddle

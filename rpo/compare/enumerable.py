@@ -17,7 +17,7 @@ from rpo.bandit.problem import ContextualBandit
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
-from rpo.llm.logprobs import token_logps
+from rpo.llm.logps.logprobs import token_logps
 
 MAX_RESPONSES = 4096
 HEADS = 4

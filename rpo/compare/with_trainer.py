@@ -16,10 +16,10 @@ from rpo.core import checks
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import Objective, require_objective
 from rpo.core.records import Run
-from rpo.llm.config import RPOConfig
 from rpo.llm.data.pairs import PreparedPairs, TokenizedPair
-from rpo.llm.fitting import record
-from rpo.llm.trainer import PreferenceTrainer
+from rpo.llm.training.config import RPOConfig
+from rpo.llm.training.fitting import record
+from rpo.llm.training.trainer import PreferenceTrainer
 
 
 def as_pairs(lm: EnumerableLM, data: PreferenceCounts) -> PreparedPairs:

@@ -4,7 +4,7 @@ import importlib
 from types import ModuleType
 
 _MODULES = (
-    *("checks", "conversions", "errors", "gao", "lines", "neighbours", "numerics", "objectives", "preferences"),
+    *("checks", "conversions", "errors", "gao", "likelihoods", "lines", "numerics", "objectives", "preferences"),
     *("progress", "records"),
 )
 

@@ -84,7 +84,7 @@ def read_responses(paths: Sequence[str | Path]) -> list[Responses]:
                 if key in model.prompts:
                     raise InvalidArgument(
                         where,
-                        expected=f"one row a prompt for {name}",
+                        expected=f"one row per prompt for {name}",
                         got="a second one",
                         remedy='Give models different names in "model", or their files without it.',
                     )

@@ -6,7 +6,6 @@ or lists of messages, responses texts.
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +32,7 @@ class Scorer(Protocol):
         ...
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Array:
-        """Return one score a response, (N,)."""
+        """Return one score per response, (N,)."""
         ...
 
 
@@ -54,7 +53,7 @@ class Sentiment:
         self._analyzer = SentimentIntensityAnalyzer()
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Array:
-        """Return one score a response, (N,)."""
+        """Return one score per response, (N,)."""
         return np.array(
             [self._analyzer.polarity_scores(text)["compound"] for text in _texts(responses)], dtype=np.float64
         )
@@ -139,7 +138,7 @@ class RewardModel:
         import torch
 
         from rpo.llm.models import load_tokenizer
-        from rpo.llm.reward_model import load_reward_model
+        from rpo.llm.training.reward_model import load_reward_model
 
         model = load_reward_model(name_or_path)
         if torch.cuda.is_available():
@@ -147,8 +146,8 @@ class RewardModel:
         return cls(model, load_tokenizer(name_or_path), name=f"model:{name_or_path}", batch_size=batch_size)
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Array:
-        """Return one reward a response, (N,)."""
-        from rpo.llm.reward_model import score
+        """Return one reward per response, (N,)."""
+        from rpo.llm.training.reward_model import score
 
         return score(
             self.model,
@@ -173,7 +172,7 @@ class Function:
         checks.instance("name", self.name, str)
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Array:
-        """Return one score a response, (N,). Raises InvalidArgument for another shape or a number not finite."""
+        """Return one score per response, (N,). Raises InvalidArgument for another shape or a number not finite."""
         return checks.finite(self.name, self.function(prompts, responses), shape=(len(_texts(responses)),))
 
 
@@ -191,16 +190,7 @@ def load_scorer(name: str) -> Scorer:
     if home == "model" and attribute:
         return RewardModel.load(attribute)
     if attribute:
-        try:
-            function = getattr(importlib.import_module(home), attribute)
-        except (ImportError, AttributeError, ValueError, TypeError) as error:  # TypeError: .module
-            raise InvalidArgument(
-                "scorer",
-                expected="package.module:function that can be imported",
-                got=f"{name} ({error})",
-                remedy="Check the name, and that the module is on the path.",
-            ) from error
-        return Function(function, name=name)
+        return Function(checks.imported("scorer", name), name=name)
     raise InvalidArgument(
         "scorer",
         expected=f"one of {', '.join(SCORERS)}, model:FOLDER, or package.module:function",

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from rpo.bandit import BatchSolution, baselines, instances, sample_wins, solve, solve_batch
+from rpo.bandit.baseline import Baseline
 from rpo.bandit.baselines.chi_squared import chi_squared_policy
 from rpo.bandit.coverage import coverage_coefficient
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.maximin import Solution, default_class
-from rpo.bandit.method import Baseline
 from rpo.bandit.problem import ContextualBandit
 from rpo.core.checks import Array
 from rpo.core.errors import InaccurateSolution

@@ -6,39 +6,39 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rpo.llm.config import RPOConfig
     from rpo.llm.data import check_pairs, load_preferences, mix, prepare_pairs
-    from rpo.llm.fitting import fit
-    from rpo.llm.logprobs import response_logps, token_logps
+    from rpo.llm.diagnostics.plots import plot_runs
+    from rpo.llm.logps.logprobs import response_logps, token_logps
     from rpo.llm.models import convert_gguf, from_gguf, load_model, load_tokenizer
-    from rpo.llm.plots import plot_runs
-    from rpo.llm.reward_model import RewardConfig, RewardTrainer
     from rpo.llm.sampling import generate
-    from rpo.llm.sft import SFTConfig, SFTTrainer
-    from rpo.llm.trainer import PreferenceTrainer, RPOTrainer
+    from rpo.llm.training.config import RPOConfig
+    from rpo.llm.training.fitting import fit
+    from rpo.llm.training.reward_model import RewardConfig, RewardTrainer
+    from rpo.llm.training.sft import SFTConfig, SFTTrainer
+    from rpo.llm.training.trainer import PreferenceTrainer, RPOTrainer
 
 # Loaded on first use: the comparison needs log-probabilities, not the trainer and all it imports.
 _HOME = {
-    "PreferenceTrainer": "trainer",
-    "RPOConfig": "config",
-    "RPOTrainer": "trainer",
-    "RewardConfig": "reward_model",
-    "RewardTrainer": "reward_model",
-    "SFTConfig": "sft",
-    "SFTTrainer": "sft",
+    "PreferenceTrainer": "training.trainer",
+    "RPOConfig": "training.config",
+    "RPOTrainer": "training.trainer",
+    "RewardConfig": "training.reward_model",
+    "RewardTrainer": "training.reward_model",
+    "SFTConfig": "training.sft",
+    "SFTTrainer": "training.sft",
     "check_pairs": "data",
     "convert_gguf": "models",
-    "fit": "fitting",
+    "fit": "training.fitting",
     "from_gguf": "models",
     "generate": "sampling",
     "load_model": "models",
     "load_preferences": "data",
     "load_tokenizer": "models",
     "mix": "data",
-    "plot_runs": "plots",
+    "plot_runs": "diagnostics.plots",
     "prepare_pairs": "data",
-    "response_logps": "logprobs",
-    "token_logps": "logprobs",
+    "response_logps": "logps.logprobs",
+    "token_logps": "logps.logprobs",
 }
 
 __all__ = [

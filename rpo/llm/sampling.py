@@ -15,10 +15,10 @@ from torch import nn
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
 from rpo.core.progress import track
-from rpo.llm.head import causal_model, takes_logits_to_keep
-from rpo.llm.logprobs import token_logps
+from rpo.llm.logps.head import causal_model, takes_logits_to_keep
+from rpo.llm.logps.logprobs import token_logps
+from rpo.llm.logps.router import without_router
 from rpo.llm.models import positions_of
-from rpo.llm.router import without_router
 
 Message: TypeAlias = Mapping[str, Any]
 SampledIds: TypeAlias = tuple[int, ...]  # a response, with the stop token where one was reached

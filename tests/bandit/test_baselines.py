@@ -13,6 +13,8 @@ from scipy.optimize import brentq, minimize
 from scipy.special import expit
 
 from rpo.bandit import instances
+from rpo.bandit.baseline import Baseline
+from rpo.bandit.baselines.catalogue import list_baselines
 from rpo.bandit.baselines.chi_squared import ChiSquaredPO, chi_squared_policy
 from rpo.bandit.baselines.ensembles import RewardEnsemble, bootstrap, combine
 from rpo.bandit.baselines.pessimism import EllipticGame, PessimisticMLE, covariance
@@ -23,12 +25,10 @@ from rpo.bandit.baselines.plain import (
     PlugIn,
     ReferencePolicy,
     best_of_n_policy,
-    list_baselines,
     maximum_likelihood,
 )
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.maximin import solve
-from rpo.bandit.method import Baseline
 from rpo.bandit.metrics import policy_outcome
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, LinearBall, Unconstrained

@@ -27,8 +27,8 @@ from rpo.bandit.baselines.plain import BestOfN, Greedy, ReferencePolicy
 from rpo.bandit.simulation.cell import Cell
 from rpo.bandit.simulation.code import code_digest
 from rpo.bandit.simulation.engine import FailedRows, make_plan, simulate
-from rpo.bandit.simulation.entrants import Maximin, from_dict
 from rpo.bandit.simulation.grid import canonical
+from rpo.bandit.simulation.methods import Maximin, from_dict
 from rpo.bandit.simulation.store import CorruptShard, GridMismatch, GridStore, MixedCode
 from rpo.core.errors import InvalidArgument, MissingDependency, OutputError, RPOError
 from rpo.core.objectives import DPO, RPO

@@ -11,10 +11,10 @@ import pytest
 
 from rpo.bandit import ContextualBandit, PreferenceCounts, Unconstrained, policy_outcome, solve
 from rpo.bandit.baselines import BestOfN
+from rpo.commands.enumerable import gold_command
 from rpo.compare import total_variation
 from rpo.compare.equivalence import connected_preferences
 from rpo.compare.gold import GoldExperiment, draw_instance, gold_experiment
-from rpo.compare.gold_command import gold_command
 from rpo.compare.gold_evidence import ALL_DRAWS, BEST_OF_N, TRAINED, by_source, gaps, outcome_bounds, peak
 from rpo.compare.gold_report import save_gold, verdict
 from rpo.core.errors import InvalidArgument

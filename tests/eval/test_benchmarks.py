@@ -17,7 +17,7 @@ from rpo.core.errors import InvalidArgument, MissingDependency
 from rpo.eval.benchmarks import alpaca_eval, lm_eval, mt_bench
 from rpo.eval.benchmarks.reading import read_results
 from rpo.eval.benchmarks.results import COLUMNS, BenchmarkResult, save, to_frame, to_markdown, unreadable
-from rpo.llm.logprobs import response_logps
+from rpo.llm.logps.logprobs import response_logps
 from rpo.llm.sampling import generate
 
 

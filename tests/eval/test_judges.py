@@ -11,8 +11,9 @@ import pytest
 from judge_server import JudgeServer, completion
 
 from rpo.core.errors import InvalidArgument, OutputError
-from rpo.eval.judges import UNTOLD, JudgeFailed, Question, Usage, Verdict, load
+from rpo.eval.judges import UNTOLD, JudgeFailed, Question, Usage, Verdict
 from rpo.eval.judges.endpoint import Endpoint, _address, _retry_after
+from rpo.eval.judges.loading import load
 from rpo.eval.judges.recorded import Recorded
 from rpo.eval.judges.scored import Scored
 from rpo.eval.judges.wording import TEMPLATE_VERSION, messages, prompt_text, read_verdict
@@ -237,7 +238,7 @@ def test_a_store_can_be_read_as_recorded_verdicts(tmp_path: Path) -> None:
         (
             '{"prompt": "p", "first": "a", "second": "b", "verdict": "tie"}\n'
             '{"prompt": "p", "first": "a", "second": "b", "verdict": "first"}\n',
-            "line 2: expected one verdict a question, got 'first' after 'tie'",
+            "line 2: expected one verdict per question, got 'first' after 'tie'",
         ),
     ],
 )

@@ -30,7 +30,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: chromium)")
 
 ROOT = Path(__file__).parents[2]
-SERVE = "from rpo.explore.command import explore_command; explore_command(port=0, browser=False)"
+SERVE = "from rpo.commands.explore import explore_command; explore_command(port=0, browser=False)"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
 BETA = next(slider for slider in SLIDERS if slider.name == "beta")

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
+from rpo.commands.explore import LOOPBACK, explore_command, free_port, own_address
 from rpo.core.errors import InvalidArgument, MissingDependency
-from rpo.explore.command import LOOPBACK, explore_command, free_port, own_address
 
 
 def test_without_panel_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ from rpo.bandit.coverage import chosen_distribution, coverage_coefficient, effec
 from rpo.core import checks, conversions
 from rpo.core.errors import RPOError
 from rpo.core.gao import bootstrap_gao, fit_gao
-from rpo.core.neighbours import SFT, BradleyTerry
+from rpo.core.likelihoods import SFT, BradleyTerry
 from rpo.core.objectives import DPO, RPO
 from rpo.eval import ranking, win_rates
 

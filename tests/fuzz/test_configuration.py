@@ -17,7 +17,7 @@ import yaml
 from fuzzing import TIERS, chosen, damaged, explore, files_in
 from hypothesis import strategies as st
 
-import rpo.llm.config  # noqa: F401 (the parser of `rpo train` imports it; no input's time limit should fall on that)
+import rpo.llm.training.config  # noqa: F401 (the parser of `rpo train` imports it; no input's time limit should fall on that)
 from rpo import cli
 from rpo.core.errors import RPOError
 

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from rpo.bandit import simulate
 from rpo.core.objectives import DPO
 from rpo.core.records import Run
-from rpo.llm.cache import CacheKey, LogpCache
-from rpo.llm.checkpoints import read_manifest, write_manifest
+from rpo.llm.reference.cache import CacheKey, LogpCache
+from rpo.llm.training.checkpoints import read_manifest, write_manifest
 
 RUN = Run(
     label="run", objective={"name": "RPO", "beta": 0.5, "eta": 0.25}, config={"seed": 0}, status="converged",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +13,11 @@ import torch
 from models_for_tests import EOS, PAD
 
 from rpo.core.errors import InvalidArgument
-from rpo.llm import attention
-from rpo.llm.attention import ROUTED, Segments, forward_arguments, route
-from rpo.llm.head import plain_token_logps
-from rpo.llm.packing import SharedPrefixPath, misfit
-from rpo.llm.scoring import PaddedPath, PromptGroup
+from rpo.llm.logps import attention
+from rpo.llm.logps.attention import ROUTED, Segments, forward_arguments, route
+from rpo.llm.logps.head import plain_token_logps
+from rpo.llm.logps.packing import SharedPrefixPath, misfit
+from rpo.llm.logps.scoring import PaddedPath, PromptGroup
 
 LENGTHS, PREFIXES = [7, 3, 1, 4, 9, 2, 1], [-1, 0, 0, 0, -1, 4, -1]
 HEADS, KEY_HEADS, WIDTH = 4, 2, 8
@@ -52,9 +52,9 @@ def by_hand(
     return torch.stack(out, 1)[None]
 
 
-def tensors(dtype: torch.dtype = torch.float64, device: str = "cpu") -> list[torch.Tensor]:
+def tensors(dtype: torch.dtype = torch.float64, device: str = "cpu", width: int = WIDTH) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    shapes = [(1, heads, sum(LENGTHS), WIDTH) for heads in (HEADS, KEY_HEADS, KEY_HEADS)]
+    shapes = [(1, heads, sum(LENGTHS), width) for heads in (HEADS, KEY_HEADS, KEY_HEADS)]
     made = [torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype) for shape in shapes]
     return [tensor.requires_grad_() for tensor in made]
 
@@ -65,10 +65,10 @@ every_kind = pytest.mark.parametrize(
 
 
 def naive_varlen(query: Any, key: Any, value: Any, q_bounds: Any, k_bounds: Any, longest_q: int, longest_k: int, **how):
-    """flash_attn_varlen_func by its documentation: sequence by sequence, the mask aligned at the bottom right."""
-    assert how.pop("causal") and (longest_q, longest_k) == (9, 11)
-    left, right = how.pop("window_size")
-    assert right == (-1 if left < 0 else 0)
+    """torch's varlen_attn by its documentation: sequence by sequence, the mask aligned at the bottom right."""
+    assert (longest_q, longest_k) == (9, 11)
+    left, right = how["window_size"]
+    assert right == 0  # causal
     out = []
     for n in range(len(q_bounds) - 1):
         q = query[q_bounds[n] : q_bounds[n + 1]]
@@ -76,7 +76,7 @@ def naive_varlen(query: Any, key: Any, value: Any, q_bounds: Any, k_bounds: Any,
         back = torch.arange(len(k) - len(q), len(k))[:, None] - torch.arange(len(k))
         seen = (back >= 0) & ((back <= left) | (left < 0))
         heads = (tensor.transpose(0, 1)[None] for tensor in (q, k, v))
-        out.append(by_hand(*heads, seen, how["softmax_scale"], how["softcap"] or None)[0])
+        out.append(by_hand(*heads, seen, how["scale"], None)[0])
     return torch.cat(out)
 
 
@@ -84,21 +84,22 @@ def naive_varlen(query: Any, key: Any, value: Any, q_bounds: Any, k_bounds: Any,
 @every_kind
 @pytest.mark.parametrize("kernel", ["by_segment", "by_segment in blocks", "by_flex", "by_varlen"])
 def test_every_kernel_equals_a_dense_mask(monkeypatch, kernel, window, softcap) -> None:
-    """Output, and gradients where the kernel has them on a CPU, to 1e-12 in float64; flash_attn is its documentation.
+    """Output, and gradients where the kernel has them on a CPU, to 1e-12 in float64; varlen_attn is its documentation.
 
     The control is one key moved: a mask with another window.
     """
-    module = ModuleType("flash_attn")
-    module.flash_attn_varlen_func = naive_varlen  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "flash_attn", module)
+    monkeypatch.setattr(attention, "varlen_attention", lambda: naive_varlen)
     name, *in_blocks = kernel.split(" in ")
     if in_blocks:
         monkeypatch.setattr(attention, "QUERY_BLOCK", 2)
+    if name == "by_varlen" and softcap is not None:
+        pytest.skip("torch's kernel has no soft cap: FlexAttention's has")
     inputs, segments = tensors(), Segments(LENGTHS, PREFIXES)
     exact = by_hand(*inputs, dense_mask(LENGTHS, PREFIXES, window), 0.5, softcap)
     other = by_hand(*inputs, dense_mask(LENGTHS, PREFIXES, 2), 0.5, softcap)
     given = [tensor.detach() for tensor in inputs] if name == "by_flex" else inputs
-    out = getattr(segments, name)(*given, scaling=0.5, window=window, softcap=softcap)
+    options = {} if name == "by_varlen" else {"softcap": softcap}
+    out = getattr(segments, name)(*given, scaling=0.5, window=window, **options)
     torch.testing.assert_close(out, exact, rtol=0, atol=1e-12)
     assert (out - other).abs().max() > 1e-2
     if name != "by_flex":
@@ -106,6 +107,56 @@ def test_every_kernel_equals_a_dense_mask(monkeypatch, kernel, window, softcap) 
         ours, theirs = (torch.autograd.grad((made * direction).sum(), inputs) for made in (out, exact))
         for gradient, expected in zip(ours, theirs, strict=True):
             torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-12)
+
+
+def test_torch_has_the_kernel_as_it_is_called() -> None:
+    """The arguments by name, and grouped heads told where torch asks for that."""
+    import inspect
+
+    from torch.nn.attention.varlen import varlen_attn
+
+    named = inspect.signature(varlen_attn).parameters
+    assert {"scale", "window_size"} <= set(named)
+    assert attention.varlen_attention().keywords == ({"enable_gqa": True} if "enable_gqa" in named else {})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "how", "wanted", "expected"),
+    [
+        (torch.bfloat16, 64, {}, None, "varlen"),
+        (torch.float16, 256, {"window": 3}, None, "varlen"),
+        (torch.bfloat16, 264, {}, None, "flex"),
+        (torch.float32, 64, {}, None, "flex"),
+        (torch.bfloat16, 64, {"softcap": 50.0}, None, "flex"),
+        (torch.bfloat16, 64, {"sinks": torch.zeros(4)}, None, "flex"),
+        (torch.float32, 8, {}, None, "segment"),  # FlexAttention has no kernel of so small heads
+        (torch.bfloat16, 64, {}, "segment", "segment"),
+        (torch.bfloat16, 64, {}, "flex", "flex"),
+        (torch.bfloat16, 64, {"softcap": 50.0}, "varlen", "segment"),  # wanted where it can be
+    ],
+)
+def test_which_kernel_attends_on_a_gpu(monkeypatch, dtype, width, how, wanted, expected) -> None:
+    """By a stand-in for a query on a GPU; on a CPU it is always segment by segment."""
+    segments, taken = Segments(LENGTHS, PREFIXES, wanted), []
+    for kernel in ("varlen", "flex", "segment"):
+        monkeypatch.setattr(segments, f"by_{kernel}", lambda *_, kernel=kernel, **__: taken.append(kernel))
+    monkeypatch.setattr(attention, "_is_ampere", lambda device: True)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
+    query = SimpleNamespace(is_cuda=True, dtype=dtype, shape=(1, HEADS, sum(LENGTHS), width))
+    query.device = torch.device("cuda")
+    segments.attend(query, query, query, scaling=1.0, **how)
+    monkeypatch.setattr(query, "is_cuda", False)
+    segments.attend(query, query, query, scaling=1.0, **how)
+    assert taken == [expected, "segment"]
+
+
+def test_the_environment_names_the_kernel(monkeypatch) -> None:
+    monkeypatch.setenv("RPO_ATTENTION", "segment")
+    assert Segments(LENGTHS, PREFIXES).kernel == "segment"
+    assert Segments(LENGTHS, PREFIXES, "flex").kernel == "flex"
+    monkeypatch.setenv("RPO_ATTENTION", "flash")
+    with pytest.raises(InvalidArgument, match="RPO_ATTENTION: expected one of .*varlen.*got 'flash'"):
+        Segments(LENGTHS, PREFIXES)
 
 
 def test_who_sees_whom_written_out() -> None:
@@ -161,13 +212,15 @@ def test_sinks_take_their_part_of_the_softmax(kernel, window, softcap) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: kernels of one call a layer")
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
 @every_kind
+@pytest.mark.parametrize("kernel", ["varlen", "flex", "segment"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_cuda_kernels_equal_the_segments_one_by_one(dtype, window, softcap) -> None:
-    """FlexAttention in float32, flash_attn (if installed) in bfloat16: output and gradients against float64."""
-    inputs, kept = tensors(dtype, "cuda"), tensors()
+def test_cuda_kernels_equal_a_dense_mask(dtype, kernel, window, softcap) -> None:
+    """Output and gradients against float64; of a kernel that cannot do the case, those of the one in its place."""
+    inputs, kept = tensors(dtype, "cuda", 32), tensors(width=32)
     seen = dense_mask(LENGTHS, PREFIXES, window)
-    out = Segments(LENGTHS, PREFIXES).attend(*inputs, scaling=0.5, window=window, softcap=softcap)
+    out = Segments(LENGTHS, PREFIXES, kernel).attend(*inputs, scaling=0.5, window=window, softcap=softcap)
     exact = by_hand(*kept, seen, 0.5, softcap)
     tolerance = 1e-4 if dtype is torch.float32 else 5e-2
     torch.testing.assert_close(out.cpu().double(), exact, rtol=tolerance, atol=tolerance)

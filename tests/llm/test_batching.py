@@ -10,10 +10,10 @@ import training
 from models_for_tests import PAD
 
 from rpo.core.errors import InvalidArgument
-from rpo.llm.batching import BudgetCollator, cut, fed_tokens
-from rpo.llm.packing import PackedPath, SharedPrefixPath
-from rpo.llm.scoring import PaddedPath, PromptGroup
-from rpo.llm.trainer import RPOTrainer
+from rpo.llm.data.batching import BudgetCollator, cut, fed_tokens
+from rpo.llm.logps.packing import PackedPath, SharedPrefixPath
+from rpo.llm.logps.scoring import PaddedPath, PromptGroup
+from rpo.llm.training.trainer import RPOTrainer
 
 PATHS = {"padded": lambda: PaddedPath(PAD), "packed": PackedPath, "shared": SharedPrefixPath}
 every_path = pytest.mark.parametrize("path", [pytest.param(make(), id=name) for name, make in PATHS.items()])

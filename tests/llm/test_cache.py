@@ -20,7 +20,9 @@ import pytest
 import torch
 
 from rpo.core.errors import InvalidArgument, OutputError
-from rpo.llm.cache import (
+from rpo.llm.logps.scoring import PaddedPath, PromptGroup
+from rpo.llm.reference import FrozenModel
+from rpo.llm.reference.cache import (
     CacheCorrupted,
     CacheKey,
     CacheMismatch,
@@ -30,8 +32,6 @@ from rpo.llm.cache import (
     precompute,
     response_digests,
 )
-from rpo.llm.reference import FrozenModel
-from rpo.llm.scoring import PaddedPath, PromptGroup
 
 ROOT = Path(__file__).resolve().parents[2]
 PATH = PaddedPath(0)
@@ -220,7 +220,7 @@ sys.path[:0] = ["tests/llm"]
 import torch
 from test_cache import KEY, PATH, groups
 from models_for_tests import tiny_model
-from rpo.llm.cache import LogpCache, precompute
+from rpo.llm.reference.cache import LogpCache, precompute
 from rpo.llm.reference import FrozenModel
 torch.set_num_threads(1)
 file, rank = sys.argv[1], int(sys.argv[2])

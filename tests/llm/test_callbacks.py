@@ -9,8 +9,8 @@ import torch
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 from rpo.core.errors import InvalidArgument
-from rpo.llm.callbacks import DisplacementEarlyStopping, SampledKLCallback
 from rpo.llm.reference import AsGiven, FrozenModel
+from rpo.llm.training.callbacks import DisplacementEarlyStopping, SampledKLCallback
 
 WORDS, EOS, PAD = 8, 1, 0
 PROMPTS = [[2, 3], [4], [5, 6, 7]]

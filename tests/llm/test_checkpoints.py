@@ -18,7 +18,7 @@ from training import OBJECTIVE, tiny_pairs, trainer, weights_of
 
 from rpo.core.errors import NonFiniteLoss, OutputError
 from rpo.core.objectives import RPO
-from rpo.llm.checkpoints import CheckpointError, complete_checkpoints, read_manifest
+from rpo.llm.training.checkpoints import CheckpointError, complete_checkpoints, read_manifest
 
 HERE = Path(__file__).parent
 SAVING = {"save_strategy": "steps", "save_steps": 1, "optim": "adamw_torch", "learning_rate": 1e-2}

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from rpo.core.errors import InvalidArgument
-from rpo.llm import fingerprint
-from rpo.llm.fingerprint import weights_fingerprint
-from rpo.llm.reference import AsGiven, DisabledAdapter, resolve_reference
+from rpo.llm.reference import AsGiven, DisabledAdapter, fingerprint, resolve_reference
+from rpo.llm.reference.fingerprint import weights_fingerprint
 
 # peft asks transformers >= 5.18 for a property under its old name when a model is wrapped.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import rpo
 from rpo.core.errors import InvalidArgument, RPOError
 from rpo.core.records import Run
-from rpo.llm.checkpoints import complete_checkpoints
+from rpo.llm.training.checkpoints import complete_checkpoints
 
 QUICK = {
     "per_device_train_batch_size": 4,

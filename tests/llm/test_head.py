@@ -11,9 +11,9 @@ import torch
 from models_for_tests import COMMON, PAD
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rpo.llm import head
-from rpo.llm.head import head_logps, plain_token_logps, token_logps_of
-from rpo.llm.scoring import PaddedPath, PromptGroup
+from rpo.llm.logps import head
+from rpo.llm.logps.head import head_logps, plain_token_logps, token_logps_of
+from rpo.llm.logps.scoring import PaddedPath, PromptGroup
 
 K, D, V = 11, 6, 37
 EPILOGUES = [{}, {"softcap": 3.0}, {"scale": 0.25}, {"scale": 2.0, "softcap": 5.0}]
@@ -224,10 +224,10 @@ def test_what_follows_the_output_layer_is_observed(monkeypatch, caplog, family, 
     assert (both(model)[0] - plain).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("chunk_bytes", [64 * 4 * 3, head.CHUNK_BYTES])
+@pytest.mark.parametrize("chunk_bytes", [64 * 4 * 3, head.CHUNK_BYTES["cpu"]])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_tied_embeddings_and_gradient_checkpointing(monkeypatch, tiny_model, checkpointing, chunk_bytes) -> None:
-    monkeypatch.setattr(head, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(head, "CHUNK_BYTES", {"cpu": chunk_bytes})
     model = tiny_model("qwen2").train()
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -243,7 +243,7 @@ def test_adapters_on_the_output_layer(monkeypatch, tiny_model, kind) -> None:
     Both at chunks of three rows. The control: the adapter's weights are not zero, so that the base's would differ.
     """
     peft = pytest.importorskip("peft")
-    monkeypatch.setattr(head, "CHUNK_BYTES", 64 * 4 * 3)
+    monkeypatch.setattr(head, "CHUNK_BYTES", {"cpu": 64 * 4 * 3})
     targets = {"LoRA": {"target_modules": ["q_proj", "lm_head"]}, "full copy": {"modules_to_save": ["lm_head"]}}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rpo.core.errors import InvalidArgument
-from rpo.llm.logprobs import response_logps, target_logps, token_logps
+from rpo.llm.logps.logprobs import response_logps, target_logps, token_logps
 
 
 def test_response_logps_sums_the_response_tokens_only() -> None:

@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from rpo.core.objectives import DPO, RPO
-from rpo.llm.model_card import write_model_card
+from rpo.llm.training.model_card import write_model_card
 
 ARGUMENTS: dict[str, Any] = {
     "base_model": "HuggingFaceH4/mistral-7b-sft-beta",

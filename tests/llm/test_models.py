@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rpo.core.errors import InvalidArgument, MissingDependency
-from rpo.llm import models
 from rpo.llm.models import (
     check_embeddings,
     choose_pad_token,
@@ -25,9 +24,10 @@ from rpo.llm.models import (
     from_gguf,
     load_model,
     load_tokenizer,
+    loading,
     require_peft,
 )
-from rpo.llm.soundness import ModelNotLoaded, require_causal
+from rpo.llm.models.soundness import ModelNotLoaded, require_causal
 
 IDS = torch.tensor([[3, 5, 7, 11]])
 # peft asks for a name of transformers' that was changed
@@ -417,15 +417,15 @@ def test_quantization_needs_cuda(folder: Path, gguf_file: tuple[Path, Any], monk
         load_model(folder, quantization="8bit")
     monkeypatch.undo()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(models, "_require_package", lambda name, extra: None)
+    monkeypatch.setattr(loading, "require_package", lambda name, extra: None)
     seen: dict[str, Any] = {}
-    real = models.AutoModelForCausalLM.from_pretrained
+    real = loading.AutoModelForCausalLM.from_pretrained
 
     def loaded(source: Path, **passed: Any) -> Any:
         seen.update(passed)
         return real(source, output_loading_info=True)
 
-    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", loaded)
+    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", loaded)
     load_model(folder, quantization="4bit", dtype="bfloat16")
     config = seen["quantization_config"]
     assert config.load_in_4bit and config.bnb_4bit_quant_type == "nf4" and config.bnb_4bit_use_double_quant

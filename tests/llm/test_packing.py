@@ -12,10 +12,10 @@ from models_for_tests import COMMON, EOS, FAMILIES, PAD
 from test_parity import PAIRS, Float64, gradient_error, gradients, logp_error, naive_logps, score
 
 from rpo.core.errors import InvalidArgument
-from rpo.llm.attention import ROUTED, Segments
-from rpo.llm.packing import PackedPath, SharedPrefixPath, choose_path, misfit
+from rpo.llm.logps.attention import ROUTED, Segments
+from rpo.llm.logps.packing import PackedPath, SharedPrefixPath, choose_path, misfit
+from rpo.llm.logps.scoring import PATHS, PaddedPath, PromptGroup, ScoringPath
 from rpo.llm.reference import resolve_reference
-from rpo.llm.scoring import PATHS, PaddedPath, Path, PromptGroup
 
 PATHS_HERE = {"packed": PackedPath, "shared": SharedPrefixPath}
 every_path = pytest.mark.parametrize("kind", PATHS_HERE.values(), ids=PATHS_HERE)
@@ -52,7 +52,7 @@ def test_the_shared_row_by_hand() -> None:
 def test_fed_tokens_are_the_row(kind) -> None:
     path = kind()
     assert sum(map(path.fed_tokens, PAIRS)) == path.collate(PAIRS)["input_ids"].shape[1]
-    assert isinstance(path, Path)
+    assert isinstance(path, ScoringPath)
     assert PATHS[kind.name] is kind
 
 
@@ -194,9 +194,9 @@ def test_a_misfit_is_padded_with_one_message(caplog, family, dtype) -> None:
     """Its attention is left as it was."""
     fields, why = MISFITS[family]
     model = build(family, dtype, **fields)
-    with caplog.at_level(logging.WARNING, logger="rpo.llm.packing"):
+    with caplog.at_level(logging.WARNING, logger="rpo.llm.logps.packing"):
         assert type(choose_path(model, PAD)) is PaddedPath
-    (record,) = (record for record in caplog.records if record.name == "rpo.llm.packing")
+    (record,) = (record for record in caplog.records if record.name == "rpo.llm.logps.packing")
     assert re.search(f"is scored with padding instead of path 'auto': .*{why}", record.getMessage())
     assert not model.config._attn_implementation.startswith(ROUTED)
 
@@ -221,6 +221,38 @@ def test_a_layer_that_attends_otherwise_is_a_misfit(tiny_model, monkeypatch, dty
 
 
 @pytest.mark.filterwarnings(DEPRECATED)
+def test_a_kernel_that_fails_is_replaced_before_anything_is_padded(caplog, tiny_model, monkeypatch) -> None:
+    """As a compiler that has no kernel for a model: sequence by sequence, with its error in one message."""
+    attend = Segments.attend
+
+    def fails(self: Segments, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.kernel != "segment":
+            raise RuntimeError("LoweringException: NoValidChoicesError")
+        return attend(self, *args, **kwargs)
+
+    monkeypatch.setattr(Segments, "attend", fails)
+    model = tiny_model("llama")
+    path = choose_path(model, PAD)
+    assert type(path) is SharedPrefixPath and path.kernel == "segment"
+    assert re.search("sequence by sequence, since .*NoValidChoicesError", caplog.text)
+    logps = [each.logps(model, each.collate(GROUPS)) for each in (path, PaddedPath(PAD))]
+    torch.testing.assert_close(*logps, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_kernels_are_tried_in_what_training_computes_in(tiny_model, monkeypatch, dtype) -> None:
+    seen: set[torch.dtype] = set()
+    attend = Segments.by_segment
+
+    def noted(self: Segments, query: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        seen.add(query.dtype)
+        return attend(self, query, *args, **kwargs)
+
+    monkeypatch.setattr(Segments, "by_segment", noted)
+    assert type(choose_path(tiny_model("llama"), PAD, autocast_dtype=dtype)) is SharedPrefixPath
+    assert seen == {dtype or torch.float32}
+
+
 def test_virtual_tokens_before_a_row_are_a_misfit(tiny_model) -> None:
     peft = pytest.importorskip("peft")
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)

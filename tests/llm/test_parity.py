@@ -22,10 +22,10 @@ from torch.overrides import TorchFunctionMode
 from rpo.core.conversions import trl_batch_weight
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import DPO, RPO
-from rpo.llm.packing import PackedPath, SharedPrefixPath
-from rpo.llm.scoring import PaddedPath, Path, PromptGroup
+from rpo.llm.logps.packing import PackedPath, SharedPrefixPath
+from rpo.llm.logps.scoring import PaddedPath, PromptGroup, ScoringPath
 
-PATHS_UNDER_TEST: dict[str, Callable[[], Path]] = {
+PATHS_UNDER_TEST: dict[str, Callable[[], ScoringPath]] = {
     "padded right": lambda: PaddedPath(PAD),
     "padded, plain head": lambda: PaddedPath(PAD, fused_head=False),
     "padded left": lambda: PaddedPath(PAD, padding_side="left"),
@@ -96,7 +96,7 @@ def objective_loss(objective: RPO | DPO, policy: torch.Tensor, reference: torch.
     return objective(*policy.unbind(1), *reference.unbind(1), **more)[0]
 
 
-def score(path: Path, model: Any, pairs: Sequence[PromptGroup] = PAIRS) -> torch.Tensor:
+def score(path: ScoringPath, model: Any, pairs: Sequence[PromptGroup] = PAIRS) -> torch.Tensor:
     return path.logps(model, path.collate(pairs))
 
 

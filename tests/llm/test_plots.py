@@ -14,7 +14,7 @@ from PIL import Image
 from rpo.core.errors import InvalidArgument, OutputError
 from rpo.core.objectives import DPO, RPO, Objective
 from rpo.core.records import Run
-from rpo.llm.plots import Series, plot_runs, read_runs
+from rpo.llm.diagnostics.plots import Series, plot_runs, read_runs
 from rpo.plotting import COLORS
 
 RPO_RUN, DPO_RUN = RPO(beta=0.1, eta=0.005), DPO(beta=0.1)

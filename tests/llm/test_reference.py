@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from rpo.core.errors import InvalidArgument
+from rpo.llm.logps.packing import SharedPrefixPath
+from rpo.llm.logps.scoring import PaddedPath, PromptGroup
 from rpo.llm.models import check_embeddings, load_model
-from rpo.llm.packing import SharedPrefixPath
 from rpo.llm.reference import (
     AsGiven,
     DisabledAdapter,
@@ -23,7 +24,6 @@ from rpo.llm.reference import (
     is_peft_model,
     resolve_reference,
 )
-from rpo.llm.scoring import PaddedPath, PromptGroup
 
 peft = pytest.importorskip("peft")
 

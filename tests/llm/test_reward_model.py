@@ -15,11 +15,18 @@ from training import tiny_pairs, weights_of
 from transformers import AutoModelForSequenceClassification
 
 from rpo.core.errors import InvalidArgument
-from rpo.core.neighbours import SFT, BradleyTerry
+from rpo.core.likelihoods import SFT, BradleyTerry
 from rpo.llm.data.pairs import PreparedPairs, TokenizedPair
-from rpo.llm.reward_model import RewardConfig, RewardTrainer, as_reward_model, load_reward_model, rewards, score
-from rpo.llm.scoring import PaddedPath, PromptGroup
-from rpo.llm.soundness import ModelNotLoaded
+from rpo.llm.logps.scoring import PaddedPath, PromptGroup
+from rpo.llm.models.soundness import ModelNotLoaded
+from rpo.llm.training.reward_model import (
+    RewardConfig,
+    RewardTrainer,
+    as_reward_model,
+    load_reward_model,
+    rewards,
+    score,
+)
 
 RATE = 0.05
 # peft 0.21 asks models for a property that transformers 5.23 renamed.
@@ -315,7 +322,7 @@ def test_the_pad_token_is_the_tokenizers_and_the_tokenizer_stays(tmp_path, tiny_
     with pytest.raises(InvalidArgument, match="pad token"):
         trainer(tmp_path, rows, model=causal, processing_class=bare)
     assert bare.pad_token is None
-    with caplog.at_level(logging.WARNING, logger="rpo.llm.reward_model"):
+    with caplog.at_level(logging.WARNING, logger="rpo.llm.training.reward_model"):
         run = trainer(tmp_path, rows, model=causal, processing_class=tiny_tokenizer())
         assert run.model.config.pad_token_id == PAD
         assert caplog.messages == ["model.config.pad_token_id: None becomes 0, the tokenizer's."]

@@ -11,8 +11,8 @@ import torch
 from models_for_tests import PAD, VOCABULARY
 
 from rpo.core.errors import InvalidArgument
-from rpo.llm.head import takes_logits_to_keep
-from rpo.llm.scoring import PATHS, PaddedPath, Path, PromptGroup
+from rpo.llm.logps.head import takes_logits_to_keep
+from rpo.llm.logps.scoring import PATHS, PaddedPath, PromptGroup, ScoringPath
 
 GROUPS = [PromptGroup([1, 2], ([1], [2, 0])), PromptGroup([2], ([0, 1], [1]))]
 
@@ -101,7 +101,7 @@ def test_sums_are_in_float32_at_least(given: str, answered: str) -> None:
 
 def test_the_protocol_and_the_registry() -> None:
     assert PATHS["padded"] is PaddedPath
-    assert isinstance(PaddedPath(0), Path)
+    assert isinstance(PaddedPath(0), ScoringPath)
 
 
 @pytest.mark.parametrize(

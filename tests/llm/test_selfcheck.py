@@ -11,7 +11,7 @@ from training import EOS, tiny_pairs, trainer
 
 from rpo.llm.data.pairs import PreparedPairs, TokenizedPair
 from rpo.llm.reference import FrozenModel
-from rpo.llm.selfcheck import SelfCheckFailed, check_data, check_gradient, check_start
+from rpo.llm.training.selfcheck import SelfCheckFailed, check_data, check_gradient, check_start
 
 LENGTHS = torch.tensor([[10, 20]])
 
@@ -34,7 +34,7 @@ def test_policy_and_reference_that_differ(tmp_path):
     """A reference that is not the policy, without having been asked for, as when an adapter's base is taken for it."""
     run = trainer(tmp_path, tiny_pairs(8))
     run.reference = FrozenModel(models_for_tests.tiny_model("llama", dtype=torch.float64, seed=1))
-    with pytest.raises(SelfCheckFailed, match="policy and reference differ by .* nats a token"):
+    with pytest.raises(SelfCheckFailed, match="policy and reference differ by .* nats per token"):
         run.train()
     assert run.state.global_step == 0
 

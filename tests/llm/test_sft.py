@@ -13,13 +13,13 @@ from models_for_tests import EOS, FIRST_WORD
 from training import masked_pairs, tiny_pairs, weights_of
 
 from rpo.core.errors import InvalidArgument, NonFiniteLoss
-from rpo.core.neighbours import SFT
+from rpo.core.likelihoods import SFT
 from rpo.core.objectives import RPO
-from rpo.llm.checkpoints import CheckpointError
 from rpo.llm.data import RefusedRow
 from rpo.llm.data.pairs import PreparedPairs, TokenizedPair
-from rpo.llm.selfcheck import SelfCheckFailed
-from rpo.llm.sft import SFTConfig, SFTTrainer
+from rpo.llm.training.checkpoints import CheckpointError
+from rpo.llm.training.selfcheck import SelfCheckFailed
+from rpo.llm.training.sft import SFTConfig, SFTTrainer
 
 RATE = 0.1
 # peft 0.21 asks models for a property that transformers 5.23 renamed.

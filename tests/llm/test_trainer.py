@@ -11,8 +11,8 @@ from training import OBJECTIVE, config, masked_pairs, tiny_pairs, trainer, weigh
 
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import DPO, RPO
-from rpo.llm.collate import PairDataset
 from rpo.llm.data import PreparedPairs, stream_pairs
+from rpo.llm.data.collate import PairDataset
 from rpo.llm.models import load_model, load_tokenizer
 from rpo.llm.sampling import prompt_token_ids
 
@@ -461,7 +461,7 @@ def test_a_bfloat16_checkpoint_is_trained_in_float32(tmp_path, stored, caplog, d
     counted = sum(int(part.sum()) for part in moved) / sum(part.numel() for part in moved)
     logged = run.state.log_history[0]["weights/moved"]
     assert run.self_check_results["start_moved_share"] == logged == pytest.approx(counted, abs=0.02)
-    warned = [record.getMessage() for record in caplog.records if record.name == "rpo.llm.movement"]
+    warned = [record.getMessage() for record in caplog.records if record.name == "rpo.llm.models.movement"]
     if share is not None:
         assert logged > share and not warned
     else:
@@ -488,7 +488,7 @@ def test_an_adapter_over_a_bfloat16_base_is_float32(tmp_path, stored, caplog):
     assert by_kind == {(True, torch.float32), (False, torch.bfloat16)}
     run.train()
     assert run.adapter == "new" and run.self_check_results["start_moved_share"] > 0.9
-    assert not [record for record in caplog.records if record.name == "rpo.llm.movement"]
+    assert not [record for record in caplog.records if record.name == "rpo.llm.models.movement"]
 
 
 @PEFT_DEPRECATION
@@ -584,8 +584,8 @@ def test_the_router_loss_is_added_where_it_is_asked_for(tmp_path, caplog):
 
 def test_paths_that_have_no_router_loss_are_refused(tmp_path):
     """Given as an object, a packed path is not tried first; its own numbers do not need the router's."""
-    from rpo.llm.packing import SharedPrefixPath
-    from rpo.llm.trainer import RPOTrainer
+    from rpo.llm.logps.packing import SharedPrefixPath
+    from rpo.llm.training.trainer import RPOTrainer
 
     pairs, options = tiny_pairs(4), config(tmp_path, max_steps=1)
     run = RPOTrainer(

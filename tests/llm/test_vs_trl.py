@@ -11,7 +11,7 @@ import vs_trl_workload as workload
 from models_for_tests import PAD
 from torch.utils.flop_counter import FlopCounterMode
 
-from rpo.llm.scoring import PaddedPath, PromptGroup
+from rpo.llm.logps.scoring import PaddedPath, PromptGroup
 
 
 @pytest.fixture(scope="module")

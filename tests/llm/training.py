@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import save_file
 
 from rpo.core.objectives import RPO
-from rpo.llm.config import RPOConfig
 from rpo.llm.data.pairs import PreparedPairs, TokenizedPair
-from rpo.llm.trainer import RPOTrainer
+from rpo.llm.training.config import RPOConfig
+from rpo.llm.training.trainer import RPOTrainer
 
 OBJECTIVE = RPO(beta=0.1, eta=0.05)
 EOS = models_for_tests.EOS

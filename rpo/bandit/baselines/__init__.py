@@ -1,9 +1,10 @@
 """The methods RPO is held against, all run by `solve(problem, data, baseline)`."""
 
+from rpo.bandit.baselines.catalogue import list_baselines
 from rpo.bandit.baselines.chi_squared import ChiSquaredPO
 from rpo.bandit.baselines.ensembles import RewardEnsemble
 from rpo.bandit.baselines.pessimism import PessimisticMLE
-from rpo.bandit.baselines.plain import BasePolicy, BestOfN, Greedy, PlugIn, ReferencePolicy, list_baselines
+from rpo.bandit.baselines.plain import BasePolicy, BestOfN, Greedy, PlugIn, ReferencePolicy
 
 __all__ = [
     "BasePolicy",

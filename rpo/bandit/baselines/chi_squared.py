@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.special import wrightomega
 
+from rpo.bandit.baseline import Baseline, PolicyResult
 from rpo.bandit.baselines.plain import (
     check_fields,
     class_bound,
@@ -16,7 +17,6 @@ from rpo.bandit.baselines.plain import (
     maximum_likelihood,
 )
 from rpo.bandit.data import PreferenceCounts
-from rpo.bandit.method import Baseline, PolicyResult
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import RewardClass
 from rpo.core import checks

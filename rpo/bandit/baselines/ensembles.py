@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from rpo.bandit.baseline import Baseline, PolicyResult
 from rpo.bandit.baselines.plain import check_fields, likelihood_evidence, maximum_likelihood
 from rpo.bandit.data import PreferenceCounts
-from rpo.bandit.method import Baseline, PolicyResult
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import RewardClass
 from rpo.core import checks

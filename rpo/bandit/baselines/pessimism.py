@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from rpo.bandit.baseline import Baseline, PolicyResult
 from rpo.bandit.baselines.plain import check_fields, likelihood_evidence, likelihood_sentence, maximum_likelihood
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.maximin import Solution, default_class
-from rpo.bandit.method import Baseline, PolicyResult
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import LinearBall, RewardClass, RewardSet
 from rpo.bandit.solver.saddle import PROMPT_WEIGHTS
@@ -183,7 +183,7 @@ class EllipticGame:
     def maximise(self, support: Any, solver: str) -> tuple[Array, float, float, str]:
         """Return (policy, worst-case value, duality gap, "closed form" or the solver's status).
 
-        A single response a prompt that is best against its own worst theta is optimal, in closed form;
+        A single response per prompt that is best against its own worst theta is optimal, in closed form;
         otherwise the adversary's cone program is solved and the policy read off its multipliers. Every
         candidate is judged by `lower`, every theta by `upper`: the gap trusts no solver.
         """

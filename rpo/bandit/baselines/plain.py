@@ -1,4 +1,4 @@
-"""Baselines made from the maximum-likelihood reward or from no reward; `list_baselines` lists all of them.
+"""Baselines made from the maximum-likelihood reward or from no reward.
 
 Shapes: X prompts, A responses. Each is run by `solve(problem, data, PlugIn(beta=0.1))`. A prompt without data
 keeps pi_ref.
@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from rpo.bandit.baseline import Baseline, PolicyResult
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.maximin import Solution, default_class, solve
-from rpo.bandit.method import Baseline, PolicyResult
 from rpo.bandit.metrics import policy_outcome
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, RewardClass, check_reward_class
@@ -268,33 +268,6 @@ class BasePolicy(Baseline):
             else "The reference policy itself.",
             evidence={"prompts_without_data": empty},
         )
-
-
-@dataclass(frozen=True)
-class BaselineInfo:
-    """One line of `list_baselines`: the class to construct, and what it is in one sentence."""
-
-    method: type[Baseline]
-    sentence: str
-
-
-def list_baselines() -> dict[str, BaselineInfo]:
-    """Return name -> BaselineInfo of every baseline that `solve` runs. DPO and RPO are objectives."""
-    from rpo.bandit.baselines.chi_squared import ChiSquaredPO
-    from rpo.bandit.baselines.ensembles import RewardEnsemble
-    from rpo.bandit.baselines.pessimism import PessimisticMLE
-
-    methods: dict[str, type[Baseline]] = {
-        "plug_in": PlugIn,
-        "greedy": Greedy,
-        "best_of_n": BestOfN,
-        "pessimistic_mle": PessimisticMLE,
-        "chi_squared_po": ChiSquaredPO,
-        "reward_ensemble": RewardEnsemble,
-        "reference": ReferencePolicy,
-        "base": BasePolicy,
-    }
-    return {name: BaselineInfo(method, (method.__doc__ or "").splitlines()[0]) for name, method in methods.items()}
 
 
 def class_bound(problem: ContextualBandit, reward_class: RewardClass | None) -> float:

@@ -100,7 +100,7 @@ class Ledger:
         return all(entry.holds for entry in self.entries)
 
     def to_frame(self) -> pandas.DataFrame:
-        """Return one row a step: sides, slack, slack in reward units, share of bound - Gap, running bound."""
+        """Return one row per step: sides, slack, slack in reward units, share of bound - Gap, running bound."""
         import pandas
 
         slacks = np.array([entry.slack_reward for entry in self.entries])
@@ -161,7 +161,7 @@ def pair_distances(problem: ContextualBandit, reward: Array) -> dict[str, float]
 
 
 def likelihood_difference(data: PreferenceCounts, first: Array, second: Array) -> float:
-    """Return L_D(first) - L_D(second), nats a pair. first, second: rewards (X, A)."""
+    """Return L_D(first) - L_D(second), nats per pair. first, second: rewards (X, A)."""
     losses = [
         preference_loss(r[data.prompt, data.chosen] - r[data.prompt, data.rejected], 1.0) for r in (first, second)
     ]

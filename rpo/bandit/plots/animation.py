@@ -14,8 +14,7 @@ from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.fitting import fit
 from rpo.bandit.maximin import solve
 from rpo.bandit.metrics import policy_metrics
-from rpo.bandit.policies import SoftmaxPolicy
-from rpo.bandit.problem import ContextualBandit
+from rpo.bandit.problem import ContextualBandit, SoftmaxPolicy
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument, OutputError
 from rpo.core.objectives import DPO, RPO, Solvable

@@ -73,7 +73,7 @@ def best_eta_exponent(frame: pandas.DataFrame, *, level: float = 0.95, resamples
         raise InvalidArgument("level", expected="a number in (0, 1)", got=level, remedy="Pass 0.95.")
     count = checks.integer("resamples", resamples, minimum=20)
     generator = checks.generator("rng", rng)
-    checks.table("frame", frame, COLUMNS, remedy="Pass one row a cell and seed, as `simulate` returns.")
+    checks.table("frame", frame, COLUMNS, remedy="Pass one row per cell and seed, as `simulate` returns.")
     positive = frame[frame["eta"] > 0]
     axes = [np.sort(positive[name].unique()) for name in ("n", "beta", "eta", "seed")]
     ns, betas, etas, seeds = axes
@@ -126,7 +126,7 @@ def best_eta_exponent(frame: pandas.DataFrame, *, level: float = 0.95, resamples
 
 def optima(frame: pandas.DataFrame) -> pandas.DataFrame:
     """Return, for each n, the cell (beta, eta) of the least mean gap, its mean and standard error."""
-    checks.table("frame", frame, COLUMNS, remedy="Pass one row a cell and seed, as `simulate` returns.")
+    checks.table("frame", frame, COLUMNS, remedy="Pass one row per cell and seed, as `simulate` returns.")
     grouped = frame.groupby(["n", "beta", "eta"])["gap"]
     table = grouped.mean().to_frame("gap").join(grouped.sem().rename("gap/se")).reset_index()
     return table.loc[table.groupby("n")["gap"].idxmin()].reset_index(drop=True)
@@ -139,7 +139,7 @@ def heatmap(frame: pandas.DataFrame, *, title: str = "") -> Figure:
     standard errors of the best: the optimum may lie in any of them. Color scales differ by panel,
     since gaps shrink with n. eta = 0 is the leftmost column. Raises InvalidArgument.
     """
-    checks.table("frame", frame, COLUMNS, remedy="Pass one row a cell and seed, as `simulate` returns.")
+    checks.table("frame", frame, COLUMNS, remedy="Pass one row per cell and seed, as `simulate` returns.")
     best = optima(frame)
     with style():
         figure, axes = new_figure(1, len(best), width=0.8 + 3.5 * len(best), height=3.9, sharey=True)

@@ -96,7 +96,7 @@ def phase_frame(
 
 
 def regions(frame: pandas.DataFrame, *, x: str, y: str, threshold: float) -> pandas.DataFrame:
-    """Return one row a cell: mean gaps, standard errors, region (0 to 3, as REGIONS), and `unsure`.
+    """Return one row per cell: mean gaps, standard errors, region (0 to 3, as REGIONS), and `unsure`.
 
     A method fails where its mean gap exceeds the threshold. unsure: within two standard errors of it.
     """

@@ -30,7 +30,7 @@ CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(0.75)]])
 def mass_frame(
     problem: ContextualBandit, data: PreferenceCounts, policies: Mapping[str, Any], *, prompt: int = 0
 ) -> pandas.DataFrame:
-    """Return one row a response of one prompt, most compared first: what `mass` draws.
+    """Return one row per response of one prompt, most compared first: what `mass` draws.
 
     Columns: response, wins, losses, share (of the appearances in comparisons), reward (r*, NaN where
     unknown), and one a policy. policies: label -> (X, A). Raises InvalidArgument.

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from rpo.bandit.baseline import Baseline
 from rpo.bandit.batched import solve_batch
 from rpo.bandit.data import PreferenceCounts
-from rpo.bandit.method import Baseline
 from rpo.bandit.metrics import outcome_unchecked
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import RewardClass, Unconstrained
-from rpo.bandit.simulation.entrants import Maximin, Template, describe
 from rpo.bandit.simulation.grid import NOISE, Source, canonical, digest
+from rpo.bandit.simulation.methods import Maximin, Template, describe
 from rpo.bandit.solver.saddle import build_saddle
 from rpo.core import checks
 from rpo.core.checks import Array

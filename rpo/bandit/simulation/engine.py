@@ -1,4 +1,4 @@
-"""`simulate`: methods on many drawn problems, one row a draw and method, resumable and in parallel."""
+"""`simulate`: methods on many drawn problems, one row per draw and method, resumable and in parallel."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import numpy as np
 
 from rpo.bandit.simulation.cell import OUTCOMES, Cell, retried
 from rpo.bandit.simulation.code import code_digest
-from rpo.bandit.simulation.entrants import Template, describe, template
 from rpo.bandit.simulation.grid import Source, axes, product, root_seed, seed_list, source
+from rpo.bandit.simulation.methods import Template, describe, template
 from rpo.bandit.simulation.store import MANIFEST, TABLES, TIMINGS, GridStore
 from rpo.core import checks
 from rpo.core.errors import InaccurateSolution, InvalidArgument, MissingDependency, RPOError
@@ -97,7 +97,7 @@ def simulate(
     proxy: bool = True,
     progress: bool | None = None,
 ) -> pandas.DataFrame:
-    """Run methods on every combination of a grid and every seed; return one row a cell, seed and method.
+    """Run methods on every combination of a grid and every seed; return one row per cell, seed and method.
 
     instance: a name in `rpo.bandit.instances`, a function of grid parameters and `rng` (and `n`, if
     it takes it) that returns a `ContextualBandit`, or one fixed bandit. methods: RPO, DPO, `Maximin`

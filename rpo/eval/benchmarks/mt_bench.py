@@ -93,9 +93,9 @@ def generate_answers(
 
     Each turn sees the turns before it and the model's own answers to them, through the tokenizer's chat template
     (FastChat has templates of its own, some with a system message). Temperature follows the category. top_k: 50
-    is what FastChat's answers have by the default of transformers 4; 0 is none. num_choices: conversations a question;
-    the judge reads the first. seed: a child for each turn and temperature. Beside FastChat's fields a row has
-    "finish_reasons" in its choices ("stop", or "length" where cut) and "generate_params". Raises InvalidArgument.
+    is what FastChat's answers have by the default of transformers 4; 0 is none. num_choices: conversations per
+    question; the judge reads the first. seed: a child for each turn and temperature. Beside FastChat's fields a row
+    has "finish_reasons" in its choices ("stop", or "length" where cut) and "generate_params". Raises InvalidArgument.
     """
     import torch
     from transformers import PreTrainedTokenizerBase

@@ -16,10 +16,10 @@ from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.eval.scorers import Length, Repetition, Scorer
 from rpo.llm.diagnostics.kl import kl_of_samples
+from rpo.llm.logps.scoring import PromptGroup
 from rpo.llm.reference import Reference
-from rpo.llm.reward_model import score_tokens, share_pad_token
 from rpo.llm.sampling import prompt_token_ids, sample_ids, stop_token_ids
-from rpo.llm.scoring import PromptGroup
+from rpo.llm.training.reward_model import score_tokens, share_pad_token
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ def sample(model: Any, instruments: Instruments, *, num_samples: int, seed: int)
 def snapshot(
     model: Any, reference: Reference, instruments: Instruments, baseline: Sampled, *, num_samples: int, seed: int
 ) -> tuple[dict[str, float], list[str]]:
-    """Return the metrics of one policy with their standard errors over prompts, and one response a prompt.
+    """Return the metrics of one policy with their standard errors over prompts, and one response per prompt.
 
     Rewards are in the scorers' own units. win_rate/gold: against as many responses of `baseline`, drawn from
-    pi_ref, by gold, ties half. kl/reference: nats a response, prefix estimator.
+    pi_ref, by gold, ties half. kl/reference: nats per response, prefix estimator.
     """
     found = sample(model, instruments, num_samples=num_samples, seed=seed)
     tokenizer = instruments.tokenizer

@@ -40,7 +40,7 @@ class GoldStudy:
         batch_size: pairs an update.
         epochs: passes over the pairs.
         checkpoints: measurements, at updates spaced evenly in log.
-        eval_samples: responses a prompt at each measurement.
+        eval_samples: responses per prompt at each measurement.
         best_of: largest n of best-of-n under the proxy.
         proxy_learning_rate: of the reward model.
         proxy_epochs: passes of the reward model over the pairs.

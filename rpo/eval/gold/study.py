@@ -19,8 +19,8 @@ from transformers import PrinterCallback, TrainerCallback
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument, OutputError
+from rpo.core.likelihoods import BradleyTerry
 from rpo.core.locks import alone
-from rpo.core.neighbours import BradleyTerry
 from rpo.core.objectives import RPO
 from rpo.core.progress import track
 from rpo.core.records import environment, json_text, read_json, staged_output, write_file, write_json
@@ -29,11 +29,11 @@ from rpo.eval.gold.preferences import label_pairs, tokenized
 from rpo.eval.gold.prompts import read_prompts, review_openings, split_prompts
 from rpo.eval.gold.settings import GoldStudy, method_name
 from rpo.eval.scorers import Weighted, load_scorer
-from rpo.llm.config import RPOConfig
 from rpo.llm.models import load_model, load_tokenizer
 from rpo.llm.reference import FrozenModel
-from rpo.llm.reward_model import RewardConfig, RewardTrainer, load_reward_model
-from rpo.llm.trainer import RPOTrainer
+from rpo.llm.training.config import RPOConfig
+from rpo.llm.training.reward_model import RewardConfig, RewardTrainer, load_reward_model
+from rpo.llm.training.trainer import RPOTrainer
 
 MARKER = "result.json"
 STUDY = "study.json"

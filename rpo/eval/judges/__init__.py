@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args, runtime_checkable
 
-from rpo.core import checks
-from rpo.core.errors import InvalidArgument, RPOError
-from rpo.eval.scorers import Prompt, load_scorer
+from rpo.core.errors import RPOError
+from rpo.eval.scorers import Prompt
 
 Choice: TypeAlias = Literal["first", "second", "tie"]
 CHOICES: tuple[str, ...] = get_args(Choice)
@@ -112,30 +111,3 @@ class JudgeFailed(RPOError):
     def answered(self) -> bool:
         """Whether the judge answered, without a verdict."""
         return self.kind in ("invalid", "cut")
-
-
-def load(name: str, **endpoint: Any) -> Judge:
-    """Return the judge called `name`: "endpoint:MODEL", "scorer:NAME" (see `load_scorer`) or "recorded:FILE".
-
-    endpoint: settings of `Endpoint`, of which the other judges need none. Raises InvalidArgument,
-    OutputError, MissingDependency.
-    """
-    kind, _, rest = checks.instance("judge", name, str).partition(":")
-    if rest and kind == "endpoint":
-        from rpo.eval.judges.endpoint import Endpoint
-
-        return Endpoint(rest, **endpoint)
-    if rest and kind == "scorer":
-        from rpo.eval.judges.scored import Scored
-
-        return Scored(load_scorer(rest))
-    if rest and kind == "recorded":
-        from rpo.eval.judges.recorded import Recorded
-
-        return Recorded(rest)
-    raise InvalidArgument(
-        "judge",
-        expected="endpoint:MODEL, scorer:NAME or recorded:FILE",
-        got=name,
-        remedy="For example endpoint:gpt-4 or scorer:model:FOLDER.",
-    )

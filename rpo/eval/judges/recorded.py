@@ -39,7 +39,7 @@ class Recorded:
             if known.choice != verdict.choice:
                 raise InvalidArgument(
                     f"{self.path}, line {number}",
-                    expected="one verdict a question",
+                    expected="one verdict per question",
                     got=f"{verdict.choice!r} after {known.choice!r} for the same question",
                     remedy="Keep the verdicts of one judge in a file.",
                 )

@@ -209,6 +209,14 @@ def _from_datasets(source: str, split: str, streaming: bool, name: str | None, r
             "pip install 'rpo-lab[datasets]'."
         ) from error
     folder = Path(source)
+    # datasets' readers of formats have names as data sets have, and read whatever lies in the current folder.
+    if not folder.is_dir() and source in getattr(datasets.packaged_modules, "_PACKAGED_DATASETS_MODULES", ()):
+        raise InvalidArgument(
+            "source",
+            expected="a path or a hub name",
+            got=f"{source!r}, a reader of datasets",
+            remedy="Give the file or folder itself, or what datasets.load_dataset returns for it.",
+        )
     try:
         if any((folder / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
             saved = datasets.load_from_disk(source)

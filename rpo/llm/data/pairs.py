@@ -43,7 +43,7 @@ class PreparedPairs(Sequence[TokenizedPair]):
     """Pairs in one flat array of 32-bit ids (a tenth of the memory of Python lists), and their `report`."""
 
     def __init__(self, pairs: Iterable[TokenizedPair], report: DataReport | None = None) -> None:
-        # Segments, one a token list, follow one another in `_tokens`; segment s ends at _ends[s], and pair k owns
+        # Segments, one per token list, follow one another in `_tokens`; segment s ends at _ends[s], and pair k owns
         # segments _first[k] to _first[k + 1].
         self._tokens, self._ends, self._first = array("i"), array("q"), array("q", [0])
         self._rows, self._weights = array("q"), array("d")

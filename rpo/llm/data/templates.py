@@ -26,7 +26,7 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
 class Rendered(NamedTuple):
-    """A row as text. bodies: what follows the prompt, one a response, with its end of turn if `closed`.
+    """A row as text. bodies: what follows the prompt, one per response, with its end of turn if `closed`.
 
     rewritten: responses whose words the template changed. unwritten: messages by field that it left out.
     turns: of a response of several messages, where in its body the assistant's turns begin and end, else None.

@@ -34,7 +34,7 @@ def displacement_values(
     and processes as (sum, count). displacement/share: the chosen log-probability fell.
     displacement/chosen_up_rejected_down and the other three quadrants, with displacement/unchanged (either
     change is rounding, as at step 0), sum to one. displacement/chosen_change, .../rejected_change: nats a
-    response; with lengths also ..._change_per_token. rounding: nats a token (a response, without lengths)
+    response; with lengths also ..._change_per_token. rounding: nats per token (a response, without lengths)
     that count as no change. Raises InvalidArgument.
     """
     changes = [chosen_change.detach(), rejected_change.detach()]

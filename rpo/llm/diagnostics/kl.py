@@ -13,16 +13,16 @@ import torch
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
-from rpo.llm.logprobs import token_logps
+from rpo.llm.logps.logprobs import token_logps
+from rpo.llm.logps.scoring import PaddedPath, PromptGroup
 from rpo.llm.reference import Reference
 from rpo.llm.sampling import evaluation_mode, sample_ids
-from rpo.llm.scoring import PaddedPath, PromptGroup
 
 ESTIMATORS = ("prefix", "plain")
 
 
 class SampledKL(NamedTuple):
-    """An estimate of E_{d0}[KL(pi || pi_ref)], nats a response.
+    """An estimate of E_{d0}[KL(pi || pi_ref)], nats per response.
 
     standard_error: over prompts, NaN of a single one. num_prompts: X. unfinished: share of samples cut at
     the length limit, whose tails are not in the mean (the KL of whole responses is then larger).
@@ -45,7 +45,7 @@ class SampledKL(NamedTuple):
 def sampled_kl(policy_logps: torch.Tensor, reference_logps: torch.Tensor) -> SampledKL:
     r"""Return the plain estimate, the mean of $\log\pi(y|x) - \log\pi_{ref}(y|x)$ over samples y of the policy.
 
-    *_logps: (X, S), summed, or (X,) for one sample a prompt. Unbiased, can be negative. The samples of a
+    *_logps: (X, S), summed, or (X,) for one sample per prompt. Unbiased, can be negative. The samples of a
     prompt are averaged first: the standard error counts prompts. The never negative $r - 1 - \log r$ of
     $r = \pi_{ref}/\pi$ is unbiased too where pi covers pi_ref, but heavy-tailed for whole responses: rare
     samples carry the mean of r. Use `prefix_kl` for a lower variance. Raises InvalidArgument.
@@ -176,7 +176,7 @@ def _over_prompts(values: torch.Tensor) -> SampledKL:
             "policy_logps",
             expected="shape (X,) or (X, S), not empty",
             got=f"shape {tuple(values.shape)}",
-            remedy="Pass one summed log-probability a response.",
+            remedy="Pass one summed log-probability per response.",
         )
     means = values.detach().cpu().double().view(values.shape[0], -1).mean(-1)
     count = means.shape[0]

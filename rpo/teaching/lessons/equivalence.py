@@ -404,7 +404,7 @@ def two_rewards_figure(*, margin: float, beta: float, eta: float) -> Figure:
         for place in (found["policy"], 1.0 - found["policy"]):
             axis.plot(place, found["minimax"], "D", color=COLORS["DPO"], markersize=7)
         axis.set_xlabel("probability of the first response")
-        axis.set_ylabel("value of phi, nats a pair")
+        axis.set_ylabel("value of phi, nats per pair")
         axis.set_title(f"Two rewards are not convex: t = {margin:g}, beta = {beta:g}, eta = {eta:g}")
         figure.legend(loc="outside lower center", ncols=2, fontsize=9)
     return figure
@@ -418,7 +418,7 @@ def _share_figure(frames: dict[str, pandas.DataFrame], x_label: str, note: str) 
         for axis, column, label in zip(
             axes[0],
             ("tv", "loss/excess"),
-            ("total variation to the free maximin", "RPO loss above its minimum, nats a pair"),
+            ("total variation to the free maximin", "RPO loss above its minimum, nats per pair"),
             strict=True,
         ):
             for name, frame in frames.items():

@@ -1,6 +1,6 @@
 """Why chosen responses become less likely under DPO: a language model small enough to be watched whole.
 
-Log-probabilities in nats a response; changes are counted from the reference, which is where training starts.
+Log-probabilities in nats per response; changes are counted from the reference, which is where training starts.
 """
 
 from __future__ import annotations
@@ -306,8 +306,8 @@ def forces_figure(frames: Mapping[str, pandas.DataFrame]) -> Figure:
 def recorded(path: str | Path) -> pandas.DataFrame:
     """Return the last held-out values of the runs in a CSV that `rpo plot` wrote, a row a run.
 
-    Columns: updates, chosen, rejected (log-probabilities, nats a response), fell (share of pairs whose chosen response
-    became less likely), preference (loss).
+    Columns: updates, chosen, rejected (log-probabilities, nats per response), fell (share of pairs whose chosen
+    response became less likely), preference (loss).
     """
     import pandas
 

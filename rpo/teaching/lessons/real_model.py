@@ -116,7 +116,7 @@ def held_out(runs: Sequence[Run]) -> pandas.DataFrame:
     """Return the last evaluation of each run, a row each: means over the held-out pairs.
 
     Columns: preference (loss, nats), margin (implicit reward), chosen and rejected (change of the log-probability since
-    the start, nats a response), fell (share of pairs whose chosen response became less likely).
+    the start, nats per response), fell (share of pairs whose chosen response became less likely).
     """
     import pandas
 

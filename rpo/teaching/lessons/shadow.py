@@ -62,7 +62,7 @@ def five_responses() -> tuple[ContextualBandit, PreferenceCounts]:
 
 
 def implicit_reward(problem: ContextualBandit, solution: Solution, *, prompt: int = 0) -> pandas.DataFrame:
-    """Return the adversary's reward beside beta log(pi / pi_ref) of the policy, a row a response.
+    """Return the adversary's reward beside beta log(pi / pi_ref) of the policy, a row per response.
 
     Columns: response, pi_ref, policy, reward, implicit, difference: the same number in every row.
     """

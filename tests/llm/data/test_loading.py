@@ -210,8 +210,11 @@ def test_a_damaged_parquet_file_is_refused_or_read(tmp_path: Path) -> None:
         load_preferences(tmp_path / "c.parquet")
 
 
-@pytest.mark.parametrize("source", ["a\0b", "a\0b.jsonl", "x" * 5000, "x" * 5000 + ".jsonl"])
-def test_paths_that_are_none(source: str) -> None:
+@pytest.mark.parametrize("source", ["a\0b", "a\0b.jsonl", "x" * 5000, "x" * 5000 + ".jsonl", "text", "json"])
+def test_paths_that_are_none(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of readers of datasets too, which would take every file of the current folder for rows."""
+    (tmp_path / "notes.txt").write_text("not preferences")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(InvalidArgument, match="^source: expected a path or a hub name"):
         load_preferences(source)
 

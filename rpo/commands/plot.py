@@ -1,0 +1,25 @@
+"""`rpo plot`: training runs overlaid."""
+
+from __future__ import annotations
+
+
+def plot_command(
+    runs: list[str],
+    output: str = "runs.png",
+    metrics: list[str] | None = None,
+    window: int = 1,
+    resolved: str = "",
+) -> None:
+    """Overlay training runs as in the paper's Figure 1.
+
+    Args:
+        runs: output folders of training runs.
+        output: PNG file; its data is written beside it as CSV.
+        metrics: names as logged, the first in the large panel; null for the usual ones.
+        window: logs in a trailing mean.
+    """
+    from rpo.llm.diagnostics.plots import plot_runs
+
+    chosen = {} if metrics is None else {"metrics": metrics}
+    plot_runs(runs, window=window, output=output, **chosen)
+    print(f"Written to {output}")

@@ -1,0 +1,107 @@
+"""`rpo simulate`: methods over a grid of simulated problems."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rpo.core.errors import InvalidArgument, RPOError
+
+if TYPE_CHECKING:
+    import pandas
+
+MAX_ROWS = 30
+
+
+def simulate_command(
+    output: str,
+    grid: dict[str, list[Any]],
+    instance: str = "coverage_skew",
+    methods: list[dict[str, Any]] | None = None,
+    seeds: int | list[int] = 20,
+    seed: int = 0,
+    proxy: bool = True,
+    table_format: Literal["parquet", "csv"] = "parquet",
+    jobs: int = 1,
+    backend: str = "loky",
+    figure: Literal["overoptimization", "gap_against_n", "heatmap"] | None = None,
+    overwrite: bool = False,
+    resolved: str = "",
+) -> None:
+    """Run methods over a grid of simulated problems; the same command continues a killed run.
+
+    Args:
+        output: folder for the table, timings.csv, config.yaml, the manifest and the finished chunks.
+        grid: lists over n (preferences), beta, eta and the instance's parameters; all combinations are run.
+        instance: a name in rpo.bandit.instances.
+        methods: entries of method (RPO, DPO or a baseline's class), name, reward_class (box, unconstrained,
+            ball), bound, prompt_weights and the method's own fields; null for RPO and DPO.
+        seeds: draws per cell, or a list of them.
+        seed: every random draw descends from it.
+        proxy: whether to measure reward/proxy, one more solution a cell.
+        table_format: "parquet" (needs pyarrow) or "csv".
+        jobs: processes; -1 for one a core. The table does not depend on it.
+        backend: joblib's: "loky", "threading", or "dask" or "ray" where a cluster is connected.
+        figure: what to draw from the table, as PNG with its data beside it; null for nothing.
+        overwrite: drop an earlier simulation in that folder instead of continuing it.
+    """
+    from rpo.bandit.simulation.engine import FailedRows, simulate
+    from rpo.bandit.simulation.methods import from_dict
+    from rpo.bandit.simulation.store import CorruptShard, MixedCode
+    from rpo.core.records import write_file
+
+    pairs = [from_dict(entry) for entry in ([{"method": "RPO"}, {"method": "DPO"}] if methods is None else methods)]
+    if len({name for name, _ in pairs}) < len(pairs):
+        names = ", ".join(name for name, _ in pairs)
+        raise InvalidArgument("methods", expected="different names", got=names, remedy="Give each entry a name.")
+    with warnings.catch_warnings(record=True) as caught:
+        for kind in (CorruptShard, FailedRows, MixedCode):
+            warnings.simplefilter("always", kind)
+        frame = simulate(
+            instance,
+            dict(pairs),
+            grid,
+            seeds,
+            rng=seed,
+            output=output,
+            overwrite=overwrite,
+            table_format=table_format,
+            jobs=jobs,
+            backend=backend,
+            proxy=proxy,
+        )
+    for warning in caught:
+        print(f"rpo simulate: warning: {' '.join(str(warning.message).split())}", file=sys.stderr)
+    write_file(Path(output) / "config.yaml", resolved)
+    if figure is not None:
+        from rpo.bandit.simulation.figures import draw
+        from rpo.plotting import save
+
+        drawn, data = draw(frame, figure)
+        save(drawn, Path(output) / f"{figure}.png", data)
+    _print_simulation(frame, list(grid))
+    print(f"Written to {output}" + (f"; the figure is {Path(output) / figure}.png" if figure is not None else ""))
+    if (frame["status"] == "failed").all():
+        raise RPOError(
+            f"methods: expected a row with an answer, got {len(frame)} that failed. Mend what the warning says and run "
+            "the same command again."
+        )
+
+
+def _print_simulation(frame: pandas.DataFrame, axes: list[str]) -> None:
+    """Print the mean gap of each cell and method with its standard error, and what was not certified."""
+    varied = [key for key in axes if frame[key].nunique(dropna=False) > 1]
+    groups = frame.groupby([*varied, "method"], dropna=False)
+    shown = groups.agg(
+        gap=("gap", "mean"), standard_error=("gap", "sem"), kl=("kl/reference", "mean"), seeds=("seed", "size")
+    ).reset_index()
+    print(shown.head(MAX_ROWS).to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+    if len(shown) > MAX_ROWS:
+        print(f"... and {len(shown) - MAX_ROWS} more cells; the table has all of them.")
+    counts = frame["status"].value_counts().sort_index()
+    print(f"{len(frame)} rows: " + ", ".join(f"{number} {status}" for status, number in counts.items()))
+    reused = frame.attrs["rows_reused"]
+    if reused:
+        print(f"{reused} of them taken from an earlier run, {len(frame) - reused} computed")

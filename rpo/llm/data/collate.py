@@ -1,0 +1,131 @@
+"""Pairs and what is known about them, put together into batches of tensors.
+
+Shapes: B pairs; m responses per prompt, the chosen one first, then the rejected, then those under pi_base.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rpo.core.errors import InvalidArgument
+from rpo.llm.data.pairs import TokenizedPair
+from rpo.llm.logps.scoring import PromptGroup, ScoringPath
+
+CHOSEN, REJECTED = 0, 1
+
+
+def group_of(pair: TokenizedPair) -> PromptGroup:
+    """Return the prompt with its m responses: chosen, rejected, then those under pi_base."""
+    return PromptGroup(pair.prompt_ids, pair.responses, pair.scored)
+
+
+class PairDataset(torch.utils.data.Dataset[dict[str, Any]]):
+    """N pairs with the log-probabilities known before training, in nats.
+
+    reference_logps: (N, 2), of chosen and rejected under the reference, or None where it is asked batch by
+    batch. start_logps: (N, 2), under the policy as training began, where that is not the reference.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[TokenizedPair],
+        reference_logps: NDArray[Any] | None = None,
+        start_logps: NDArray[Any] | None = None,
+    ) -> None:
+        widths = {len(pair.base_ids) for pair in pairs}
+        if len(widths) > 1:
+            raise InvalidArgument(
+                "base_ids",
+                expected="the same number of responses under pi_base for every pair",
+                got=f"between {min(widths)} and {max(widths)}",
+                remedy="Give every row of the base column as many responses.",
+            )
+        self.pairs, self.known = pairs, {"reference_logps": reference_logps, "start_logps": start_logps}
+        self.scored = False
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"pair": self.pairs[index], **{k: v[index] for k, v in self.known.items() if v is not None}}
+
+
+@dataclass(frozen=True)
+class PairCollator:
+    """Turns a list of items, or of bare pairs, into one batch: `path`'s inputs and, one entry a pair, the rest.
+
+    group_of: the prompt and responses scored of a pair. tokens_of: how many tokens of a pair a token mean
+    is taken over. positions: how many tokens the model has positions for, None for any number; longer pairs are
+    refused (InvalidArgument). Beside the path's inputs: "weights" and "tokens" (B,) float64, "rows" (B,), and the
+    (B, 2) log-probabilities a `PairDataset` knows.
+    """
+
+    path: ScoringPath
+    group_of: Callable[[TokenizedPair], PromptGroup] = group_of
+    tokens_of: Callable[[TokenizedPair], float] = lambda pair: 1.0
+    positions: int | None = None
+
+    def __call__(self, items: Sequence[Any]) -> dict[str, torch.Tensor]:
+        items = [item if isinstance(item, dict) else {"pair": item} for item in items]
+        pairs: list[TokenizedPair] = [item["pair"] for item in items]
+        self.require_positions(pairs)
+        # First the tensors with one entry a pair: accelerate takes the batch size from the first.
+        batch = {
+            "weights": torch.tensor([pair.weight for pair in pairs], dtype=torch.float64),
+            "tokens": torch.tensor([self.tokens_of(pair) for pair in pairs], dtype=torch.float64),
+            "rows": torch.tensor([pair.row for pair in pairs]),
+        }
+        for name in ("reference_logps", "start_logps"):
+            if name in items[0]:
+                batch[name] = torch.from_numpy(np.stack([item[name] for item in items]))
+        return batch | self.path.collate([self.group_of(pair) for pair in pairs])
+
+    def require_positions(self, pairs: Iterable[TokenizedPair]) -> None:
+        """Refuse pairs that are longer than the model has positions for, naming the first. Raises InvalidArgument."""
+        if self.positions is None:
+            return
+        long = []
+        for pair in pairs:
+            group = self.group_of(pair)
+            total = len(group.prompt_ids) + max(map(len, group.responses))
+            if total > self.positions:
+                long.append((pair.row, total))
+        if long:
+            raise InvalidArgument(
+                "max_length",
+                expected=f"pairs of at most {self.positions} tokens, the model's positions",
+                got=f"{long[0][1]} tokens in row {long[0][0]}" + (f", and {len(long) - 1} more" if long[1:] else ""),
+                remedy=f"Set max_length={self.positions} or less, or use a model with more positions "
+                "(config.max_position_embeddings).",
+            )
+
+    def totals(self, pairs: Iterable[TokenizedPair]) -> torch.Tensor:
+        """Return the total weight and the total weighted number of tokens, (2,) float64, as `batch_totals` does."""
+        parts = [(pair.weight, pair.weight * self.tokens_of(pair)) for pair in pairs]
+        return torch.tensor(parts, dtype=torch.float64).sum(0)
+
+
+def batch_totals(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return a batch's total weight and total weighted number of tokens, (2,)."""
+    return torch.stack([batch["weights"].sum(), (batch["weights"] * batch["tokens"]).sum()])
+
+
+def data_digest(data: Any) -> str:
+    """Return a digest of the pairs' tokens and weights, in order; "streaming" where they are not at hand."""
+    if not isinstance(data, PairDataset):
+        return "streaming"
+    digest = hashlib.blake2b(digest_size=16)
+    for pair in data.pairs:
+        parts: Sequence[Any] = (pair.prompt_ids, *pair.responses)
+        digest.update(np.asarray([len(part) for part in parts] + [t for part in parts for t in part]).tobytes())
+        digest.update(np.float64(pair.weight).tobytes())
+        for mask in pair.scored:
+            digest.update(mask or b"all")
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""How responses get their log-probabilities: of one forward pass, padded or packed."""

@@ -1,0 +1,71 @@
+"""pi_base on a batch: which responses the SFT term is taken on, and with what weight.
+
+Shapes: B pairs; m responses per prompt: chosen, rejected, those of a column, those sampled from the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+
+from rpo.core.reduction import over_tokens
+from rpo.llm.data.pairs import TokenizedPair
+
+
+class BaseLogps(NamedTuple):
+    """base_logps (B,), reduced already, and base_lengths (B,) of one token each, by which the objective divides."""
+
+    logps: torch.Tensor
+    lengths: torch.Tensor
+
+
+@dataclass(frozen=True)
+class BaseSlots:
+    """Weights over the sources "chosen", "rejected", "column" and "reference", summing to one.
+
+    num_samples: how many of the m responses were sampled from the reference. Source: paper, Remark 5.4.
+    """
+
+    sources: dict[str, float]
+    num_samples: int
+
+    def weights(self, m: int) -> list[float]:
+        """Return the weight of each of a prompt's m responses."""
+        sampled = self.num_samples if "reference" in self.sources else 0
+        given = m - 2 - sampled
+        share = [self.sources.get("chosen", 0.0), self.sources.get("rejected", 0.0)]
+        share += [self.sources.get("column", 0.0) / given] * given if given else []
+        return share + ([self.sources.get("reference", 0.0) / sampled] * sampled if sampled else [])
+
+    def tokens_of(self, pair: TokenizedPair) -> float:
+        """Return pi_base's mean length at a pair's prompt, in tokens."""
+        weights = self.weights(len(pair.responses))
+        return sum(weight * length for weight, length in zip(weights, pair.lengths, strict=True))
+
+    def reduce(
+        self, logps: torch.Tensor, lengths: torch.Tensor, sft_reduction: str, mean_length: torch.Tensor
+    ) -> BaseLogps:
+        """Return what the objective reduces to its SFT term.
+
+        logps, lengths: (B, m), nats and tokens. mean_length: tokens, over the global batch, so that
+        "batch_token_mean" does not depend on how it is split.
+        """
+        weights = torch.tensor(self.weights(logps.shape[1]), dtype=logps.dtype, device=logps.device)
+        # Each response by its own length before they are mixed: a mean of means, not the mixed sum by a mixed length.
+        mixed = (over_tokens(logps, lengths, sft_reduction, mean_length) * weights).sum(1)
+        return BaseLogps(mixed, torch.ones_like(mixed))
+
+
+def with_samples(pairs: Sequence[TokenizedPair], samples: Sequence[Sequence[Any]]) -> list[TokenizedPair]:
+    """Return the pairs with sampled responses (token ids) added to those scored under pi_base."""
+    return [
+        replace(
+            pair,
+            base_ids=(*pair.base_ids, *(tuple(ids) for ids in drawn)),
+            scored=(*pair.scored, *[None] * len(drawn)) if pair.scored else (),
+        )
+        for pair, drawn in zip(pairs, samples, strict=True)
+    ]

@@ -1,0 +1,352 @@
+"""`PreferenceTrainer`: an objective of `rpo.core` on a causal language model, on transformers' Trainer.
+
+Shapes: B pairs of a micro-batch; m responses per prompt: chosen, rejected, then those under pi_base.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from rpo.core.columns import Columns
+from rpo.core.errors import InvalidArgument
+from rpo.core.objectives import LossTerms, Objective
+from rpo.llm.data import PairStream, PreparedPairs
+from rpo.llm.data.collate import CHOSEN, REJECTED, PairCollator, PairDataset
+from rpo.llm.diagnostics import displacement_values, split_gradients
+from rpo.llm.logps.packing import choose_path
+from rpo.llm.logps.scoring import ScoringPath, pad_token
+from rpo.llm.models import load_tokenizer
+from rpo.llm.models.adapters import with_adapter
+from rpo.llm.models.movement import load_to_train
+from rpo.llm.models.soundness import require_causal
+from rpo.llm.reference import AsGiven, NoReference, Reference, resolve_reference
+from rpo.llm.reference.scoring_pass import CACHE_NAME, ReferencePass, on_device
+from rpo.llm.training.arguments import check_objects, own_config
+from rpo.llm.training.callbacks import DisplacementEarlyStopping, SampledKLCallback
+from rpo.llm.training.config import RPOConfig
+from rpo.llm.training.pair_trainer import PairTrainer
+from rpo.llm.training.pi_base import BaseSlots, with_samples
+from rpo.llm.training.selfcheck import check_start
+
+
+class PreferenceTrainer(PairTrainer):
+    """Trains `model` on preference pairs by `objective`; the arguments are those of TRL's DPOTrainer.
+
+    model: a causal language model, its folder or its name. ref_model: another model as reference; by
+    default it is the policy as it is given, an adapter that already contributes included
+    (ref_adapter_name names another of its adapters). train_dataset, eval_dataset: whatever
+    `load_preferences` takes, or `prepare_pairs` returns. processing_class: the tokenizer. objective: any method of
+    `rpo.methods` or one of your own; by default the RPO that `args` describes. Where it needs no reference, none is
+    scored or kept. peft_config: trains an adapter. path: how log-probabilities are computed. Raises InvalidArgument
+    and the errors of the data; `train` raises SelfCheckFailed too.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str,
+        ref_model: PreTrainedModel | str | None = None,
+        args: RPOConfig | None = None,
+        *,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        objective: Objective | None = None,
+        peft_config: Any = None,
+        ref_adapter_name: str | None = None,
+        path: ScoringPath | None = None,
+        callbacks: list[Any] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        args = own_config(args, RPOConfig, "rpo-output")
+        check_objects(model, processing_class, peft_config, callbacks)
+        resolved = args.resolve_objective(objective)
+        self.needs_reference = "reference" in resolved.needs
+        self.base = BaseSlots(args.base_slots(resolved.anchor.role), args.base_num_samples)
+        self._base_column = args.base_column if "column" in self.base.sources else None
+        if isinstance(model, (str, Path)):
+            processing_class = load_tokenizer(model) if processing_class is None else processing_class
+            model = load_to_train(model, args.model_init_kwargs, peft_config)
+        require_causal(model)
+        model = with_adapter(model, peft_config, seed=args.seed)
+        # Where the policy as given is the reference and its values are computed now, no second model is kept.
+        kept = not args.precompute_ref_log_probs or args.kl_steps > 0
+        self.starts_at_reference = ref_model is None and ref_adapter_name is None
+        used = self.needs_reference or args.kl_steps > 0 or "reference" in self.base.sources
+        if not used and not self.starts_at_reference:
+            raise InvalidArgument(
+                "ref_model",
+                expected=f"None with {type(resolved).__name__}, which has no reference",
+                got=ref_adapter_name if ref_model is None else type(ref_model).__name__,
+                remedy="Leave ref_model and ref_adapter_name out.",
+            )
+        self.reference: Reference
+        if not used:
+            self.reference = NoReference(model)
+        elif self.starts_at_reference and not kept:
+            self.reference = AsGiven(model)
+        else:
+            self.reference = resolve_reference(model, ref_model, ref_adapter_name=ref_adapter_name)
+        self._prepared = False
+        if path is None:
+            with on_device(model, args.device):  # so that kernels are tried where they will run
+                pad = pad_token(processing_class)
+                path = choose_path(model, pad, args.path, autocast_dtype=args.autocast_dtype)
+        super().__init__(
+            model,
+            args,
+            resolved,
+            PairCollator(path, tokens_of=self.base.tokens_of),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        if args.precompute_ref_log_probs and any(
+            isinstance(data, PairStream) for data in (self.train_dataset, *self._evaluations())
+        ):
+            raise InvalidArgument(
+                "precompute_ref_log_probs",
+                expected="False for a streaming dataset",
+                got=True,
+                remedy="Set it to False (a reference model is kept), or load the data without streaming.",
+            )
+        self._add_diagnostics()
+
+    # --- data and reference, before training ------------------------------------------------------
+
+    @property
+    def base_column(self) -> str | None:
+        """The column of responses under pi_base, where the objective asks for one."""
+        return self._base_column
+
+    def _evaluations(self) -> list[Any]:
+        return list(self.eval_dataset.values()) if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+
+    def before_training(self, *, resuming: bool) -> None:
+        """Check the data; sample pi_base and score the reference while the policy is as it was given."""
+        super().before_training(resuming=resuming)
+        self.reference.fingerprint()  # before anything is sharded: checkpoints name it
+        for data in (self.train_dataset, *self._evaluations()):
+            self._score(data)
+        self._prepare_reference()
+        self._digest = None  # samples of pi_base may have joined
+
+    def _prepare_reference(self) -> None:
+        if not self._prepared:
+            self.reference.prepare(self.accelerator)
+            self._prepared = True
+
+    def _score(self, data: Any) -> None:
+        """Fill in, once, what is known of a data set before training."""
+        args = self.args
+        if not isinstance(data, PairDataset) or data.scored:
+            return
+        if self._reference_is_gone:
+            raise InvalidArgument(
+                "eval_dataset",
+                expected="data whose reference values were computed before training",
+                got="new data, and no reference model was kept",
+                remedy="Pass it to the trainer at first, or set precompute_ref_log_probs=False.",
+            )
+        data.scored = True
+        given = None if args.ref_logps_cache is None else Path(args.ref_logps_cache)
+        scorer = ReferencePass(
+            self.accelerator,
+            self.path,
+            self.tokenizer,
+            batch_tokens=args.precompute_ref_batch_tokens,
+            show=False if args.disable_tqdm else None,
+        )
+        if "reference" in self.base.sources:
+            drawn = scorer.samples(
+                self.reference,
+                data.pairs,
+                num_samples=args.base_num_samples,
+                max_new_tokens=args.base_max_new_tokens,
+                seed=args.seed,
+            )
+            data.pairs = PreparedPairs(with_samples(data.pairs, drawn))
+        if args.precompute_ref_log_probs and self.needs_reference:
+            # A file of our own from an earlier run in this folder gives way; one that was named does not.
+            file = Path(args.output_dir) / CACHE_NAME if given is None else given
+            strict = given is not None
+            data.known["reference_logps"] = scorer.logps(self.reference, data.pairs, file=file, strict=strict)
+        # Where the policy started is known from the reference, or scored where displacement is to be measured.
+        separate = self.needs_reference and not self.starts_at_reference
+        watched = not self.needs_reference and args.displacement_threshold is not None
+        if (separate or watched) and self.state.global_step == 0:
+            data.known["start_logps"] = scorer.logps(AsGiven(self.model), data.pairs)
+
+    @property
+    def _reference_is_gone(self) -> bool:
+        """Whether the reference was the policy itself, which training has changed since."""
+        return isinstance(self.reference, AsGiven) and self.state.global_step > 0
+
+    def evaluation_data(self, given: Any) -> Any:
+        """Return a data set to evaluate on, scored under the reference."""
+        data = super().evaluation_data(given)
+        for one in self._evaluations() if data is None or isinstance(data, (str, dict)) else [data]:
+            self._score(one)
+        self._prepare_reference()
+        return data
+
+    def _add_diagnostics(self) -> None:
+        args, data = self.args, self.eval_dataset if isinstance(self.eval_dataset, PairDataset) else self.train_dataset
+        if args.displacement_threshold is not None:
+            self.add_callback(DisplacementEarlyStopping(args.displacement_threshold, args.displacement_patience))
+        if args.kl_steps == 0:
+            return
+        if not isinstance(data, PairDataset) or not self.eos_token_ids:
+            raise InvalidArgument(
+                "kl_steps",
+                expected="0 without a tokenizer, or with streamed data",
+                got=args.kl_steps,
+                remedy="Pass processing_class, and an eval_dataset that is not streamed.",
+            )
+        self.add_callback(
+            SampledKLCallback(
+                self,
+                [data.pairs[k].prompt_ids for k in range(min(args.kl_prompts, len(data)))],
+                every=args.kl_steps,
+                eos_token_id=sorted(self.eos_token_ids),
+                pad_token_id=pad_token(self.tokenizer),
+                seed=args.seed,
+                max_new_tokens=args.kl_max_new_tokens,
+            )
+        )
+
+    # --- the loss --------------------------------------------------------------------------------
+
+    def scores(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the responses' summed log-probabilities, (B, m), in nats."""
+        return self.path.logps(model, inputs)
+
+    def batch_loss(
+        self, scores: torch.Tensor, inputs: dict[str, torch.Tensor], weights: torch.Tensor, totals: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the objective's value, its terms, and what TRL logs, with displacement since the start."""
+        columns = self._columns(scores, inputs)
+        mean_length = totals[1] / totals[0]
+        base = self.base.reduce(scores, inputs["lengths"], self.objective.anchor.reduction, mean_length)
+        lengths = columns.lengths or (None, None)
+        loss, terms = self.objective(
+            *columns.logps,
+            *(columns.reference or ()),
+            base_logps=base.logps,
+            base_lengths=base.lengths,
+            chosen_lengths=lengths[CHOSEN],
+            rejected_lengths=lengths[REJECTED],
+            weights=weights,
+        )
+        detached = columns.with_logps(tuple(column.detach() for column in columns.logps))
+        if self.model.training:
+            self._at_training_step(detached, terms, weights)
+        return loss, self._metrics(detached, terms, inputs)
+
+    def _columns(self, scores: torch.Tensor, inputs: dict[str, torch.Tensor]) -> Columns:
+        """Return what the objective reads of the pairs: K = 2 columns of each field, each (B,)."""
+        reference = None
+        if self.needs_reference:
+            cached = inputs.get("reference_logps")
+            reference = (self._live_reference(inputs) if cached is None else cached.to(scores))[:, :2].unbind(1)
+        lengths = inputs["lengths"][:, :2].unbind(1)
+        return Columns(logps=scores[:, :2].unbind(1), reference=reference, lengths=lengths)
+
+    def _live_reference(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        if self._reference_is_gone:
+            raise InvalidArgument(
+                "eval_dataset",
+                expected="data whose reference values were computed before training",
+                got="data without, and no reference model was kept",
+                remedy="Pass it to the trainer at first, or set precompute_ref_log_probs=False.",
+            )
+        with torch.no_grad(), self.accelerator.autocast():
+            return self.reference.logps(self.path, inputs)[:, :2]
+
+    # --- what is logged and checked ----------------------------------------------------------------
+
+    def _metrics(self, columns: Columns, terms: LossTerms, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        chosen, rejected = columns.logps
+        rewards = self.objective.rewards(columns)
+        lengths = inputs["lengths"][:, :2]
+        metrics = {
+            "loss/preference": terms.preference,
+            "loss/sft": terms.sft,
+            "rewards/chosen": rewards[CHOSEN],
+            "rewards/rejected": rewards[REJECTED],
+            "rewards/margins": rewards[CHOSEN] - rewards[REJECTED],
+            "rewards/accuracies": (rewards[CHOSEN] > rewards[REJECTED]).double(),
+            "logps/chosen": chosen,
+            "logps/rejected": rejected,
+            "logps/chosen_per_token": chosen / lengths[:, CHOSEN],
+            "logps/rejected_per_token": rejected / lengths[:, REJECTED],
+        }
+        start = inputs["start_logps"].to(chosen).unbind(1) if "start_logps" in inputs else None
+        if start is None and self.starts_at_reference:
+            start = columns.reference
+        if start is not None:
+            change = (chosen - start[CHOSEN], rejected - start[REJECTED])
+            # In 16 bits the same model gives other values in another batch.
+            rounding = 5e-3 if self._half_precision else 1e-6
+            metrics |= displacement_values(*change, *lengths.unbind(1), rounding=rounding)
+        return metrics
+
+    def _at_training_step(self, columns: Columns, terms: LossTerms, weights: torch.Tensor) -> None:
+        """Check the start, before the first update; measure the two gradients, where it is their turn."""
+        random = not self.args.disable_dropout or self.args.neftune_noise_alpha is not None
+        if not self._checked and self.needs_reference and self.starts_at_reference and not random:
+            self._check_start(columns, terms, weights)
+        every = self.args.gradient_diagnostics_steps
+        if every and self.state.global_step % every == 0 and len(self._rows) == 1:
+            scaler = getattr(self.accelerator, "scaler", None)
+            found = split_gradients(
+                self.objective.preference_weight * terms.preference,
+                terms.sft,
+                self.model.parameters(),
+                sft_weight=self.objective.anchor.weight,
+                scale=1.0 if scaler is None else scaler.get_scale(),
+            )
+            one = torch.ones(1, device=weights.device)
+            self.train_meter.add({name: value * one for name, value in found.items()}, one)
+
+    def _check_start(self, columns: Columns, terms: LossTerms, weights: torch.Tensor) -> None:
+        """Hold the first loss to the objective's own value at pi = pi_ref, within what rounding can move it."""
+        if columns.reference is None:
+            return
+        expected = (weights * self.objective.at_reference(columns)).sum().item()
+        arrays = [
+            tuple(c.double().cpu().numpy() for c in field or ()) for field in (columns.reference, columns.lengths)
+        ]
+        _, slope, _ = self.objective.derivatives(Columns(logps=arrays[0], reference=arrays[0], lengths=arrays[1]))
+        self.self_check_results |= check_start(
+            torch.stack(columns.logps, 1),
+            torch.stack(tuple(columns.reference), 1),
+            torch.stack(tuple(columns.lengths or ()), 1),
+            terms.preference.item(),
+            expected=expected,
+            slope=float(np.abs(slope).sum(0).max()),
+            half_precision=self._half_precision,
+        )
+
+    @property
+    def _half_precision(self) -> bool:
+        return self.accelerator.mixed_precision != "no" or self.model.dtype.itemsize < 4
+
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        """Save the policy, without the reference adapter that may sit beside its own."""
+        with self.reference.hidden():
+            super().save_model(*args, **kwargs)
+
+    def run_identity(self) -> dict[str, Any]:
+        """Return objective, data, reference and pi_base: what a checkpoint can only be continued with."""
+        return super().run_identity() | {"reference": self.reference.fingerprint(), "base": self.base.sources}
+
+
+class RPOTrainer(PreferenceTrainer):
+    """`PreferenceTrainer` by the name of its default objective: the RPO of `args.beta` and `args.eta`."""
