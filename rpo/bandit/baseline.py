@@ -16,8 +16,8 @@ from rpo.core.checks import Array
 class PolicyResult:
     """A baseline's policy with its evidence.
 
-    policy: (X, A). label: for legends. status: "certified", "exact" (closed form) or "inaccurate";
-    message: one sentence. reward: (X, A), the reward the policy was made from, if any. evidence:
+    policy: (X, A). label: for legends. status: "certified", "exact" (closed form), "stationary" (a gradient of zero)
+    or "inaccurate"; message: one sentence. reward: (X, A), the reward the policy was made from, if any. evidence:
     gaps, residuals, sizes. Raises InvalidArgument for another status.
     """
 
@@ -29,7 +29,7 @@ class PolicyResult:
     evidence: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        checks.one_of("status", self.status, ("certified", "exact", "inaccurate"))
+        checks.one_of("status", self.status, ("certified", "exact", "stationary", "inaccurate"))
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a record stores, arrays left out."""
