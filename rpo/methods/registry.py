@@ -74,7 +74,7 @@ METHODS: dict[str, Method] = {
 
 def table() -> str:
     """Return the registered methods as a Markdown table, sorted as registered."""
-    head = ("method", "needs", "optimum", "source", "equation", "held to")
+    head = ("method", "needs", "runs in", "optimum", "source", "equation", "held to")
     rows: list[tuple[str, ...]] = [head, ("---",) * len(head)]
     for method in METHODS.values():
         kind = method.load()
@@ -82,7 +82,8 @@ def table() -> str:
         needs = ", ".join(sorted(made.needs)) or "nothing"
         source = method.paper if method.arxiv == "none" else f"{method.paper}, arXiv {method.arxiv}"
         optimum = "certified" if method.certified else "convex" if made.convex_in_logits else "stationary"
-        rows.append((f"`{method.name}`", needs, optimum, source, method.equation, method.oracle))
+        where = ", ".join((*(["solve"] if method.certified else []), "fit", "simulate", "train"))
+        rows.append((f"`{method.name}`", needs, where, optimum, source, method.equation, method.oracle))
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
