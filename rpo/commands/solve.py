@@ -100,7 +100,6 @@ def _short(label: str) -> str:
 
 
 def _print_solution(table: PreferenceTable, solution: Solution, frame: pandas.DataFrame) -> None:
-    from rpo.bandit.reward_class import Unconstrained
     from rpo.bandit.tables import look_alike_sentence
 
     shown = frame.head(MAX_ROWS)
@@ -119,8 +118,8 @@ def _print_solution(table: PreferenceTable, solution: Solution, frame: pandas.Da
         print(f"... and {len(frame) - MAX_ROWS} more rows; --output DIR writes all of them.")
     print(f"objective: {solution.objective}")
     print(f"reward class: {solution.reward_class}", end="")
-    if isinstance(solution.reward_class, Unconstrained):
-        print()
-    else:
+    if solution.reward_class.bounded:
         print(", binding" if solution.active else ", not binding")
+    else:
+        print()
     print(solution.message, file=sys.stdout if solution.status == "certified" else sys.stderr)

@@ -102,7 +102,7 @@ class Maximin:
 
 @dataclass(frozen=True, eq=False)
 class Fitted(Baseline):
-    """An objective that `solve` does not take, minimised over all policies: its answer is a stationary point."""
+    """An objective that `solve` does not take, minimised over all policies, with the evidence that `fit` has."""
 
     objective: Objective
 
@@ -114,8 +114,10 @@ class Fitted(Baseline):
     def solve(self, problem: ContextualBandit, data: PreferenceCounts, *, rng: Any = None) -> PolicyResult:
         """Return what `rpo.bandit.fit` ends at from the reference policy."""
         run = fit(problem.softmax_policy(), data, self.objective, proxy_reward=None)
-        status = "stationary" if run.status == "converged" else "inaccurate"
-        return PolicyResult(policy=run.policy, label=self.label, status=status, message=run.message)
+        status = "inaccurate" if run.evidence == "none" else run.evidence
+        gap = run.certificate.get("gap", float("nan"))
+        evidence = {"gap": gap, "relative_gap": gap / max(1.0, abs(run.loss))}
+        return PolicyResult(policy=run.policy, label=self.label, status=status, message=run.message, evidence=evidence)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a record stores: the objective."""
