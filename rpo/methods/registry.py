@@ -6,9 +6,12 @@ Only strings: naming the methods imports none of them.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
+from typing import Any, get_type_hints
 
-from rpo.core import checks
+from rpo.core import checks, divergences
+from rpo.core.divergences import Divergence
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import Objective
 
@@ -108,21 +111,57 @@ REFUSED = {
 }
 
 
-def table() -> str:
-    """Return the registered methods as a Markdown table, sorted as registered."""
-    head = ("method", "needs", "evidence", "source", "equation", "held to")
+def table(solved: Callable[[Objective], bool]) -> str:
+    """Return the registered methods as a Markdown table, sorted as registered.
+
+    solved: whether `rpo.bandit.solve` takes an objective.
+    """
+    head = ("method", "needs", "runs in", "evidence", "source", "equation", "held to")
     rows: list[tuple[str, ...]] = [head, ("---",) * len(head)]
     for method in METHODS.values():
         kind = method.load()
         made = kind(**dict.fromkeys(_without_default(kind), 0.1))
         needs = ", ".join(sorted(made.needs)) or "nothing"
+        where = "train" if method.evidence == NONE else "fit, simulate, train"
+        where = f"solve, {where}" if solved(made) else where
         source = method.paper if method.arxiv == "none" else f"{method.paper}, arXiv {method.arxiv}"
-        rows.append((f"`{method.name}`", needs, method.evidence, source, method.equation, method.oracle))
+        rows.append((f"`{method.name}`", needs, where, method.evidence, source, method.equation, method.oracle))
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def _without_default(kind: type[Objective]) -> list[str]:
     return [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]  # type: ignore[arg-type]
+
+
+# Every divergence by its name, for files and command lines.
+DIVERGENCES: dict[str, type[Divergence]] = {
+    name: value
+    for name, value in vars(divergences).items()
+    if isinstance(value, type) and issubclass(value, Divergence) and value is not Divergence
+}
+
+
+def with_divergences(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a method as its class takes them: a divergence by its name, or name and fields, as itself.
+
+    Raises InvalidArgument.
+    """
+    hints = get_type_hints(kind)
+    return {
+        name: _divergence(name, value) if hints.get(name) is Divergence and isinstance(value, (str, Mapping)) else value
+        for name, value in given.items()
+    }
+
+
+def _divergence(name: str, value: str | Mapping[str, Any]) -> Divergence:
+    fields_ = {} if isinstance(value, str) else {str(key): item for key, item in value.items() if key != "name"}
+    chosen = value if isinstance(value, str) else value.get("name")
+    kind = DIVERGENCES[checks.one_of(name, chosen, tuple(DIVERGENCES))]
+    known = [f.name for f in fields(kind) if f.init]  # type: ignore[arg-type]
+    for unknown in fields_.keys() - set(known):
+        expected = f"a field of {chosen} ({', '.join(known) or 'it has none'})"
+        raise InvalidArgument(f"{name}.{unknown}", expected=expected, got="another", remedy="Check the spelling.")
+    return kind(**fields_)
 
 
 def get(name: str) -> type[Objective]:
