@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import sys
 import warnings
@@ -28,6 +29,7 @@ from rpo.commands import (
     solve,
     train,
 )
+from rpo.commands.choices import Choice, Given, objectives
 from rpo.commands.parsing import (
     PARSE_ERRORS,
     config_mistakes,
@@ -54,6 +56,8 @@ class Command(NamedTuple):
     positional: str | None = None
     several: bool = False
     preflight: Callable[[Namespace], list[RPOError]] | None = None
+    also: tuple[str, ...] = ()
+    depends: Callable[[type], dict[str, type]] | None = None
     folder: str | None = "output"
     kept: str | Callable[[Namespace], str] = "Nothing was written; the same command starts again."
 
@@ -61,7 +65,16 @@ class Command(NamedTuple):
     def summary(self) -> str:
         return (self.function.__doc__ or "").splitlines()[0]
 
+    def settle(self, given: Given) -> Choice | None:
+        """Return the objective that the options name, of a command that takes one."""
+        parameter = inspect.signature(self.function).parameters.get(OBJECTIVE)
+        if parameter is None:
+            return None
+        given.refuse_foreign("training")
+        return given.settle(OBJECTIVE, objectives(self.also), parameter.default)
 
+
+OBJECTIVE = "objective"
 LONGEST_WORD = 400  # of a message: a value that is thousands of characters long is shown in part
 CHUNKS = "The finished chunks are kept in {output}; the same command continues."
 VERDICTS = "The verdicts so far are kept in {output}; the same command asks the rest."
@@ -72,7 +85,14 @@ COMMANDS: dict[str, Command] = {
     "simulate": Command(simulate.simulate_command, kept=CHUNKS),
     "compare": Command(compare.compare_command),
     # Of several processes one alone has the folder: `fit` sees to it.
-    "train": Command(train.train_command, preflight=train.preflight, folder=None, kept=train.kept),
+    "train": Command(
+        train.train_command,
+        preflight=train.preflight,
+        also=("SFT", "BradleyTerry"),
+        depends=train.depends,
+        folder=None,
+        kept=train.kept,
+    ),
     "data check": Command(data_check.data_check_command, "source"),
     "generate": Command(generate.generate_command, folder=None),
     "plot": Command(plot.plot_command, "runs", several=True, folder=None),
@@ -93,10 +113,11 @@ GROUPS = {
 }
 
 
-def build_parser(asked: str | None) -> tuple[ArgumentParser, ArgumentParser | None]:
-    """Return the parser of `rpo` and that of the command asked for.
+def build_parser(asked: str | None, objective: Choice | None = None) -> tuple[ArgumentParser, ArgumentParser | None]:
+    """Return the parser of `rpo` and that of the command asked for, with the options of the objective chosen.
 
-    The others are listed with their summaries only: reading the options of `train` imports transformers.
+    objective: None for the command's own. The others are listed with their summaries only: reading the options of
+    `train` imports transformers.
     """
     settle_parsing()
     description = "Regularized Preference Optimization: theory, training, and the comparison of both."
@@ -114,15 +135,16 @@ def build_parser(asked: str | None) -> tuple[ArgumentParser, ArgumentParser | No
         group_name, _, last = name.rpartition(" ")
         sub = ArgumentParser(description=command.summary, exit_on_error=False, allow_abbrev=False)
         if name == asked:
-            _add_options(sub, command)
+            _add_options(sub, command, objective or command.settle(Given([])))
             chosen = sub
         groups[group_name].add_subcommand(last, sub, help=command.summary)
     return parser, chosen
 
 
-def _add_options(sub: ArgumentParser, command: Command) -> None:
+def _add_options(sub: ArgumentParser, command: Command, objective: Choice | None) -> None:
     sub.add_argument("--config", action="config", help="YAML file with any of the options below")
-    skip = {"resolved"}
+    depending = {} if objective is None or command.depends is None else command.depends(objective.kind)
+    skip = {"resolved", OBJECTIVE, *depending}
     if command.several:
         sub.add_argument(command.positional, nargs="+", metavar=str(command.positional).upper())
         skip.add(str(command.positional))
@@ -131,6 +153,10 @@ def _add_options(sub: ArgumentParser, command: Command) -> None:
         sub.add_function_arguments(command.function, skip=skip | _others(command), as_positional=True, as_group=False)
         skip.add(str(command.positional))
     sub.add_function_arguments(command.function, skip=skip)
+    if objective is not None:
+        objective.add_options(sub)
+    for key, kind in depending.items():
+        sub.add_class_arguments(kind, key)
 
 
 def _others(command: Command) -> set[str]:
@@ -161,15 +187,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(given: list[str], name: str | None, options: Namespace) -> int:
     """Do the work of `main`; `options` is filled with what was parsed."""
-    parser, sub = build_parser(name)
-    if name is None or sub is None:
-        return _without_command(parser, given)
+    if name is None:
+        return _without_command(build_parser(None)[0], given)
+    settle_parsing()
     rest = given[name.count(" ") + 1 :]
     lines = config_mistakes(rest)
+    read = Given([] if lines else rest)
+    objective = COMMANDS[name].settle(read)
+    parser, sub = build_parser(name, objective)
+    if sub is None:
+        return _without_command(parser, given)
+    lines += map(str, read.mistakes)
     try:
-        config: Any = None if lines else parser.parse_args(given)
+        config: Any = None if lines and not read.mistakes else parser.parse_args([*name.split(), *read.arguments])
     except PARSE_ERRORS as error:
-        lines = [line.replace(f"{name.replace(' ', '.')}.", "") for line in parse_mistakes(sub, rest, error)]
+        found = parse_mistakes(sub, read.arguments, error)
+        lines += [line.replace(f"{name.replace(' ', '.')}.", "") for line in found]
     if lines:
         return _refuse("rpo", [f"{line} (see rpo {name} --help)" for line in lines])
     for part in name.split():
@@ -180,7 +213,14 @@ def _main(given: list[str], name: str | None, options: Namespace) -> int:
     errors: list[RPOError] = impossible_values(options)
     if errors:
         return _refuse(f"rpo {name}", errors)
+    for note in read.notes:
+        print(f"rpo {name}: note: {shown.line(note)}", file=sys.stderr)
     values, errors = instantiate(sub, options)
+    if objective is not None:
+        try:
+            values[OBJECTIVE] = objective.make(options[OBJECTIVE])
+        except RPOError as error:
+            errors.append(error)
     if command.preflight is not None:
         errors += command.preflight(options)
     if errors:

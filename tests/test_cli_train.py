@@ -83,7 +83,9 @@ def test_train_saves_a_model_that_loads_and_a_configuration_that_repeats_the_run
     assert "Trained 3 of 3 updates" in result.stdout
     assert "eval_loss/sft" in result.stdout
     config = yaml.safe_load((here / "a" / "config.yaml").read_text())
-    assert config["objective"] == {"beta": 0.1, "eta": 0.02, "sft_reduction": "sequence_sum", "base": "chosen"}
+    assert config["objective"] == {
+        "name": "RPO", "beta": 0.1, "eta": 0.02, "sft_reduction": "sequence_sum", "base": "chosen",
+    }  # fmt: skip
     assert config["training"]["learning_rate"] == 1e-3
     record = json.loads((here / "a" / "run.json").read_text())
     assert record["objective"]["eta"] == 0.02
@@ -367,3 +369,40 @@ def test_commands_of_other_worlds_load_no_torch() -> None:
         assert "Train a language model" in done.stdout or arguments[0] == "solve"
         answers.append(done.stdout.splitlines()[-1])
     assert answers == ["False", "False", "True"]
+
+
+def test_any_method_is_trained_from_the_command_line(here: Path) -> None:
+    """SimPO has no reference: no pass over the data, no cache."""
+    result = train("--training.output_dir", "a", "--objective", "SimPO", "--objective.gamma", "1")
+    assert "SimPO: Trained 3 of 3 updates" in result.stdout
+    expected = {"name": "SimPO", "beta": 2.0, "gamma": 1.0}
+    assert yaml.safe_load((here / "a" / "config.yaml").read_text())["objective"] == expected
+    record = json.loads((here / "a" / "run.json").read_text())
+    assert record["objective"] == expected
+    assert not list((here / "a").glob("reference_logps*"))
+    again = rpo("train", "--config", "a/config.yaml", "--training.output_dir", "b")
+    assert again.returncode == 0, again.stderr
+    weights = [(here / name / "model.safetensors").read_bytes() for name in "ab"]
+    assert weights[0] == weights[1]
+
+
+def test_the_stage_before_and_a_reward_model_are_trained_by_the_same_command(here: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    train("--training.output_dir", "sft", "--objective", "SFT", "--objective.reduction", "sequence_mean")
+    AutoModelForCausalLM.from_pretrained(here / "sft")
+    train("--training.output_dir", "reward", "--objective", "BradleyTerry", "--training.max_length", "32")
+    assert AutoModelForSequenceClassification.from_pretrained(here / "reward").config.num_labels == 1
+    for name, objective in (("sft", "SFT"), ("reward", "BradleyTerry")):
+        assert json.loads((here / name / "run.json").read_text())["objective"]["name"] == objective
+        assert yaml.safe_load((here / name / "config.yaml").read_text())["objective"]["name"] == objective
+    lines = refusals(
+        "train", "--model", "./model", "--dataset", "pairs.jsonl", "--objective", "SFT", "--ref_model", "./model",
+        "--training.output_dir", "other",
+    )  # fmt: skip
+    assert "ref_model: expected None with SFT, which has no reference" in lines[-1]
+    lines = refusals(
+        "train", "--model", "./model", "--dataset", "pairs.jsonl", "--objective", "BradleyTerry",
+        "--training.center_rewards_coefficient", "0.1", "--training.output_dir", "other",
+    )  # fmt: skip
+    assert "Set objective.center_rewards_coefficient instead." in lines[-1]

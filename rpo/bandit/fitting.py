@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from itertools import product
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize
 
 from rpo.bandit.data import PreferenceCounts
+from rpo.bandit.evidence import table_evidence
 from rpo.bandit.maximin import solve
-from rpo.bandit.metrics import policy_metrics
+from rpo.bandit.metrics import policy_metrics, total_variation
 from rpo.bandit.problem import ContextualBandit, SoftmaxPolicy, TabularSoftmaxPolicy
 from rpo.bandit.reward_class import Box, RewardClass, Unconstrained
-from rpo.bandit.solver.blocks import blocks
+from rpo.bandit.solver.certificate import RELATIVE_GAP
 from rpo.bandit.solver.existence import minimizer_exists
-from rpo.bandit.solver.newton import Derivatives, minimize_box
-from rpo.bandit.solver.saddle import Saddle, build_saddle
+from rpo.bandit.solver.newton import minimize_box
+from rpo.bandit.solver.saddle import build_saddle
+from rpo.bandit.table_loss import TableLoss
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
-from rpo.core.numerics import log_softmax
-from rpo.core.objectives import DPO, RPO, Objective, require_objective
+from rpo.core.objectives import DPO, Objective, require_objective
 from rpo.core.records import Run
 from rpo.core.shapes import Hinge
 
 OPTIMIZERS = ("newton", "lbfgs", "gradient_descent")
 MAX_NEWTON_PARAMETERS = 2000
 LARGEST_TOLERANCE = 1e-3
+FAR = 2.0  # standard deviation of the other starts, in reward units
 
 
 def fit(
@@ -44,14 +47,20 @@ def fit(
     proxy_reward: Any = "mle",
     log_every: int = 1,
     label: str | None = None,
+    starts: int = 1,
+    rng: Any = 0,
 ) -> Run:
     """Minimise the objective over a softmax policy's parameters, full batch, and record the path.
 
     objective: any; a response here is one token. optimizer: "newton" (at most 2,000 parameters), "lbfgs" or
     "gradient_descent" (learning_rate is the step on the plain gradient); by default Newton where the loss is convex in
-    the logits and smooth, else lbfgs and then Newton, whose end is a stationary point. Stops when no gradient entry
-    exceeds `tolerance`, or after max_steps. proxy_reward: (X, A), None, or "mle", the maximum-likelihood reward
-    (Unconstrained where it exists, else Box(reward_bound), else left out). Raises InvalidArgument.
+    the logits and smooth, else lbfgs and then Newton. Stops when no gradient entry exceeds `tolerance`, or after
+    max_steps. proxy_reward: (X, A), None, or "mle", the maximum-likelihood reward (Unconstrained where it exists, else
+    Box(reward_bound), else left out).
+
+    The run's `evidence` and `certificate` say what is known of its end (`rpo.bandit.evidence`). Where no bound proves
+    anything, the fit is repeated from starts - 1 other tables drawn from rng, each at the price of a fit, and the
+    spread of the ends is recorded: pass starts=5. Raises InvalidArgument.
     """
     kind: type = SoftmaxPolicy  # abstract
     checks.instance("policy", policy, kind, remedy="Pass problem.softmax_policy(), for example.")
@@ -88,8 +97,17 @@ def fit(
             got=limit,
             remedy=f"Pass tolerance={1e-9 * scale:.0e}, or use `solve`.",
         )
-    pull = _Loss(saddle, policy)
+    more = checks.integer("starts", starts, minimum=1) - 1
+    loss = TableLoss(saddle, policy)
     start = policy.parameters.ravel()
+    if optimizer == "newton" and not small:
+        raise InvalidArgument(
+            "optimizer",
+            expected=f"at most {MAX_NEWTON_PARAMETERS} parameters for 'newton'",
+            got=f"{start.size}",
+            remedy="Use optimizer='lbfgs'.",
+        )
+    descent = _Descent(loss, optimizer, rate, steps, limit, polish)
     history: list[dict[str, float]] = []
     step = 0
 
@@ -104,49 +122,24 @@ def fit(
         step += 1
         record(parameters)
 
-    def newton(at: Array) -> Array:
-        free = np.full(at.size, np.inf)
-        return minimize_box(pull.derivatives, at, -free, free, max_iterations=steps - step, on_iterate=advance).x
-
     record(start)
-    if optimizer == "newton":
-        if not small:
-            raise InvalidArgument(
-                "optimizer",
-                expected=f"at most {MAX_NEWTON_PARAMETERS} parameters for 'newton'",
-                got=f"{start.size}",
-                remedy="Use optimizer='lbfgs'.",
-            )
-        final = newton(start)
-    elif optimizer == "lbfgs":
-        final = minimize(
-            lambda p: pull.derivatives(p, hessian=False)[:2],
-            start,
-            jac=True,
-            method="L-BFGS-B",
-            callback=lambda intermediate_result: advance(intermediate_result.x),
-            options={"maxiter": steps, "maxfun": 20 * steps, "gtol": limit, "ftol": 1e-18, "maxcor": 30},
-        ).x
-        if polish and step < steps:
-            final = newton(final)
-    else:
-        final = start
-        for _ in range(steps):
-            gradient = pull.derivatives(final, hessian=False)[1]
-            if np.abs(gradient).max() <= limit:
-                break
-            final = final - rate * gradient
-            advance(final)
+    final = descent.run(start, advance)
     record(final, last=True)
 
-    slope = float(np.abs(pull.derivatives(final, hessian=False)[1]).max())
+    slope = loss.steepest(final)
     trained = policy.with_parameters(final.reshape(policy.parameters.shape))
     converged = slope <= limit
+    evidence = table_evidence(loss, final, slope=slope, converged=converged)
     message = f"largest gradient entry {slope:.1e} after {step} steps of {optimizer}"
-    if type(objective) in (RPO, DPO) and not (existence := minimizer_exists(saddle)).exists:
-        message += f"; over all tables no minimiser exists: {existence.reason}"
-    if not convex:
-        message += "; the loss is not convex in the logits, so this is a stationary point"
+    if evidence.message:
+        message += f"; {evidence.message}"
+    found: dict[str, Any] = {}
+    if more and evidence.word in ("stationary", "infimum approached"):
+        found = _other_ends(descent, final, more, rng)
+        message += f"; {found['starts']} starts end within {found['loss_spread']:.1e} of one another in loss"
+        if found["best_loss"] < (value := loss.value(final)) - RELATIVE_GAP * max(1.0, abs(value)):
+            message += f", the best of them lower, at {found['best_loss']:.6g}: this is not the least"
+    best = found.pop("best_parameters", None)
     return Run(
         label=label or ("table" if isinstance(policy, TabularSoftmaxPolicy) else "linear softmax"),
         objective=objective.to_dict(),
@@ -160,55 +153,20 @@ def fit(
             "proxy_class": proxy_class,
             "num_preferences": data.n,
             "problem": problem.name,
+            **({"starts": more + 1, "rng": rng if isinstance(rng, int) else type(rng).__name__} if more else {}),
         },
         status="converged" if converged else "not_converged",
         message=("Converged: " if converged else "Not converged: ") + message,
         history=history,
-        arrays={"policy": np.exp(trained.logps), "parameters": trained.parameters},
+        arrays={
+            "policy": np.exp(trained.logps),
+            "parameters": trained.parameters,
+            **({} if best is None else {"best_parameters": best.reshape(policy.parameters.shape)}),
+        },
+        evidence=evidence.word,
+        certificate={**evidence.numbers, **found},
         artifact=trained,
     )
-
-
-class _Loss:
-    """Any objective and its derivatives in a softmax policy's parameters, through the log-probabilities of pairs."""
-
-    def __init__(self, saddle: Saddle, policy: SoftmaxPolicy) -> None:
-        self.saddle, self.objective = saddle, saddle.objective
-        design = policy.design
-        self.parts = [(block, design[block.prompt, block.support]) for block in blocks(saddle)]
-        self.of_prompt = [np.flatnonzero(saddle.prompt == block.prompt) for block, _ in self.parts]
-
-    def derivatives(self, parameters: Array, *, hessian: bool = True) -> Derivatives:
-        """Return loss, gradient (P,) and Hessian (P, P).
-
-        With slopes q in log pi, pulled back through log pi = t - logsumexp(t): q - pi sum(q), and for the Hessian H
-        in log pi: (I - 1 pi')' H (I - 1 pi') - sum(q) (diag(pi) - pi pi').
-        """
-        saddle, anchor = self.saddle, self.objective.anchor
-        table = np.full(saddle.base.shape, -np.inf)
-        for block, design in self.parts:
-            table[block.prompt, block.support] = log_softmax(block.log_reference + design @ parameters)
-        value, slope, curvature = self.objective.derivatives(saddle.columns(table))
-        weights = self.objective.preference_weight * saddle.weights
-        total, g = float(weights @ value), np.zeros(parameters.size)
-        h = np.zeros((parameters.size, parameters.size) if hessian else (0, 0))
-        for (block, design), mine in zip(self.parts, self.of_prompt, strict=True):
-            logps, pi = table[block.prompt, block.support], np.exp(table[block.prompt, block.support])
-            pull = anchor.weight * block.d
-            if pull:
-                total -= pull * float(block.base @ logps)
-            q = -pull * block.base
-            pair = (block.chosen, block.rejected)
-            for k, index in enumerate(pair):
-                np.add.at(q, index, weights[mine] * slope[k, mine])
-            g += design.T @ (q - pi * q.sum())
-            if hessian:
-                inner = np.zeros((pi.size, pi.size))
-                for (j, first), (k, second) in product(enumerate(pair), repeat=2):
-                    np.add.at(inner, (first, second), weights[mine] * curvature[j, k, mine])
-                centred = design - pi @ design  # (I - 1 pi') design
-                h += centred.T @ inner @ centred - q.sum() * (design.T @ (pi[:, None] * centred))
-        return total, g, h
 
 
 def maximum_likelihood_reward(
@@ -222,3 +180,74 @@ def maximum_likelihood_reward(
             return None, None
         reward_class = Box(problem.reward_bound)
     return solve(problem, data, plain, reward_class=reward_class, method="newton").reward, reward_class.describe()
+
+
+@dataclass(frozen=True)
+class _Descent:
+    """One way down a loss, from any start."""
+
+    loss: TableLoss
+    optimizer: str
+    rate: float
+    steps: int
+    limit: float
+    polish: bool
+
+    def run(self, start: Array, advance: Callable[[Array], None] = lambda _: None) -> Array:
+        """Return the parameters (P,) at the end; advance sees each step's."""
+        taken = 0
+
+        def step(at: Array) -> None:
+            nonlocal taken
+            taken += 1
+            advance(at)
+
+        def newton(at: Array) -> Array:
+            free = np.full(at.size, np.inf)
+            left = self.steps - taken
+            return minimize_box(self.loss.derivatives, at, -free, free, max_iterations=left, on_iterate=step).x
+
+        if self.optimizer == "newton":
+            return newton(start)
+        if self.optimizer == "lbfgs":
+            final = minimize(
+                lambda p: self.loss.derivatives(p, hessian=False)[:2],
+                start,
+                jac=True,
+                method="L-BFGS-B",
+                callback=lambda intermediate_result: step(intermediate_result.x),
+                options={
+                    "maxiter": self.steps,
+                    "maxfun": 20 * self.steps,
+                    "gtol": self.limit,
+                    "ftol": 1e-18,
+                    "maxcor": 30,
+                },
+            ).x
+            return newton(final) if self.polish and taken < self.steps else np.asarray(final)
+        final = start
+        for _ in range(self.steps):
+            gradient = self.loss.derivatives(final, hessian=False)[1]
+            if np.abs(gradient).max() <= self.limit:
+                break
+            final = final - self.rate * gradient
+            step(final)
+        return final
+
+
+def _other_ends(descent: _Descent, final: Array, more: int, rng: Any) -> dict[str, Any]:
+    """Return how far the ends of `more` drawn starts lie from one another and from `final` (P,), in loss and policy."""
+    loss, draw = descent.loss, checks.generator("rng", rng)
+    scale = FAR / loss.objective.link.beta
+    ends = [final, *(descent.run(draw.normal(scale=scale, size=final.size)) for _ in range(more))]
+    values = [loss.value(end) for end in ends]
+    policies = [np.exp(loss.policy.with_parameters(e.reshape(loss.policy.parameters.shape)).logps) for e in ends]
+    apart = max(float(total_variation(one, policies[0]).max()) for one in policies)
+    return {
+        "starts": len(ends),
+        "starts_converged": sum(loss.steepest(end) <= descent.limit for end in ends),
+        "loss_spread": max(values) - min(values),
+        "tv_spread": apart,
+        "best_loss": min(values),
+        "best_parameters": ends[int(np.argmin(values))],
+    }

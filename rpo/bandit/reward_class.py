@@ -1,26 +1,104 @@
-"""Reward classes R, closed convex sets of reward tables (X, A): what the adversary may choose; their support functions.
+"""Reward classes R, closed convex sets of reward tables (X, A): what the adversary may choose.
 
-S_R(g) = max over R of <g, r>, inf where unbounded.
+S_R(g) = max over R of <g, r>, inf where unbounded. Rewards in log-odds; logarithms are natural.
 """
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from rpo.bandit.solver.newton import Derivatives, minimize_ball, minimize_box
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import LEAST_SCALE
 
 ROUNDING = 1e-12
+ON_SPHERE = 1e-9
+RESIDUAL = 1e-9
+Part = tuple[int, Any, Callable[[Array], Derivatives]]  # a prompt, its support (S,), and a function of its rewards (S,)
+
+
+class RewardSet(ABC):
+    """What a reward class answers. Support function, membership and record are a must; the rest is refused by name.
+
+    `solve` has programs for the classes of this module only (`check_reward_class`); bounds, coverage and baselines
+    take any class that answers what they ask.
+    """
+
+    bounded: bool = True
+
+    @property
+    def largest_reward(self) -> float | None:
+        """R where entries lie in [0, R], else None."""
+        return None
+
+    @property
+    def linear_in(self) -> Array | None:
+        """The features (X, A, D) in which rewards are linear; None where each entry is on its own."""
+        return None
+
+    @abstractmethod
+    def support_gap(self, g: Array, reward: Array) -> float:
+        """Return S_R(g) - <g, reward> >= 0 of a member."""
+
+    @abstractmethod
+    def contains(self, reward: Array) -> bool:
+        """Return whether a table is a member, up to rounding."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return what a record stores."""
+
+    def contains_differences(self, reward: Array) -> bool:
+        """Return whether `reward`, moved by some constant a prompt, is a member."""
+        raise self.lacks("a test of membership up to a constant a prompt", "contains_differences")
+
+    def project(self, reward: Array) -> Array:
+        """Return the nearest member."""
+        raise self.lacks("a projection", "project")
+
+    def walls(self, reward: Array) -> tuple[Any, Any]:
+        """Return (X, A) bool twice: the entries of `reward` that no member undercuts, and that none exceeds."""
+        raise self.lacks("walls", "walls")
+
+    def outer_normal(self, reward: Array) -> Array | None:
+        """Return the parameters (D,) normal to a linear class at a member on its boundary; None inside."""
+        raise self.lacks("a normal", "outer_normal")
+
+    def largest_margin(self) -> float:
+        """Return a bound on |r(x, a) - r(x, b)| over the class."""
+        raise self.lacks("a largest margin", "largest_margin", bounded=True)
+
+    def log_covering(self, *, prompts: int, arms: int, radius: float) -> float:
+        """Return the log of a sup-norm covering number at this radius."""
+        raise self.lacks("a covering number", "log_covering", bounded=True)
+
+    def minimize(self, parts: Sequence[Part], shape: tuple[int, int]) -> tuple[Array, float]:
+        """Return the member (X, A) of the least sum of convex functions of its rows, and how far from it it may be."""
+        raise self.lacks("a minimiser of convex functions of its rows", "minimize", bounded=True)
+
+    def lacks(self, what: str, method: str, *, bounded: bool = False) -> InvalidArgument:
+        """Return the refusal of a question that this class has no answer to."""
+        return InvalidArgument(
+            "reward_class",
+            expected=f"a {'bounded ' * bounded}class with {what}",
+            got=type(self).__name__,
+            remedy=f"Pass Box(R) or LinearBall(features, radius), or write its `{method}`.",
+        )
 
 
 @dataclass(frozen=True)
-class Unconstrained:
+class Unconstrained(RewardSet):
     """Every reward table; the class in which the maximin equals DPO + eta * beta * SFT."""
+
+    bounded = False
 
     def support_gap(self, g: Array, reward: Array) -> float:
         """Return S_R(g) - <g, reward>: 0 where g vanishes (up to rounding), else inf, the indicator of g = 0."""
@@ -30,13 +108,23 @@ class Unconstrained:
         """Return whether every entry is finite."""
         return bool(np.isfinite(reward).all())
 
+    contains_differences = contains
+
+    def project(self, reward: Array) -> Array:
+        """Return `reward`."""
+        return reward
+
+    def walls(self, reward: Array) -> tuple[Any, Any]:
+        """Return none."""
+        return np.zeros(reward.shape, dtype=bool), np.zeros(reward.shape, dtype=bool)
+
     def describe(self) -> dict[str, Any]:
         """Return what a record stores."""
         return {"name": "Unconstrained"}
 
 
 @dataclass(frozen=True)
-class Box:
+class Box(RewardSet):
     """Reward tables with entries in [0, bound]: the paper's class (Assumption 5.1), tabular case.
 
     bound: R > 0, reward units. Raises InvalidArgument.
@@ -61,13 +149,65 @@ class Box:
         slack = ROUNDING * self.bound
         return bool((reward >= -slack).all() and (reward <= self.bound + slack).all())
 
+    @property
+    def largest_reward(self) -> float:
+        """R."""
+        return self.bound
+
+    def contains_differences(self, reward: Array) -> bool:
+        """Return whether no prompt's rewards differ by more than R."""
+        return self.contains(reward - reward.min(axis=1, keepdims=True))
+
+    def project(self, reward: Array) -> Array:
+        """Return `reward` clipped to [0, R]."""
+        return np.clip(reward, 0.0, self.bound)
+
+    def walls(self, reward: Array) -> tuple[Any, Any]:
+        """Return where `reward` is 0, and where it is R, up to rounding."""
+        slack = ROUNDING * self.bound
+        return reward <= slack, reward >= self.bound - slack
+
+    def largest_margin(self) -> float:
+        """Return R, exact."""
+        return self.bound
+
+    def log_covering(self, *, prompts: int, arms: int, radius: float, modulo_constants: bool = True) -> float:
+        r"""Return the log of a sup-norm covering number of [0, R]^{X x A} at this radius.
+
+        With modulo_constants=False the count is exact: $\lceil R/(2\epsilon)\rceil^{XA}$ cubes of side
+        $2\epsilon$ suffice, and as many points at spacing above $2\epsilon$ need one each.
+
+        Preferences and policies see rewards only up to a constant a prompt, so it is enough to cover the
+        tables whose least entry is 0 at every prompt: the union of A faces of the cube, hence at most
+        $(A \lceil R/(2\epsilon)\rceil^{A-1})^X$ balls. By default the smaller of the two is returned.
+        Raises InvalidArgument.
+        """
+        x = checks.integer("prompts", prompts, minimum=1)
+        a = checks.integer("arms", arms, minimum=2)
+        top, side = self.bound, 2.0 * checks.positive("radius", radius)
+        # Rounding up is below the precision of a logarithm of more than 2^53, and their number may exceed every float.
+        cells = math.log(math.ceil(top / side)) if top < side * 2.0**53 else math.log(top) - math.log(side)
+        whole = a * cells
+        faces = math.log(a) + (a - 1) * cells
+        return x * (min(whole, faces) if modulo_constants else whole)
+
+    def minimize(self, parts: Sequence[Part], shape: tuple[int, int]) -> tuple[Array, float]:
+        """Return the member (X, A) of the least sum, prompt by prompt, 0 elsewhere, and its residual."""
+        reward, residual = np.zeros(shape), 0.0
+        for prompt, support, function in parts:
+            none = np.zeros(len(support))
+            found = minimize_box(function, none, none, np.full(len(support), self.bound))
+            reward[prompt, support] = found.x
+            residual += found.residual
+        return reward, residual
+
     def describe(self) -> dict[str, Any]:
         """Return what a record stores."""
         return {"name": "Box", "bound": self.bound}
 
 
 @dataclass(frozen=True, eq=False)
-class LinearBall:
+class LinearBall(RewardSet):
     """Rewards r(x, a) = <features(x, a), theta> with ||theta||_2 <= radius.
 
     features: (X, A, D). radius: B > 0. Raises InvalidArgument.
@@ -108,12 +248,85 @@ class LinearBall:
         close = np.allclose(self.reward(theta), reward, atol=1e-9 * (1 + np.abs(reward).max()))
         return bool(close and np.linalg.norm(theta) <= self.radius * (1 + 1e-9))
 
+    @property
+    def linear_in(self) -> Array:
+        """The features."""
+        return self.features
+
+    def contains_differences(self, reward: Array) -> bool:
+        """Return whether some theta in the ball gives the differences of `reward` within every prompt."""
+        centred = self.features - self.features.mean(axis=1, keepdims=True)
+        return LinearBall(centred, self.radius).contains(reward - reward.mean(axis=1, keepdims=True))
+
+    def outer_normal(self, reward: Array) -> Array | None:
+        """Return the least-norm theta (D,) of the differences of `reward`, where it lies on the sphere."""
+        rows = (self.features - self.features.mean(axis=1, keepdims=True)).reshape(-1, self.features.shape[2])
+        target = (reward - reward.mean(axis=1, keepdims=True)).ravel()
+        theta = np.linalg.lstsq(rows, target, rcond=None)[0]
+        miss = float(np.abs(rows @ theta - target).max())
+        if miss > RESIDUAL * (1 + np.abs(target).max()):
+            raise InvalidArgument(
+                "reward_class",
+                expected="features that reproduce the differences of r* within every prompt",
+                got=f"a difference missed by {miss:.2g}",
+                remedy="Use the features r* was made of, or boundary=False for the interior value.",
+            )
+        length = float(np.linalg.norm(theta))
+        if length > self.radius * (1 + ON_SPHERE):
+            raise InvalidArgument(
+                "reward_class",
+                expected="a ball that holds r*",
+                got=f"radius {self.radius:g} and ||theta*|| = {length:g}",
+                remedy="Raise the radius.",
+            )
+        return np.asarray(theta) if length >= self.radius * (1 - ON_SPHERE) else None
+
+    def largest_margin(self) -> float:
+        """Return B times the largest distance between two features of one prompt, exact."""
+        apart = (phi[:, None, :] - phi[None, :, :] for phi in self.features)
+        return self.radius * max(float(np.linalg.norm(difference, axis=2).max()) for difference in apart)
+
+    def log_covering(self, *, prompts: int, arms: int, radius: float) -> float:
+        r"""Return the log of a sup-norm covering number at this radius: $D \log(1 + 2 B \Phi_{max} / \epsilon)$.
+
+        $|\langle\Phi(x,a), \theta-\theta'\rangle| \le \Phi_{max}\|\theta-\theta'\|$, so covering the
+        parameters at $\rho = \epsilon/\Phi_{max}$ covers the rewards at $\epsilon$. A maximal set of
+        parameters more than $\rho$ apart covers; balls of radius $\rho/2$ around them are disjoint and
+        lie in the ball of radius $B+\rho/2$, so comparing volumes there are at most
+        $((B+\rho/2)/(\rho/2))^D = (1+2B/\rho)^D$ of them.
+        $\Phi_{max}$ is the largest norm of a feature, before or after the mean over each prompt's
+        responses is subtracted (this moves rewards by a constant a prompt), whichever is smaller.
+        """
+        rho = checks.positive("radius", radius)
+        centred = self.features - self.features.mean(axis=1, keepdims=True)
+        largest = min(float(np.linalg.norm(phi, axis=2).max()) for phi in (self.features, centred))
+        return self.features.shape[2] * math.log1p(2.0 * self.radius * largest / rho)
+
+    def minimize(self, parts: Sequence[Part], shape: tuple[int, int]) -> tuple[Array, float]:
+        """Return the member (X, A) of the least sum, and its residual."""
+
+        def total(theta: Array) -> Derivatives:
+            value, gradient, hessian = 0.0, np.zeros(theta.size), np.zeros((theta.size, theta.size))
+            for prompt, support, function in parts:
+                seen = self.features[prompt, support]
+                v, g, h = function(seen @ theta)
+                value, gradient, hessian = value + v, gradient + seen.T @ g, hessian + seen.T @ h @ seen
+            return value, gradient, hessian
+
+        found = minimize_ball(total, np.zeros(self.features.shape[2]), self.radius)
+        return self.reward(found.x), found.residual
+
     def describe(self) -> dict[str, Any]:
         """Return what a record stores."""
         return {"name": "LinearBall", "radius": self.radius, "dimension": int(self.features.shape[2])}
 
 
 RewardClass = Unconstrained | Box | LinearBall
+
+
+def require_reward_set(value: object) -> RewardSet:
+    """Return `value`, or refuse what is no reward class."""
+    return checks.instance("reward_class", value, RewardSet)  # type: ignore[type-abstract]
 
 
 def check_reward_class(value: object) -> RewardClass:

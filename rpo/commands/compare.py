@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from rpo.core.objectives import RPO
+from rpo.core.objectives import RPO, Objective
 
 
 def compare_command(
     output: str,
-    objective: RPO = RPO(beta=0.1, eta=0.1),  # noqa: B008 (frozen)
+    objective: Objective = RPO(beta=0.1, eta=0.1),  # noqa: B008 (frozen)
     prompts: int = 3,
     vocab_size: int = 4,
     length: int = 3,
@@ -24,7 +24,7 @@ def compare_command(
 
     Args:
         output: folder for report.html, the figures with their data, report.json and config.yaml.
-        objective: beta and eta; its base must be "chosen".
+        objective: an RPO's beta and eta; its base must be "chosen". DPO is trained beside it.
         prompts: X, number of prompts.
         vocab_size: V, number of tokens.
         length: L, tokens per response; A = V^L responses.

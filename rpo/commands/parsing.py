@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader
 
 from rpo.core.errors import InvalidArgument, RPOError
-from rpo.core.objectives import RPO
 from rpo.core.records import NOT_KEPT, without_secrets
 
 MISSING = "the following arguments are required: "
@@ -24,9 +23,7 @@ LARGEST_INTEGER = 2**63 - 1
 
 
 def settle_parsing() -> None:
-    """Refuse YAML that grows without measure, by aliases of aliases or by depth; read `objective` as RPO's fields."""
-    # Otherwise RPO, which has a base class, is read as the choice of one of its subclasses.
-    set_parsing_settings(subclasses_disabled=[RPO])
+    """Refuse YAML that grows without measure, by aliases of aliases or by depth."""
     load = get_loader("yaml")
     if getattr(load, "bounded", False):
         return
@@ -105,15 +102,34 @@ def config_mistakes(arguments: Sequence[str]) -> list[str]:
     found = []
     for path in _config_paths(arguments):
         try:
-            loaded = get_loader("yaml")(Path(path).read_text(encoding="utf-8"))
+            loaded = read_config(path)
         except UnicodeDecodeError as error:
             found.append(f"config: expected text in UTF-8, got {path} ({error.reason} at byte {error.start})")
-        except (OSError, *YAML_ERRORS):
+        except YAML_ERRORS:
             continue  # the parser says these in words
         else:
             if isinstance(loaded, dict) and "config" in loaded:
                 found.append(f"config: expected options in {path}, got another config. Pass --config twice instead")
     return found
+
+
+def read_config(given: str) -> Any:
+    """Return what a config file says, or YAML in its place. Raises one of YAML_ERRORS."""
+    try:
+        text = Path(given).read_text(encoding="utf-8")
+    except OSError:
+        text = given
+    return get_loader("yaml")(text)
+
+
+def option_tokens(arguments: Sequence[str]) -> Iterator[list[str]]:
+    """Yield each option with its values, and each positional, as the tokens they came in."""
+    tokens = list(arguments)
+    while tokens:
+        option = [tokens.pop(0)]
+        while option[0].startswith("--") and "=" not in option[0] and tokens and not tokens[0].startswith("--"):
+            option.append(tokens.pop(0))
+        yield option
 
 
 def _config_paths(arguments: Sequence[str]) -> list[str]:
@@ -163,19 +179,15 @@ def instantiate(parser: ArgumentParser, options: Namespace) -> tuple[dict[str, A
 
 def _options(parser: ArgumentParser, arguments: Sequence[str]) -> Iterator[tuple[str, list[str] | dict[str, Any]]]:
     """Yield (key, tokens) of each option on the line and (key, nested dict) of each leaf of a config file."""
-    tokens = list(arguments)
-    while tokens:
-        option = [tokens.pop(0)]
-        while option[0].startswith("--") and "=" not in option[0] and tokens and not tokens[0].startswith("--"):
-            option.append(tokens.pop(0))
+    for option in option_tokens(arguments):
         key, _, value = option[0].removeprefix("--").partition("=")
         path = value or (option[1] if len(option) > 1 else "")
         if key != "config" or not path:
             yield (key, option) if option[0].startswith("--") else _positional(parser, option)
             continue
         try:
-            loaded = get_loader("yaml")(Path(path).read_text(encoding="utf-8"))
-        except (OSError, *YAML_ERRORS):  # parsing the option alone says the same in words
+            loaded = read_config(path)
+        except YAML_ERRORS:  # parsing the option alone says the same in words
             loaded = None
         if isinstance(loaded, dict):
             yield from _leaves(parser, loaded)

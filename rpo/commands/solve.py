@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rpo.core.errors import InvalidArgument
-from rpo.core.objectives import RPO
+from rpo.core.objectives import RPO, Objective
 
 if TYPE_CHECKING:
     import pandas
@@ -22,7 +22,7 @@ MAX_LABEL = 60
 
 def solve_command(
     pairs: str,
-    objective: RPO = RPO(beta=1.0, eta=0.01),  # noqa: B008 (frozen)
+    objective: Objective = RPO(beta=1.0, eta=0.01),  # noqa: B008 (frozen)
     reward_class: Literal["box", "unconstrained"] = "box",
     reward_bound: float = 5.0,
     ties: Literal["drop", "half", "error"] = "drop",
@@ -35,7 +35,8 @@ def solve_command(
 
     Args:
         pairs: CSV, JSONL or Parquet file: chosen, rejected or model_a, model_b, winner; optional prompt and count.
-        objective: beta (KL temperature), eta (weight of the reward penalty), base of the SFT term.
+        objective: name of a method, or of your own (package.module:Name), and its fields; without a name RPO's:
+            beta (KL temperature), eta (weight of the reward penalty), base of the SFT term.
         reward_class: "box" keeps rewards in [0, reward_bound]; "unconstrained" is DPO + eta*beta*SFT exactly.
         reward_bound: R of the box, in log-odds.
         ties: drop them (they are counted), count half a win each way, or refuse.
@@ -99,7 +100,6 @@ def _short(label: str) -> str:
 
 
 def _print_solution(table: PreferenceTable, solution: Solution, frame: pandas.DataFrame) -> None:
-    from rpo.bandit.reward_class import Unconstrained
     from rpo.bandit.tables import look_alike_sentence
 
     shown = frame.head(MAX_ROWS)
@@ -118,8 +118,8 @@ def _print_solution(table: PreferenceTable, solution: Solution, frame: pandas.Da
         print(f"... and {len(frame) - MAX_ROWS} more rows; --output DIR writes all of them.")
     print(f"objective: {solution.objective}")
     print(f"reward class: {solution.reward_class}", end="")
-    if isinstance(solution.reward_class, Unconstrained):
-        print()
-    else:
+    if solution.reward_class.bounded:
         print(", binding" if solution.active else ", not binding")
+    else:
+        print()
     print(solution.message, file=sys.stdout if solution.status == "certified" else sys.stderr)

@@ -11,11 +11,12 @@ from jsonargparse import Namespace
 
 from rpo.commands.data_source import DataSource, load
 from rpo.core.errors import InvalidArgument, OutputError, RPOError
-from rpo.core.objectives import RPO
+from rpo.core.objectives import RPO, Objective
 
 if TYPE_CHECKING:
+    from rpo import SFT, BradleyTerry
     from rpo.core.records import Run
-    from rpo.llm.training.config import RPOConfig
+    from rpo.llm import RewardConfig, RPOConfig, SFTConfig
 
 # Training arguments that have an option of their own here.
 OWN_OPTIONS = {
@@ -23,6 +24,7 @@ OWN_OPTIONS = {
     "eta": "objective.eta",
     "sft_reduction": "objective.sft_reduction",
     "base": "objective.base",
+    "center_rewards_coefficient": "objective.center_rewards_coefficient",
     "model_init_kwargs": "dtype, quantization, attn_implementation or revision",
     "resume_from_checkpoint": "resume",
 }
@@ -50,8 +52,8 @@ class Lora:
 def train_command(
     model: str,
     dataset: str | DataSource | list[DataSource],
-    training: RPOConfig,
-    objective: RPO = RPO(beta=0.1, eta=0.005),  # noqa: B008 (frozen)
+    training: RPOConfig | SFTConfig | RewardConfig,
+    objective: Objective | SFT | BradleyTerry = RPO(beta=0.1, eta=0.005),  # noqa: B008 (frozen)
     eval_dataset: str | DataSource | list[DataSource] | None = None,
     ref_model: str | None = None,
     lora: Lora | None = None,
@@ -63,13 +65,14 @@ def train_command(
     label: str | None = None,
     resolved: str = "",
 ) -> None:
-    """Train a language model on preference pairs by RPO, or by DPO at eta = 0.
+    """Train a language model on preference pairs by any method, RPO by default; SFT and reward models too.
 
     Args:
         model: name or folder of a causal language model.
         dataset: file or hub name; or source, split and weight; or a list of these, mixed.
         training: arguments of the trainer; training.output_dir is required.
-        objective: beta (KL temperature), eta (weight of the reward penalty), sft_reduction, base (of the SFT term).
+        objective: name of a method, of your own (package.module:Name), SFT or BradleyTerry, and its fields; without a
+            name RPO's: beta (KL temperature), eta (weight of the reward penalty), sft_reduction, base.
         eval_dataset: as dataset; evaluated at the end, and during training as training.eval_strategy says.
         ref_model: name or folder of another model as reference; null for the model as it is before training.
         lora: r, alpha, dropout, target_modules of an adapter; null to train every weight.
@@ -113,6 +116,15 @@ def train_command(
         _print_run(run, Path(training.output_dir))
 
 
+def depends(objective: type) -> dict[str, type]:
+    """Return the class of `training`, which the objective's trainer decides."""
+    import rpo
+    from rpo import llm
+
+    kinds: dict[type, type] = {rpo.SFT: llm.SFTConfig, rpo.BradleyTerry: llm.RewardConfig}
+    return {"training": kinds.get(objective, llm.RPOConfig)}
+
+
 def preflight(options: Namespace) -> list[RPOError]:
     """Return what can be known to be wrong before anything is loaded: files, folders, options that exclude others."""
     errors: list[RPOError] = [
@@ -120,7 +132,7 @@ def preflight(options: Namespace) -> list[RPOError]:
             f"training.{name}", expected="null", got=options["training"][name], remedy=f"Set {own} instead."
         )
         for name, own in OWN_OPTIONS.items()
-        if options["training"][name] is not None
+        if options["training"].get(name) is not None
     ]
     for name in ("model", "ref_model"):
         if options[name] is not None and _looks_local(options[name]) and not Path(options[name]).exists():

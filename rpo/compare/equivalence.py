@@ -22,7 +22,7 @@ from rpo.compare.training import fit_language_model
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument, NoMinimizer
-from rpo.core.objectives import DPO, RPO, check_objective
+from rpo.core.objectives import DPO, RPO, Objective, check_objective
 from rpo.core.records import Run
 
 MAX_DRAWS = 2000
@@ -99,7 +99,7 @@ def connected_preferences(
 
 
 def compare(
-    objective: RPO | None = None,
+    objective: Objective | None = None,
     *,
     prompts: int = 3,
     vocab_size: int = 4,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import math
 import os
 import sys
@@ -173,6 +174,23 @@ def one_of(name: str, value: object, options: Collection[str]) -> str:
             name, expected="one of " + ", ".join(map(repr, options)), got=shown(value), remedy="Choose one of them."
         )
     return value
+
+
+def imported(name: str, value: str) -> Any:
+    """Return what "package.module:Name" stands for."""
+    home, _, attribute = value.partition(":")
+    try:
+        found = importlib.import_module(home)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+        return found
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # TypeError: .module
+        raise InvalidArgument(
+            name,
+            expected="package.module:Name that can be imported",
+            got=f"{value} ({error})",
+            remedy="Check the name, and that the module is on the path (PYTHONPATH).",
+        ) from error
 
 
 def numbers(name: str, value: Any) -> NDArray[Any]:

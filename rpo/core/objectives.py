@@ -19,12 +19,13 @@ from rpo.core.columns import Columns
 from rpo.core.divergences import KL
 from rpo.core.errors import InvalidArgument
 from rpo.core.jets import Jet
-from rpo.core.links import Link, LogRatio
+from rpo.core.links import Link, LogOdds, LogRatio
 from rpo.core.reduction import SFT_REDUCTIONS, check_weights, reduced, require_lengths
-from rpo.core.shapes import Logistic, MarginShape, Shape
+from rpo.core.shapes import AbsoluteOdds, Logistic, MarginShape, Shape
 
 # What solvers and trainers evaluate; a method says what it is through link, shape, anchor and preference_weight.
 FORMULA = ("__call__", "terms", "per_pair", "rewards", "at_reference", "derivatives", "loss", "_total")
+PROOFS = ("convex_in_logits", "convex_in_policy")  # derived from the parts: certificates rest on them
 LEAST_SCALE = 1e-20  # its square, and that of its inverse, leave float64 room for the data's own scale
 BASES = ("chosen", "rejected", "responses", "reference", "custom")
 
@@ -62,7 +63,7 @@ class Objective(ABC):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        for name in FORMULA:
+        for name in (*FORMULA, *PROOFS):
             if name in vars(cls):
                 raise InvalidArgument(
                     cls.__name__,
@@ -103,9 +104,22 @@ class Objective(ABC):
 
     @property
     def convex_in_logits(self) -> bool:
-        """Whether the loss of a table is convex in its logits: a convex loss of one margin of log-probabilities."""
-        one = isinstance(self.shape, MarginShape) and self.shape.convex and self.anchor.weight >= 0
-        return one and isinstance(self.link, LogRatio) and isinstance(self.link.divergence, KL)
+        """Whether the loss of a table is convex in its logits: a convex loss of one margin of log-probabilities.
+
+        Where the rejected response weighs less than the chosen one, the margin is concave, so the loss must also fall.
+        """
+        shape, link = self.shape, self.link
+        signs = self.anchor.weight >= 0 and self.preference_weight >= 0
+        if not (isinstance(shape, MarginShape) and shape.convex and signs):
+            return False
+        falls = shape.rival < 1.0 and shape.slopes is not None and shape.slopes[1] <= 0
+        return (shape.invariant or falls) and isinstance(link, LogRatio) and isinstance(link.divergence, KL)
+
+    @property
+    def convex_in_policy(self) -> bool:
+        """Whether the loss of a table is convex in its probabilities (docs/theory.md, section 10)."""
+        absolute = isinstance(self.link, LogOdds) and self.link.beta == 1.0 and type(self.shape) is AbsoluteOdds
+        return absolute and self.anchor.weight >= 0 and self.preference_weight >= 0
 
     @property
     def label(self) -> str:

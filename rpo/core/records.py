@@ -42,8 +42,9 @@ class Run:
 
     label: for legends. objective, config: resolved. status: "converged" or "not_converged";
     message: one sentence. path: what the history runs along, "step" or "beta". history: one dict of
-    metrics a row. arrays: named arrays, "policy" (X, A) among them. artifact: the trained policy or
-    model itself, not saved.
+    metrics a row. arrays: named arrays, "policy" (X, A) among them. evidence: what is known of the
+    end ("certified", "infimum approached", "stationary"; "none" where nothing is, as for a language
+    model), certificate: the numbers behind it. artifact: the trained policy or model itself, not saved.
     """
 
     label: str
@@ -55,6 +56,8 @@ class Run:
     arrays: dict[str, NDArray[Any]]
     path: str = "step"
     environment: dict[str, str] = field(default_factory=lambda: environment())
+    evidence: str = "none"
+    certificate: dict[str, Any] = field(default_factory=dict)
     artifact: Any = None
 
     @property
@@ -82,8 +85,9 @@ class Run:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all but arrays and artifact."""
-        names = ("label", "objective", "config", "status", "message", "path", "history", "environment")
-        return {"record_version": RECORD_VERSION, **{name: getattr(self, name) for name in names}}
+        left_out = ("arrays", "artifact")
+        kept = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in left_out}
+        return {"record_version": RECORD_VERSION, **kept}
 
     def save(self, directory: str | Path, *, overwrite: bool = False) -> Path:
         """Write run.json and arrays.npz into `directory`, both or neither. Raises OutputError."""

@@ -76,13 +76,17 @@ class MarginShape(Shape):
         jet = self.of_margin(beta * variable)
         return jet.gradient[0], np.broadcast_to(jet.hessian, (1, 1, *np.shape(margins)))[0, 0]
 
-    def __call__(self, values: tuple[Any, ...], beta: float, columns: Columns) -> Any:
-        """Return the losses (N,) of pairs."""
+    def signed_margin(self, values: tuple[Any, ...], beta: float, columns: Columns) -> Any:
+        """Return z of pairs, (N,)."""
         chosen, rejected = values
         # The difference first: at beta = 1 and for equal responses it is exact.
         z = beta * (chosen - (rejected if self.rival == 1.0 else self.rival * rejected))
         offset = self.offset(columns)
-        return self.of_margin(z if offset is None else z - offset)
+        return z if offset is None else z - offset
+
+    def __call__(self, values: tuple[Any, ...], beta: float, columns: Columns) -> Any:
+        """Return the losses (N,) of pairs."""
+        return self.of_margin(self.signed_margin(values, beta, columns))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +242,13 @@ class Shifted(Pointwise):
         """Return the losses (N,) of responses or pairs."""
         above = tuple(value - columns.shift for value in values)
         return super().__call__(above, beta, columns) / len(values)
+
+
+class AbsoluteOdds(Pointwise):
+    """softplus(-r_w) + softplus(r_l): of log-odds it is -log p_w - log(1 - p_l), ASFT's, convex in both."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda r: numerics.softplus(-r), numerics.softplus, both_convex=True)
 
 
 class ChosenDown(Shape):

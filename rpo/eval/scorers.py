@@ -6,7 +6,6 @@ or lists of messages, responses texts.
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -191,16 +190,7 @@ def load_scorer(name: str) -> Scorer:
     if home == "model" and attribute:
         return RewardModel.load(attribute)
     if attribute:
-        try:
-            function = getattr(importlib.import_module(home), attribute)
-        except (ImportError, AttributeError, ValueError, TypeError) as error:  # TypeError: .module
-            raise InvalidArgument(
-                "scorer",
-                expected="package.module:function that can be imported",
-                got=f"{name} ({error})",
-                remedy="Check the name, and that the module is on the path.",
-            ) from error
-        return Function(function, name=name)
+        return Function(checks.imported("scorer", name), name=name)
     raise InvalidArgument(
         "scorer",
         expected=f"one of {', '.join(SCORERS)}, model:FOLDER, or package.module:function",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rpo.core import checks, numerics
+from rpo.core import checks
 from rpo.core.divergences import Alpha
 from rpo.core.errors import InvalidArgument
 from rpo.core.links import Link, LogOdds, LogRatio
 from rpo.core.objectives import Anchor, Objective
 from rpo.core.reduction import SFT_REDUCTIONS
-from rpo.core.shapes import Logistic, Pointwise, Shape
+from rpo.core.shapes import AbsoluteOdds, Logistic, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,4 +178,4 @@ class ASFT(OddsRatioMethod):
     @property
     def shape(self) -> Shape:
         """Absolute log-odds."""
-        return Pointwise(lambda o: numerics.softplus(-o), numerics.softplus, both_convex=True)
+        return AbsoluteOdds()

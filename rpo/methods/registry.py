@@ -12,13 +12,17 @@ from rpo.core import checks
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import Objective
 
+CERTIFIED, STATIONARY, ABSENT = "certified", "stationary", "none on a table"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """One registered method.
 
     name: of its class. home: module. paper, arxiv, equation: source. oracle: what its values are held to by tests.
-    certified: whether `rpo.bandit.solve` takes it and bounds how far its answer is from the optimum.
+    evidence: of its optimum on a table, where there is one: "certified" where `rpo.bandit.solve` or `rpo.fit` bounds
+    how far its answer is from it whatever the data, else "stationary"; "none on a table" where it reads what a table
+    does not have.
     """
 
     name: str
@@ -27,7 +31,7 @@ class Method:
     arxiv: str
     equation: str
     oracle: str
-    certified: bool = False
+    evidence: str = STATIONARY
 
     def load(self) -> type[Objective]:
         """Return the class."""
@@ -38,44 +42,72 @@ _CORE, _PAIRS, _DIVERGENCE = "rpo.core.objectives", "rpo.methods.pairs", "rpo.me
 _FREE, _POINTWISE = "rpo.methods.reference_free", "rpo.methods.pointwise"
 
 
-def _row(home: str, name: str, paper: str, arxiv: str, equation: str, oracle: str, certified: bool = False) -> Method:
-    return Method(name=name, home=home, paper=paper, arxiv=arxiv, equation=equation, oracle=oracle, certified=certified)
+def _row(
+    home: str, name: str, paper: str, arxiv: str, equation: str, oracle: str, evidence: str = STATIONARY
+) -> Method:
+    return Method(name=name, home=home, paper=paper, arxiv=arxiv, equation=equation, oracle=oracle, evidence=evidence)
 
 
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        _row(_CORE, "RPO", "Liu et al. 2024", "2405.16436", "4.8", "TRL [sigmoid, sft]", True),
-        _row(_CORE, "DPO", "Rafailov et al. 2023", "2305.18290", "7", "TRL sigmoid", True),
-        _row(_PAIRS, "IPO", "Azar et al. 2023", "2310.12036", "17", "TRL ipo", True),
+        _row(_CORE, "RPO", "Liu et al. 2024", "2405.16436", "4.8", "TRL [sigmoid, sft]", CERTIFIED),
+        _row(_CORE, "DPO", "Rafailov et al. 2023", "2305.18290", "7", "TRL sigmoid", CERTIFIED),
+        _row(_PAIRS, "IPO", "Azar et al. 2023", "2310.12036", "17", "TRL ipo", CERTIFIED),
         _row(_PAIRS, "SLiC", "Zhao et al. 2023", "2305.10425", "not verified", "TRL hinge"),
-        _row(_PAIRS, "ConservativeDPO", "Mitchell 2023", "none", "3", "DPO on counts (1 - eps, eps)", True),
-        _row(_PAIRS, "RobustDPO", "Ray Chowdhury et al. 2024", "2403.00409", "12", "TRL robust", True),
-        _row(_PAIRS, "RDPO", "Park et al. 2024", "2403.19159", "derived", "DPO at alpha = 0; by hand", True),
-        _row(_PAIRS, "ODPO", "Amini et al. 2024", "2402.10571", "not verified", "DPO at alpha = 0; by hand"),
+        _row(_PAIRS, "ConservativeDPO", "Mitchell 2023", "none", "3", "DPO on counts (1 - eps, eps)", CERTIFIED),
+        _row(_PAIRS, "RobustDPO", "Ray Chowdhury et al. 2024", "2403.00409", "12", "TRL robust", CERTIFIED),
+        _row(_PAIRS, "RDPO", "Park et al. 2024", "2403.19159", "derived", "DPO at alpha = 0; by hand", CERTIFIED),
+        _row(_PAIRS, "ODPO", "Amini et al. 2024", "2402.10571", "not verified", "DPO at alpha = 0; by hand", ABSENT),
         _row(
             _PAIRS,
             "GammaDPO",
             "Chen et al. 2024",
             "2405.19534",
             "4",
-            "DPO at gamma = 1; DPO's own at a scaled reference",
+            "DPO at a scaled reference",
         ),
         _row(_PAIRS, "EXO", "Ji et al. 2024", "2402.00856", "16", "TRL exo_pair"),
         _row(_PAIRS, "DiscoPOP", "Lu et al. 2024", "2406.08414", "5", "TRL discopop"),
-        _row(_DIVERGENCE, "FDPO", "Wang et al. 2024", "2309.16240", "12", "TRL f_divergence_type"),
-        _row(_DIVERGENCE, "ChiPO", "Huang et al. 2024", "2407.13399", "Algorithm 1", "plug-in of the fitted reward"),
-        _row(_FREE, "SimPO", "Meng et al. 2024", "2405.14734", "6", "TRL cpo simpo"),
-        _row(_FREE, "AlphaPO", "Gupta et al. 2025", "2501.03884", "not verified", "TRL cpo alpha"),
-        _row(_FREE, "CPL", "Hejna et al. 2023", "2310.13639", "5", "DPO with a uniform reference at lam = 1"),
-        _row(_FREE, "CPO", "Xu et al. 2024", "2401.08417", "3-5", "TRL cpo sigmoid"),
+        _row(_DIVERGENCE, "FDPO", "Wang et al. 2024", "2309.16240", "12", "TRL f_divergence_type", CERTIFIED),
+        _row(
+            _DIVERGENCE,
+            "ChiPO",
+            "Huang et al. 2024",
+            "2407.13399",
+            "Algorithm 1",
+            "plug-in of the fitted reward",
+            CERTIFIED,
+        ),
+        _row(_FREE, "SimPO", "Meng et al. 2024", "2405.14734", "6", "TRL cpo simpo", CERTIFIED),
+        _row(_FREE, "AlphaPO", "Gupta et al. 2025", "2501.03884", "not verified", "TRL cpo alpha", CERTIFIED),
+        _row(
+            _FREE, "CPL", "Hejna et al. 2023", "2310.13639", "5", "DPO with a uniform reference at lam = 1", CERTIFIED
+        ),
+        _row(_FREE, "CPO", "Xu et al. 2024", "2401.08417", "3-5", "TRL cpo sigmoid", CERTIFIED),
         _row(_FREE, "ORPO", "Hong et al. 2024", "2403.07691", "6-7", "TRL orpo"),
-        _row(_FREE, "ASFT", "Wang et al. 2024", "2409.10571", "quoted", "-(1 + lam) log p_w - lam log(1 - p_l)"),
+        _row(
+            _FREE,
+            "ASFT",
+            "Wang et al. 2024",
+            "2409.10571",
+            "quoted",
+            "-(1 + lam) log p_w - lam log(1 - p_l)",
+            CERTIFIED,
+        ),
         _row(_POINTWISE, "NCA", "Chen et al. 2024", "2402.05369", "not verified", "TRL nca_pair"),
         _row(_POINTWISE, "APOZero", "D'Oosterlinck et al. 2024", "2408.06266", "7", "TRL apo_zero"),
         _row(_POINTWISE, "APODown", "D'Oosterlinck et al. 2024", "2408.06266", "8", "TRL apo_down"),
-        _row(_POINTWISE, "KTO", "Ethayarajh et al. 2024", "2402.01306", "7-8", "TRL kto, z0 given"),
-        _row(_POINTWISE, "BCO", "Jung et al. 2024", "2404.04656", "quoted", "TRL bco_pair at a shift of 0; by hand"),
+        _row(_POINTWISE, "KTO", "Ethayarajh et al. 2024", "2402.01306", "7-8", "TRL kto, z0 given", ABSENT),
+        _row(
+            _POINTWISE,
+            "BCO",
+            "Jung et al. 2024",
+            "2404.04656",
+            "quoted",
+            "TRL bco_pair at a shift of 0; by hand",
+            ABSENT,
+        ),
     )
 }
 
@@ -92,16 +124,14 @@ REFUSED = {
 
 def table() -> str:
     """Return the registered methods as a Markdown table, sorted as registered."""
-    head = ("method", "needs", "optimum", "source", "equation", "held to")
+    head = ("method", "needs", "evidence", "source", "equation", "held to")
     rows: list[tuple[str, ...]] = [head, ("---",) * len(head)]
     for method in METHODS.values():
         kind = method.load()
         made = kind(**dict.fromkeys(_without_default(kind), 0.1))
         needs = ", ".join(sorted(made.needs)) or "nothing"
         source = method.paper if method.arxiv == "none" else f"{method.paper}, arXiv {method.arxiv}"
-        optimum = "certified" if method.certified else "convex" if made.convex_in_logits else "stationary"
-        optimum = optimum if made.needs <= {"reference", "lengths"} else "none on a table"
-        rows.append((f"`{method.name}`", needs, optimum, source, method.equation, method.oracle))
+        rows.append((f"`{method.name}`", needs, method.evidence, source, method.equation, method.oracle))
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 

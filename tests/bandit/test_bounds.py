@@ -11,8 +11,6 @@ from rpo.bandit.bounds.covering import (
     covering_radius,
     largest_margin,
     log_covering,
-    log_covering_ball,
-    log_covering_box,
 )
 from rpo.bandit.bounds.intervals import clopper_pearson, loglog_slope
 from rpo.bandit.bounds.theorem import (
@@ -187,10 +185,10 @@ def test_box_covering_is_exact() -> None:
     Modulo a constant: the two edges through the origin, 2 intervals each, so min(4, 2 * 2) = 4; with
     three arms min(8, 3 * 4) = 8; at eps = 0.01, 50 cells, min(50^3, 3 * 50^2).
     """
-    assert log_covering_box(1.0, prompts=1, arms=2, radius=0.25, modulo_constants=False) == pytest.approx(math.log(4))
-    assert log_covering_box(1.0, prompts=1, arms=3, radius=0.25) == pytest.approx(math.log(8))
-    assert log_covering_box(1.0, prompts=2, arms=3, radius=0.01) == pytest.approx(2 * math.log(3 * 2500))
-    assert log_covering_box(1.0, prompts=1, arms=3, radius=0.6) == 0.0  # one ball
+    assert Box(1.0).log_covering(prompts=1, arms=2, radius=0.25, modulo_constants=False) == pytest.approx(math.log(4))
+    assert Box(1.0).log_covering(prompts=1, arms=3, radius=0.25) == pytest.approx(math.log(8))
+    assert Box(1.0).log_covering(prompts=2, arms=3, radius=0.01) == pytest.approx(2 * math.log(3 * 2500))
+    assert Box(1.0).log_covering(prompts=1, arms=3, radius=0.6) == 0.0  # one ball
     # brute force: every table with least entry 0 is within eps of a centre of some face's grid
     cells, eps = 5, 0.1
     grid = (np.arange(cells) + 0.5) / cells
@@ -199,7 +197,7 @@ def test_box_covering_is_exact() -> None:
     snapped = grid[np.minimum((table * cells).astype(int), cells - 1)]
     snapped[table == 0] = 0.0
     assert np.abs(snapped - table).max() <= eps
-    assert np.log(len(np.unique(snapped, axis=0))) <= log_covering_box(1.0, prompts=1, arms=3, radius=eps)
+    assert np.log(len(np.unique(snapped, axis=0))) <= Box(1.0).log_covering(prompts=1, arms=3, radius=eps)
 
 
 def test_ball_covering() -> None:
@@ -212,16 +210,16 @@ def test_ball_covering() -> None:
     unit = g.normal(size=(2, 4, 3))
     unit /= np.linalg.norm(unit, axis=2, keepdims=True)
     ball = LinearBall(np.concatenate([unit, -unit], axis=1), 2.0)  # centred already
-    assert log_covering_ball(ball, radius=0.5) == pytest.approx(3 * math.log(9.0))
+    assert ball.log_covering(prompts=1, arms=2, radius=0.5) == pytest.approx(3 * math.log(9.0))
     moved = LinearBall(ball.features + np.array([[[7.0, 0, 0]], [[0, -5.0, 0]]]), 2.0)
-    assert log_covering_ball(moved, radius=0.5) == pytest.approx(3 * math.log(9.0))
+    assert moved.log_covering(prompts=1, arms=2, radius=0.5) == pytest.approx(3 * math.log(9.0))
     theta = g.normal(size=(1500, 3))
     theta *= 2.0 * g.uniform(size=(1500, 1)) ** (1 / 3) / np.linalg.norm(theta, axis=1, keepdims=True)
     packed: list[np.ndarray] = []
     for t in theta:
         if all(np.linalg.norm(t - other) > 0.5 for other in packed):
             packed.append(t)
-    assert 50 < len(packed) <= math.exp(log_covering_ball(ball, radius=0.5))
+    assert 50 < len(packed) <= math.exp(ball.log_covering(prompts=1, arms=2, radius=0.5))
 
 
 def test_largest_margin() -> None:

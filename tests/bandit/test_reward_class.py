@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from rpo.bandit.reward_class import Box, LinearBall, Unconstrained
+from rpo.bandit import bounds, coverage, instances, solve
+from rpo.bandit.bounds.covering import largest_margin
+from rpo.bandit.reward_class import Box, LinearBall, RewardSet, Unconstrained
 from rpo.core.errors import InvalidArgument
+from rpo.core.objectives import DPO
 
 
 def support(reward_class: Any, g: Any, member: Any) -> float:
@@ -102,3 +105,62 @@ def test_bad_features_are_refused_by_name() -> None:
     for features in (np.zeros((2, 3)), np.full((1, 2, 3), np.nan)):
         with pytest.raises(InvalidArgument, match=r"^features: expected"):
             LinearBall(features, 1.0)
+
+
+class Intervals(RewardSet):
+    """A class of a user's: a box with walls per entry, that answers what every class must and no more."""
+
+    def __init__(self, lower: Any, upper: Any) -> None:
+        self.lower, self.upper = np.asarray(lower), np.asarray(upper)
+
+    def support_gap(self, g: Any, reward: Any) -> float:
+        return float(np.where(g > 0, g * (self.upper - reward), g * (self.lower - reward)).sum())
+
+    def contains(self, reward: Any) -> bool:
+        return bool((reward >= self.lower).all() and (reward <= self.upper).all())
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": "Intervals"}
+
+
+def test_a_class_of_ones_own_is_refused_by_what_it_lacks() -> None:
+    """Each question names the answer that is missing and the method that would give it."""
+    problem = instances.random(prompts=1, arms=3, rng=0)
+    pairs = problem.sample_preferences(50, rng=0)
+    own = Intervals(np.zeros((1, 3)), np.full((1, 3), problem.reward_bound))
+    with pytest.raises(InvalidArgument, match="bounded class with a covering number, got Intervals.*`log_covering`"):
+        bounds.log_covering(own, prompts=1, arms=3, radius=0.1)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgument, match="bounded class with a largest margin, got Intervals.*`largest_margin`"):
+        largest_margin(own)
+    with pytest.raises(InvalidArgument, match="class with walls, got Intervals.*`walls`"):
+        coverage.coverage_coefficient(problem, reward_class=own)
+    for ask in (own.project, own.contains_differences, own.outer_normal):
+        with pytest.raises(InvalidArgument, match=f"got Intervals.*`{ask.__name__}`"):
+            ask(problem.reward)
+    with pytest.raises(InvalidArgument, match="got Intervals.*`minimize`"):
+        own.minimize([], (1, 3))
+    for refused in (own, "box", Box):
+        with pytest.raises(InvalidArgument, match="reward_class: expected Unconstrained"):
+            solve(problem, pairs, DPO(beta=1.0), reward_class=refused)  # type: ignore[call-overload]
+    with pytest.raises(InvalidArgument, match="reward_class: expected a RewardSet"):
+        bounds.log_covering("box", prompts=1, arms=3, radius=0.1)  # type: ignore[arg-type]
+
+
+def test_a_class_of_ones_own_is_taken_where_it_answers() -> None:
+    """Coverage asks for walls only where r* may lie on one; then the interior value is the box's."""
+    problem = instances.random(prompts=1, arms=3, rng=0)
+    own = Intervals(np.zeros((1, 3)), np.full((1, 3), problem.reward_bound))
+    inside = coverage.coverage_coefficient(problem, reward_class=own, boundary=False)
+    assert inside.value == coverage.coverage_coefficient(problem, boundary=False).value
+
+
+def test_projections_and_differences_by_hand() -> None:
+    box, ball = Box(2.0), LinearBall(np.array([[[1.0], [3.0]]]), 0.5)
+    assert box.project(np.array([[-1.0, 0.5, 3.0]])).tolist() == [[0.0, 0.5, 2.0]]
+    assert box.contains_differences(np.array([[7.0, 9.0]])) and not box.contains_differences(np.array([[7.0, 9.1]]))
+    # theta = 1/2 gives a difference of 1 between the two responses, whatever is added to both.
+    assert ball.contains_differences(np.array([[7.0, 8.0]])) and not ball.contains_differences(np.array([[7.0, 8.1]]))
+    assert ball.outer_normal(np.array([[7.0, 8.0]])) == pytest.approx(0.5)
+    assert ball.outer_normal(np.array([[7.0, 7.9]])) is None
+    at_zero, at_bound = box.walls(np.array([[0.0, 1.0, 2.0]]))
+    assert at_zero.tolist() == [[True, False, False]] and at_bound.tolist() == [[False, False, True]]

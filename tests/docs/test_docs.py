@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -23,9 +24,10 @@ import yaml
 
 import rpo
 from rpo.cli import COMMANDS, build_parser
+from rpo.commands.choices import Given
 from rpo.commands.data_source import DataSource
 from rpo.commands.train import Lora
-from rpo.core.objectives import RPO
+from rpo.methods.registry import METHODS
 
 ROOT, SITE = pages.ROOT, pages.SITE
 EVERYWHERE = [*SITE, *pages.ELSEWHERE]
@@ -101,8 +103,12 @@ def test_the_name_check_sees_a_name_that_is_not_there() -> None:
 def test_settings_named_exist(page: str) -> None:
     from rpo.llm.training.config import RPOConfig
 
-    groups = {"training": RPOConfig, "objective": RPO, "lora": Lora, "dataset": DataSource}
-    known = {name: {field.name for field in fields(kind)} | set(dir(kind)) for name, kind in groups.items()}
+    groups = {"training": [RPOConfig], "lora": [Lora], "dataset": [DataSource]}
+    groups["objective"] = [method.load() for method in METHODS.values()]
+    known = {
+        name: {"name"}.union(*({field.name for field in fields(kind)} | set(dir(kind)) for kind in kinds))
+        for name, kinds in groups.items()
+    }
     spans = pages.SPAN.findall(pages.prose(page))
     named = [
         match
@@ -133,7 +139,11 @@ def test_rows_of_a_table_have_its_columns(page: str) -> None:
 def parse(arguments: list[str]) -> None:
     """Parse as `rpo` does; raise for anything it would refuse."""
     name = next(name for name in COMMANDS if arguments[: name.count(" ") + 1] == name.split())
-    build_parser(name)[0].parse_args(arguments)
+    given = Given(arguments[name.count(" ") + 1 :])
+    parser = build_parser(name, COMMANDS[name].settle(given))[0]
+    for mistake in given.mistakes:
+        raise mistake
+    parser.parse_args([*name.split(), *given.arguments])
 
 
 @pytest.mark.parametrize("page", EVERYWHERE)
@@ -152,8 +162,10 @@ def test_the_command_check_refuses_what_rpo_refuses(monkeypatch: pytest.MonkeyPa
             parse(wrong)
 
 
-def options_of(name: str) -> set[str]:
-    sub = build_parser(name)[1]
+@functools.cache
+def options_of(name: str, *given: str) -> set[str]:
+    """Return the options of a command, with those of the objective that the words given name."""
+    sub = build_parser(name, COMMANDS[name].settle(Given(given)))[1]
     return {option for action in sub._actions for option in action.option_strings} if sub is not None else set()
 
 
@@ -166,7 +178,8 @@ def test_commands_and_options_named_in_the_text_exist(page: str) -> None:
             assert named or any(name.startswith(span.removeprefix("rpo ").split()[0]) for name in COMMANDS), span
         given = set(re.findall(r"(?<!\S)--[\w.]+", span)) - {"--smoke", "--noise", "--threads", "--dtype"}
         for option in given:
-            assert any(option in options_of(name) for name in (named or COMMANDS)), span
+            words = span.split() if "--objective " in span else []
+            assert any(option in options_of(name, *words) for name in (named or COMMANDS)), span
 
 
 def test_every_command_is_described() -> None:

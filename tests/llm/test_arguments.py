@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -17,6 +18,8 @@ from rpo.core.errors import InvalidArgument, OutputError, RPOError
 from rpo.llm.training.arguments import OPTIMIZER, REFUSED
 from rpo.llm.training.config import RPOConfig, TrainerConfig
 from rpo.llm.training.fitting import record
+from rpo.llm.training.reward_model import RewardConfig
+from rpo.llm.training.sft import SFTConfig
 
 HONOURED = """
     output_dir per_device_train_batch_size num_train_epochs max_steps learning_rate lr_scheduler_type
@@ -222,3 +225,18 @@ def test_resume_from_checkpoint_may_stand_in_the_arguments(tmp_path: Any) -> Non
     again = start(tmp_path, resume_from_checkpoint="auto")
     again.train()
     assert again.state.log_history[0]["step"] == 1 and again.state.global_step == 4
+
+
+def test_names_of_trls_losses_answer_with_the_method() -> None:
+    from rpo.methods.foreign import OPTIONS
+
+    for kind in (RPOConfig, SFTConfig, RewardConfig):
+        assert not set(OPTIONS) & set(kind.__dataclass_fields__)
+        for name in OPTIONS:
+            with pytest.raises(InvalidArgument, match=f"{name}: expected an option of {kind.__name__}"):
+                kind(output_dir="unused", **{name: 1})
+    with pytest.raises(InvalidArgument, match="gamma is that number"):
+        rpo.fit("nowhere", [], rpo.SimPO(), simpo_gamma=1.0)
+    with pytest.raises(TypeError, match="typo"):
+        RPOConfig(output_dir="unused", typo=1)
+    assert copy.deepcopy(RPOConfig(output_dir="unused", beta=0.2)).beta == 0.2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +22,7 @@ from rpo.core.links import LogRatio
 from rpo.core.numerics import softplus
 from rpo.core.objectives import Objective
 from rpo.core.shapes import Hinge, Logistic, Pointwise, Shape, Square
+from rpo.methods.conversions import LOSSES, from_cpo_config, from_dpo_config
 from rpo.methods.divergence import FDPO
 
 B, T, BETA = 16, 12, 0.1
@@ -265,6 +266,32 @@ def test_loss_and_gradient_equal_trls(name: str) -> None:
         assert loss.item() == pytest.approx(reference.item(), rel=how.get("value", 1e-12))
         first, second = (torch.autograd.grad(v, x)[0] * given.mask for v, x in ((loss, mine), (reference, other)))
         assert float((first - second).norm() / second.norm()) < how.get("gradient", 1e-9)
+
+
+# Of a case above, the settings of TRL that `rpo.methods.conversions` reads.
+SETTINGS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    **{name: (from_dpo_config, {"loss_type": name}) for name in LOSSES if name not in ("robust", "exo_pair")},
+    "robust": (from_dpo_config, {"loss_type": ["robust"], "label_smoothing": 0.2}),
+    "exo_pair": (from_dpo_config, {"loss_type": "exo_pair", "label_smoothing": 1e-3}),
+    "sigmoid+sft": (from_dpo_config, {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.03]}),
+    "forward_kl": (from_dpo_config, {"f_divergence_type": "forward_kl"}),
+    "js": (from_dpo_config, {"f_divergence_type": "js_divergence"}),
+    "alpha": (from_dpo_config, {"f_divergence_type": "alpha_divergence"}),
+    "simpo": (from_cpo_config, {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 1.0, "cpo_alpha": 0}),
+    "cpo": (from_cpo_config, {}),
+    "cpo hinge": (from_cpo_config, {"loss_type": "hinge", "cpo_alpha": 0}),
+    "alphapo": (from_cpo_config, {"loss_type": "alphapo", "beta": 2.0, "simpo_gamma": 0.5, "alpha": 0.25}),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_trls_settings_are_the_objectives_that_its_own_functions_confirm(name: str) -> None:
+    """The SFT term of the case "cpo hinge" has weight 0, so that its reduction does not matter."""
+    convert, settings = SETTINGS[name]
+    expected = CASES[name][1]
+    if name == "cpo hinge":
+        expected = replace(expected, sft_reduction="batch_token_mean")
+    assert convert(**{"beta": BETA} | settings) == expected
 
 
 def ours(objective: Objective, logps: torch.Tensor, given: Batch, **more: Any) -> torch.Tensor:

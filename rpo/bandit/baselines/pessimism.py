@@ -16,7 +16,7 @@ from rpo.bandit.baselines.plain import check_fields, likelihood_evidence, likeli
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.maximin import Solution, default_class
 from rpo.bandit.problem import ContextualBandit
-from rpo.bandit.reward_class import LinearBall, RewardClass, Unconstrained
+from rpo.bandit.reward_class import LinearBall, RewardClass, RewardSet
 from rpo.bandit.solver.saddle import PROMPT_WEIGHTS
 from rpo.core import checks
 from rpo.core.checks import Array
@@ -66,7 +66,7 @@ class PessimisticMLE(Baseline):
             object.__setattr__(self, "ridge", checks.positive("ridge", self.ridge))
         object.__setattr__(self, "scale", checks.positive("scale", self.scale))
         object.__setattr__(self, "delta", checks.fraction("delta", self.delta))
-        if isinstance(self.reward_class, Unconstrained) and self.radius is None:
+        if self.radius is None and isinstance(self.reward_class, RewardSet) and not self.reward_class.bounded:
             raise InvalidArgument(
                 "radius",
                 expected="a radius, since the class has no bound to compute the paper's from",

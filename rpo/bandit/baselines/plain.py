@@ -273,7 +273,7 @@ class BasePolicy(Baseline):
 def class_bound(problem: ContextualBandit, reward_class: RewardClass | None) -> float:
     """Return R: the box's bound, else problem.reward_bound, or refuse where neither is known."""
     chosen = default_class(problem) if reward_class is None else reward_class
-    bound = chosen.bound if isinstance(chosen, Box) else problem.reward_bound
+    bound = problem.reward_bound if chosen.largest_reward is None else chosen.largest_reward
     if bound is None:
         raise InvalidArgument(
             "problem.reward_bound", expected="a known largest reward R", got=None, remedy="Set it, or pass Box(R)."

@@ -28,9 +28,8 @@ from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.maximin import Solution
 from rpo.bandit.metrics import policy_outcome
 from rpo.bandit.problem import ContextualBandit
-from rpo.bandit.reward_class import Box, LinearBall
 from rpo.bandit.solver.blocks import PromptBlock, blocks
-from rpo.bandit.solver.newton import Derivatives, NewtonResult, minimize_ball, minimize_box
+from rpo.bandit.solver.newton import Derivatives
 from rpo.bandit.solver.reward_side import derivatives
 from rpo.bandit.solver.saddle import Saddle
 from rpo.core import checks
@@ -125,10 +124,9 @@ class Ledger:
 def worst_reward(saddle: Saddle, policy: Array) -> tuple[Array, float]:
     """Return argmin over R of phi(policy, r), (X, A), and how far above the minimum it may be (loss units).
 
-    policy: (X, A), held fixed, so that the problem is the likelihood plus a linear term. Box and
-    LinearBall only; prompts without weight or data have reward 0. Source: paper, Eq. (3.1).
+    policy: (X, A), held fixed, so that the problem is the likelihood plus a linear term. The class must
+    be bounded; prompts without weight or data have reward 0. Source: paper, Eq. (3.1).
     """
-    reward_class = saddle.reward_class
     pull = saddle.eta * saddle.d[:, None] * (policy - saddle.base)
 
     def part(block: PromptBlock, r: Array) -> Derivatives:
@@ -136,38 +134,8 @@ def worst_reward(saddle: Saddle, policy: Array) -> tuple[Array, float]:
         mine = pull[block.prompt, block.support]
         return value + float(mine @ r), gradient + mine, hessian
 
-    if isinstance(reward_class, LinearBall):
-        phi = reward_class.features
-
-        def total(theta: Array) -> Derivatives:
-            value, gradient, hessian = 0.0, np.zeros(theta.size), np.zeros((theta.size, theta.size))
-            for block in blocks(saddle):
-                seen = phi[block.prompt, block.support]
-                v, g, h = part(block, seen @ theta)
-                value, gradient, hessian = value + v, gradient + seen.T @ g, hessian + seen.T @ h @ seen
-            return value, gradient, hessian
-
-        found = minimize_ball(total, np.zeros(phi.shape[2]), reward_class.radius)
-        return reward_class.reward(found.x), found.residual
-    if not isinstance(reward_class, Box):
-        raise InvalidArgument(
-            "reward_class",
-            expected="a bounded class, Box or LinearBall",
-            got=type(reward_class).__name__,
-            remedy="Against a fixed policy the adversary of an unbounded class may have no minimum.",
-        )
-    reward, residual = np.zeros(saddle.base.shape), 0.0
-    for block in blocks(saddle):
-        size = block.support.size
-        result: NewtonResult = minimize_box(
-            lambda r, b=block: part(b, r),  # type: ignore[misc]
-            np.zeros(size),
-            np.zeros(size),
-            np.full(size, reward_class.bound),
-        )
-        reward[block.prompt, block.support] = result.x
-        residual += result.residual
-    return reward, residual
+    parts = [(block.prompt, block.support, lambda r, b=block: part(b, r)) for block in blocks(saddle)]
+    return saddle.reward_class.minimize(parts, saddle.base.shape)
 
 
 def pair_distances(problem: ContextualBandit, reward: Array) -> dict[str, float]:
@@ -321,20 +289,10 @@ def _check(problem: ContextualBandit, data: PreferenceCounts, solution: Solution
             got=f"mass {comparator[~saddle.support].max():g}",
             remedy="Its divergence from the reference is infinite; choose one within the support.",
         )
-    if not _holds_truth(solution, problem.true_reward()):
+    if not solution.reward_class.contains_differences(problem.true_reward()):
         raise InvalidArgument(
             "solution.reward_class",
             expected="a class that contains r* up to a constant a prompt",
             got=f"{solution.reward_class.describe()}",
             remedy="The theorem assumes it (Assumption 5.1); enlarge the class.",
         )
-
-
-def _holds_truth(solution: Solution, truth: Array) -> bool:
-    """Return whether r*, shifted by a constant a prompt, is in the class."""
-    reward_class = solution.reward_class
-    if isinstance(reward_class, LinearBall):
-        phi = reward_class.features - reward_class.features.mean(axis=1, keepdims=True)
-        centred = LinearBall(phi, reward_class.radius)
-        return centred.contains(truth - truth.mean(axis=1, keepdims=True))
-    return reward_class.contains(truth - truth.min(axis=1, keepdims=True))

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from rpo.bandit.coverage.boundary import RESIDUAL, check_class, on_sphere, on_walls
+from rpo.bandit.coverage.boundary import check_class, on_walls, outer_normal
 from rpo.bandit.coverage.cone import box_supremum, half_space_supremum, seminorm, uncovered_in_box
 from rpo.bandit.coverage.pair_distributions import check_data, chosen_distribution
 from rpo.bandit.coverage.resistance import mass_tolerance, reduce_network
 from rpo.bandit.problem import ContextualBandit
-from rpo.bandit.reward_class import LinearBall, RewardClass
+from rpo.bandit.reward_class import RESIDUAL, RewardSet
 from rpo.core import checks
 from rpo.core.checks import PROBABILITY_TOLERANCE, Array
 from rpo.core.errors import InvalidArgument
@@ -73,7 +73,7 @@ def coverage_coefficient(
     comparator: Any = None,
     base: Any = None,
     *,
-    reward_class: RewardClass | None = None,
+    reward_class: RewardSet | None = None,
     data_distribution: Any = None,
     data_prompt_distribution: Any = None,
     boundary: bool | None = None,
@@ -112,14 +112,14 @@ def coverage_coefficient(
         raise InvalidArgument("boundary", expected="None or False: r* is unknown", got=True, remedy="Leave it out.")
     pi = problem.greedy_policy() if comparator is None else checks.probabilities("comparator", comparator, shape=shape)
     b = chosen_distribution(problem, mu) if base is None else checks.probabilities("base", base, shape=shape)
-    if isinstance(reward_class, LinearBall):
-        return _linear(problem, reward_class, pi, b, mu, mu_prompt, boundary, solver)
+    if reward_class.linear_in is not None:
+        return _linear(problem, reward_class, reward_class.linear_in, pi, b, mu, mu_prompt, boundary, solver)
     return _tabular(problem, reward_class, pi, b, mu, mu_prompt, boundary, slack, solver)
 
 
 def _tabular(
     problem: ContextualBandit,
-    reward_class: RewardClass,
+    reward_class: RewardSet,
     pi: Array,
     b: Array,
     mu: Array,
@@ -166,7 +166,8 @@ def _tabular(
 
 def _linear(
     problem: ContextualBandit,
-    ball: LinearBall,
+    reward_class: RewardSet,
+    features: Array,
     pi: Array,
     b: Array,
     mu: Array,
@@ -175,9 +176,9 @@ def _linear(
     solver: str,
 ) -> Coverage:
     # Rescaling a feature changes neither u' S^+ u nor the range, only rounding.
-    scale = np.abs(ball.features).max(axis=(0, 1))
+    scale = np.abs(features).max(axis=(0, 1))
     scale = np.where(scale > 0, scale, 1.0)
-    phi = ball.features / scale
+    phi = features / scale
     networks = [reduce_network(mu[x] + mu[x].T) for x in range(len(mu))]
     steps = np.concatenate([n.steps() @ phi[x] for x, n in enumerate(networks) if mu_prompt[x] > 0])
     factor = np.concatenate(
@@ -187,7 +188,7 @@ def _linear(
     u = terms.sum(axis=0)
     size = float((problem.d0[:, None] * np.abs(pi - b) * np.linalg.norm(phi, axis=2)).sum())
     norm = seminorm(factor, steps)
-    theta = on_sphere(problem, ball, boundary)
+    theta = outer_normal(problem, reward_class, boundary)
     wall = None if theta is None else theta / scale
     if theta is None and not boundary:
         stray = norm.outside(u)

@@ -13,6 +13,7 @@ from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import RPO, Objective, require_objective
 from rpo.core.records import check_file
 from rpo.llm.training.arguments import check_arguments, check_loading
+from rpo.methods.foreign import refuse
 
 TRUNCATION_MODES = ("keep_end", "drop")
 BASE_SOURCES = ("chosen", "rejected", "reference", "column")
@@ -84,6 +85,11 @@ class TrainerConfig(TrainingArguments):
 
     # Objects in config files and on the command line may be JSON strings.
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
+
+    def __new__(cls, *_: Any, **fields: Any) -> Any:
+        """Refuse TRL's names of losses by a sentence, where the dataclass would call them unexpected."""
+        refuse(fields, cls.__name__)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         if self.fp16 and not torch.cuda.is_available():

@@ -27,6 +27,7 @@ from rpo.llm.training.model_card import write_model_card
 from rpo.llm.training.reward_model import RewardConfig, RewardTrainer
 from rpo.llm.training.sft import SFTConfig, SFTTrainer
 from rpo.llm.training.trainer import PreferenceTrainer
+from rpo.methods.foreign import refuse
 
 DEFAULT_FOLDER = "rpo-output"
 MARKER = "run.json"
@@ -128,6 +129,7 @@ def build_config(config_class: type[Any], fields: dict[str, Any]) -> Any:
     import difflib
 
     known = set(config_class.__dataclass_fields__)
+    refuse(fields.keys() - known, config_class.__name__)
     for name in fields:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3)

@@ -12,7 +12,7 @@ import numpy as np
 
 from rpo.bandit import Box, ContextualBandit, PreferenceCounts, instances, sample_wins, solve, solve_batch
 from rpo.bandit.bounds import Bound, bound_arguments, slack_ledger, suboptimality_bound
-from rpo.bandit.bounds.covering import covering_radius, log_covering_box
+from rpo.bandit.bounds.covering import covering_radius
 from rpo.bandit.bounds.theorem import ROUTES
 from rpo.bandit.coverage import coverage_coefficient
 from rpo.bandit.maximin import default_class
@@ -213,7 +213,7 @@ def pessimism_figure(frames: dict[str, pandas.DataFrame]) -> Figure:
 
 
 def _statistical(route: str, reward_bound: float, coverage: float, arms: int, n: float, delta: float) -> float:
-    logs = log_covering_box(reward_bound, prompts=1, arms=arms, radius=covering_radius(n, reward_bound))
+    logs = Box(reward_bound).log_covering(prompts=1, arms=arms, radius=covering_radius(n, reward_bound))
     found = suboptimality_bound(
         route, coverage=coverage, n=n, margin_bound=reward_bound, log_covering=logs, delta=delta, kl=0.0
     )

@@ -126,7 +126,7 @@ def perturbations(
     """Push the optimal reward off its place in one random direction; return what the certificate then says.
 
     Columns: size (largest change of a reward, log-odds), gap, tv_bound, and distance: the true total variation between
-    the pushed reward's policy and the optimal one. A box's rewards are clipped to the box.
+    the pushed reward's policy and the optimal one. Rewards are projected onto the class.
     """
     import pandas
 
@@ -135,9 +135,7 @@ def perturbations(
     direction /= np.abs(direction).max()
     rows = []
     for size in sizes:
-        reward = solution.reward + size * direction
-        if isinstance(reward_class, Box):
-            reward = np.clip(reward, 0.0, reward_class.bound)
+        reward = solution.reward_class.project(solution.reward + size * direction)
         found = certify(solution.saddle, reward)
         distance = float(solution.saddle.d @ total_variation(solution.saddle.gibbs(reward), solution.policy))
         rows.append({"size": size, "gap": found.gap, "tv_bound": found.tv_bound, "distance": distance})

@@ -1,0 +1,100 @@
+"""Any objective as a function of a softmax policy's parameters: value, slopes, gradient, Hessian."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+
+from rpo.bandit.data import Index
+from rpo.bandit.problem import SoftmaxPolicy
+from rpo.bandit.solver.blocks import PromptBlock, blocks
+from rpo.bandit.solver.newton import Derivatives
+from rpo.bandit.solver.saddle import Saddle
+from rpo.core.checks import Array
+from rpo.core.numerics import log_softmax
+from rpo.core.shapes import MarginShape
+
+
+class PromptSlopes(NamedTuple):
+    """One prompt at one policy: log pi and the loss's slopes in it, each (S,), on the support of pi_ref.
+
+    margins: of its comparisons, in reward units, NaN where the loss is none of one margin.
+    """
+
+    block: PromptBlock
+    logps: Array
+    slopes: Array
+    margins: Array
+
+
+class TableLoss:
+    """An objective and its derivatives in a softmax policy's parameters, through the log-probabilities of pairs."""
+
+    def __init__(self, saddle: Saddle, policy: SoftmaxPolicy) -> None:
+        self.saddle, self.objective, self.policy = saddle, saddle.objective, policy
+        design = policy.design
+        self.parts = [(block, design[block.prompt, block.support]) for block in blocks(saddle)]
+        self.of_prompt = [np.flatnonzero(saddle.prompt == block.prompt) for block, _ in self.parts]
+        self.weights = self.objective.preference_weight * saddle.weights
+
+    def logps(self, parameters: Array) -> Array:
+        """Return log pi, (X, A), -inf outside the support and at prompts without weight or data; parameters: (P,)."""
+        table = np.full(self.saddle.base.shape, -np.inf)
+        for block, design in self.parts:
+            table[block.prompt, block.support] = log_softmax(block.log_reference + design @ parameters)
+        return table
+
+    def value(self, parameters: Array) -> float:
+        """Return the loss."""
+        return self.derivatives(parameters, hessian=False)[0]
+
+    def steepest(self, parameters: Array) -> float:
+        """Return the largest entry of the gradient."""
+        return float(np.abs(self.derivatives(parameters, hessian=False)[1]).max())
+
+    def slopes(self, parameters: Array) -> list[PromptSlopes]:
+        """Return each prompt's derivatives of the loss in its log-probabilities, as if these were free."""
+        table, shape = self.logps(parameters), self.objective.shape
+        columns = self.saddle.columns(table)
+        slope = self.objective.derivatives(columns)[1]
+        margins = np.full(self.weights.size, np.nan)
+        if isinstance(shape, MarginShape):
+            margins = shape.signed_margin(self.objective.link(columns), self.objective.link.beta, columns)
+        return [
+            PromptSlopes(block, table[block.prompt, block.support], self._slopes(block, mine, slope), margins[mine])
+            for (block, _), mine in zip(self.parts, self.of_prompt, strict=True)
+        ]
+
+    def derivatives(self, parameters: Array, *, hessian: bool = True) -> Derivatives:
+        """Return loss, gradient (P,) and Hessian (P, P).
+
+        With slopes q in log pi, pulled back through log pi = t - logsumexp(t): q - pi sum(q), and for the Hessian H
+        in log pi: (I - 1 pi')' H (I - 1 pi') - sum(q) (diag(pi) - pi pi').
+        """
+        table = self.logps(parameters)
+        value, slope, curvature = self.objective.derivatives(self.saddle.columns(table))
+        total, g = float(self.weights @ value), np.zeros(parameters.size)
+        h = np.zeros((parameters.size, parameters.size) if hessian else (0, 0))
+        for (block, design), mine in zip(self.parts, self.of_prompt, strict=True):
+            logps, pi = table[block.prompt, block.support], np.exp(table[block.prompt, block.support])
+            pull = self.objective.anchor.weight * block.d
+            if pull:
+                total -= pull * float(block.base @ logps)
+            q = self._slopes(block, mine, slope)
+            g += design.T @ (q - pi * q.sum())
+            if hessian:
+                inner = np.zeros((pi.size, pi.size))
+                pair = enumerate((block.chosen, block.rejected))
+                for (j, first), (k, second) in product(tuple(pair), repeat=2):
+                    np.add.at(inner, (first, second), self.weights[mine] * curvature[j, k, mine])
+                centred = design - pi @ design  # (I - 1 pi') design
+                h += centred.T @ inner @ centred - q.sum() * (design.T @ (pi[:, None] * centred))
+        return total, g, h
+
+    def _slopes(self, block: PromptBlock, mine: Index, slope: Array) -> Array:
+        q = -self.objective.anchor.weight * block.d * block.base
+        for k, index in enumerate((block.chosen, block.rejected)):
+            np.add.at(q, index, self.weights[mine] * slope[k, mine])
+        return q
