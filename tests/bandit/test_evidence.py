@@ -28,7 +28,8 @@ def made(kind: type[Objective]) -> Objective:
     return kind(**given, **({"base": "reference"} if "base" in named else {}))
 
 
-METHODS = {name: made(method.load()) for name, method in registry.METHODS.items()}
+ON_TABLES = ("certified", "stationary")
+METHODS = {name: made(row.load()) for name, row in registry.METHODS.items() if row.evidence in ON_TABLES}
 
 
 @dataclass(frozen=True, kw_only=True)
