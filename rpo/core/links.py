@@ -8,7 +8,7 @@ from typing import Any
 
 from rpo.core import checks, numerics
 from rpo.core.columns import Columns
-from rpo.core.divergences import KL, Divergence, require_interior
+from rpo.core.divergences import KL, Divergence, require_divergence, require_interior
 
 
 class Link(ABC):
@@ -34,7 +34,8 @@ class LogRatio(Link):
     """f'(pi / pi_ref), which for KL is h = log(pi / pi_ref), in nats.
 
     beta: > 0. reference: whether pi_ref is subtracted; without it h is log pi. per_token: divide h by the response's
-    length. Raises InvalidArgument. Source: Rafailov et al. 2023, Eq. 5; Wang et al. 2024, Eq. 12.
+    length. A divergence that is not interior may be named, for a solver of rewards: its link of a policy is refused.
+    Raises InvalidArgument. Source: Rafailov et al. 2023, Eq. 5; Wang et al. 2024, Eq. 12.
     """
 
     beta: float
@@ -44,7 +45,7 @@ class LogRatio(Link):
 
     def __post_init__(self) -> None:
         checks.positive("beta", self.beta)
-        require_interior(self.divergence)
+        require_divergence(self.divergence)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -53,6 +54,7 @@ class LogRatio(Link):
 
     def __call__(self, columns: Columns) -> tuple[Any, ...]:
         """Return f'(exp(h)) of each response."""
+        require_interior(self.divergence)
         h = columns.logps
         if self.reference:
             h = tuple(logp - ref for logp, ref in zip(h, columns.reference or (), strict=True))

@@ -109,6 +109,12 @@ def kl_divergence(p: Any, q: Any) -> Any:
     return np.maximum(kl_div(p, q), 0.0).sum(axis=-1)
 
 
+def mean_under(weights: Any, values: Any) -> Any:
+    """Return sum(weights * values) over the last axis, NumPy; a weight of zero counts zero where the value is -inf."""
+    held = weights > 0
+    return np.where(held, weights * np.where(held, values, 0.0), 0.0).sum(axis=-1)
+
+
 def weighted_mean(values: Any, weights: Any = None) -> Any:
     """Return sum(weights * values), weights summing to one; the plain mean when weights is None.
 

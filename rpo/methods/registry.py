@@ -15,7 +15,7 @@ from rpo.core.divergences import Divergence
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import Objective
 
-CERTIFIED, STATIONARY = "certified", "stationary"
+CERTIFIED, STATIONARY, NONE = "certified", "stationary", "none on a table"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,8 @@ class Method:
 
     name: of its class. home: module. paper, arxiv, equation: source. oracle: what its values are held to by tests.
     evidence: of its optimum on a table, where there is one: "certified" where `rpo.bandit.solve` or `rpo.fit` bounds
-    how far its answer is from it whatever the data, else "stationary".
+    how far its answer is from it whatever the data, "none on a table" where it reads what a table does not have, else
+    "stationary".
     """
 
     name: str
@@ -56,7 +57,7 @@ METHODS: dict[str, Method] = {
         _row(_CORE, "RPO", "Liu et al. 2024", "2405.16436", "4.8", "TRL [sigmoid, sft]", CERTIFIED),
         _row(_CORE, "DPO", "Rafailov et al. 2023", "2305.18290", "7", "TRL sigmoid", CERTIFIED),
         _row(_PAIRS, "IPO", "Azar et al. 2023", "2310.12036", "17", "TRL ipo", CERTIFIED),
-        _row(_PAIRS, "SLiC", "Zhao et al. 2023", "2305.10425", "not verified", "TRL hinge"),
+        _row(_PAIRS, "SLiC", "Zhao et al. 2023", "2305.10425", "not verified", "TRL hinge", CERTIFIED),
         _row(_PAIRS, "ConservativeDPO", "Mitchell 2023", "none", "3", "DPO on counts (1 - eps, eps)", CERTIFIED),
         _row(_PAIRS, "RobustDPO", "Ray Chowdhury et al. 2024", "2403.00409", "12", "TRL robust", CERTIFIED),
         _row(_PAIRS, "RDPO", "Park et al. 2024", "2403.19159", "derived", "DPO at alpha = 0; by hand", CERTIFIED),
@@ -72,6 +73,7 @@ METHODS: dict[str, Method] = {
             "plug-in of the fitted reward",
             CERTIFIED,
         ),
+        _row(_DIVERGENCE, "FRPO", "this package", "none", "theory, 11", "RPO at the KL; the policy program", CERTIFIED),
         _row(_FREE, "SimPO", "Meng et al. 2024", "2405.14734", "6", "TRL cpo simpo", CERTIFIED),
         _row(_FREE, "AlphaPO", "Gupta et al. 2025", "2501.03884", "not verified", "TRL cpo alpha", CERTIFIED),
         _row(
@@ -91,14 +93,28 @@ METHODS: dict[str, Method] = {
         _row(_POINTWISE, "NCA", "Chen et al. 2024", "2402.05369", "not verified", "TRL nca_pair"),
         _row(_POINTWISE, "APOZero", "D'Oosterlinck et al. 2024", "2408.06266", "7", "TRL apo_zero"),
         _row(_POINTWISE, "APODown", "D'Oosterlinck et al. 2024", "2408.06266", "8", "TRL apo_down"),
+        _row(_POINTWISE, "KTO", "Ethayarajh et al. 2024", "2402.01306", "7-8", "TRL kto, z0 given", NONE),
+        _row(
+            _POINTWISE, "BCO", "Jung et al. 2024", "2404.04656", "quoted", "TRL bco_pair at a shift of 0; by hand", NONE
+        ),
     )
+}
+
+
+# Losses that are no mean over groups, and what to take in their place.
+REFUSED = {
+    "AOT": (
+        "AOT, which sorts the margins of a whole batch (arXiv 2406.05882), so that its loss would depend on the "
+        "batch's size and on how it is cut into micro-batches and processes",
+        "With one pair in the batch it is rpo.ConservativeDPO",
+    ),
 }
 
 
 def table(solved: Callable[[Objective], bool]) -> str:
     """Return the registered methods as a Markdown table, sorted as registered.
 
-    solved: whether `rpo.bandit.solve` takes an objective; everything else here takes all of them.
+    solved: whether `rpo.bandit.solve` takes an objective.
     """
     head = ("method", "needs", "runs in", "evidence", "source", "equation", "held to")
     rows: list[tuple[str, ...]] = [head, ("---",) * len(head)]
@@ -106,7 +122,8 @@ def table(solved: Callable[[Objective], bool]) -> str:
         kind = method.load()
         made = kind(**dict.fromkeys(_without_default(kind), 0.1))
         needs = ", ".join(sorted(made.needs)) or "nothing"
-        where = "solve, fit, simulate, train" if solved(made) else "fit, simulate, train"
+        tables = "" if method.evidence == NONE else "solve, fit, simulate, " if solved(made) else "fit, simulate, "
+        where = f"{tables}train"
         source = method.paper if method.arxiv == "none" else f"{method.paper}, arXiv {method.arxiv}"
         rows.append((f"`{method.name}`", needs, where, method.evidence, source, method.equation, method.oracle))
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
@@ -148,5 +165,8 @@ def _divergence(name: str, value: str | Mapping[str, Any]) -> Divergence:
 
 
 def get(name: str) -> type[Objective]:
-    """Return the class of a registered method. Raises InvalidArgument."""
+    """Return the class of a registered method. Raises InvalidArgument, also for those of `REFUSED`."""
+    if name in REFUSED:
+        why, remedy = REFUSED[name]
+        raise InvalidArgument("objective", expected="a method that is a mean over groups", got=why, remedy=f"{remedy}.")
     return METHODS[checks.one_of("objective", name, tuple(METHODS))].load()

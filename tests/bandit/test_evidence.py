@@ -1,6 +1,6 @@
 """What `fit` says of its end: bounds that bound, hand-derived optima, two minima, a saddle, infima at infinity."""
 
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,15 @@ from rpo.core.objectives import DPO, RPO, Anchor, Objective
 from rpo.core.shapes import Logistic, MarginShape, Shape
 from rpo.methods import registry
 
-GIVEN = {"RPO": {"beta": 0.5, "eta": 0.2, "base": "reference"}, "DPO": {"beta": 0.5}, "RDPO": {"alpha": 0.1}}
-METHODS = {name: method.load()(**GIVEN.get(name, {})) for name, method in registry.METHODS.items()}
+
+def made(kind: type[Objective]) -> Objective:
+    """A method with its defaults, a base that has mass everywhere, and a fifth for what has no default."""
+    named = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    given = {name: 0.2 for name, f in named.items() if f.default is f.default_factory is MISSING}
+    return kind(**given, **({"base": "reference"} if "base" in named else {}))
+
+
+METHODS = {name: made(method.load()) for name, method in registry.METHODS.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

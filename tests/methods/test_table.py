@@ -17,11 +17,18 @@ from rpo.bandit.table_loss import TableLoss
 from rpo.core.checks import Array
 from rpo.core.columns import Columns
 from rpo.core.divergences import Alpha, ChiSquaredKL, Divergence, ForwardKL, JensenShannon
+from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import DPO, RPO, Objective
 from rpo.methods import registry
 
-GIVEN = {"RPO": {"beta": 0.5, "eta": 0.2, "base": "reference"}, "DPO": {"beta": 0.5}, "RDPO": {"alpha": 0.1}}
-METHODS = {name: method.load()(**GIVEN.get(name, {})) for name, method in registry.METHODS.items()}
+GIVEN = {
+    "RPO": {"beta": 0.5, "eta": 0.2, "base": "reference"},
+    "FRPO": {"beta": 0.5, "eta": 0.2, "base": "reference"},
+    "DPO": {"beta": 0.5},
+    "RDPO": {"alpha": 0.1},
+}
+ALL = {name: method.load()(**GIVEN.get(name, {})) for name, method in registry.METHODS.items()}
+METHODS = {name: one for name, one in ALL.items() if one.needs <= {"reference", "lengths"}}
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +67,17 @@ def test_derivatives_agree_with_differences(problem: ContextualBandit, pairs: Pr
 
 def logps(problem: ContextualBandit, parameters: Array) -> Array:
     return problem.softmax_policy().with_parameters(parameters.reshape(problem.reference.shape)).logps
+
+
+@pytest.mark.parametrize("name", ALL.keys() - METHODS.keys())
+def test_what_a_table_does_not_have_is_refused_by_name(
+    problem: ContextualBandit, pairs: PreferenceCounts, name: str
+) -> None:
+    why = rf"^objective: .*a table has no batches and no scores, got {name} .*reads"
+    with pytest.raises(InvalidArgument, match=why):
+        fit(problem.softmax_policy(), pairs, ALL[name])
+    with pytest.raises(InvalidArgument, match=r"^objective: expected an objective whose maximin"):
+        solve(problem, pairs, ALL[name], reward_class=Unconstrained())
 
 
 @pytest.mark.parametrize("name", METHODS)

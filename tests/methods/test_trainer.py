@@ -1,5 +1,7 @@
 """Methods on language models: the loss trained is the formula on every path, and the optimum that of the table."""
 
+import contextlib
+
 import models_for_tests
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from rpo.bandit.metrics import total_variation
 from rpo.compare.enumerable import tiny_gpt2
 from rpo.compare.equivalence import connected_preferences
 from rpo.compare.with_trainer import fit_with_trainer
-from rpo.core.divergences import ForwardKL, JensenShannon
+from rpo.core.divergences import KL, ForwardKL, JensenShannon
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import Objective
 from rpo.methods import registry
@@ -51,7 +53,12 @@ def test_transformer_reaches_the_optimum_of_the_table(name: str) -> None:
     assert run.objective == on_model.to_dict()
 
 
-GIVEN = {"RPO": {"beta": 0.3, "eta": 0.2}, "DPO": {"beta": 0.3}, "RDPO": {"alpha": 0.05}}
+GIVEN = {
+    "RPO": {"beta": 0.3, "eta": 0.2},
+    "FRPO": {"beta": 0.3, "eta": 0.2},
+    "DPO": {"beta": 0.3},
+    "RDPO": {"alpha": 0.05},
+}
 
 
 @pytest.mark.parametrize("path", ["padded", "packed", "shared"])
@@ -73,6 +80,7 @@ def test_first_logged_loss_is_the_formula_on_every_path(tmp_path, name: str, pat
         chosen_lengths=lengths[:, 0],
         rejected_lengths=lengths[:, 1],
         weights=weights / weights.sum(),
+        **({"shift": 0.0} if "shift" in objective.needs else {}),
     )
     one.train()
     logged = one.state.log_history[0]
@@ -106,3 +114,14 @@ def test_what_is_no_objective_is_refused(tmp_path) -> None:
     for other in (rpo.IPO, "IPO", {"tau": 0.1}):
         with pytest.raises(InvalidArgument, match=r"^objective: expected a preference objective"):
             trainer(tmp_path, tiny_pairs(4), objective=other)
+
+
+def test_a_penalty_over_all_responses_is_refused_with_a_sentence(tmp_path) -> None:
+    """FRPO's is a mean over every response of the reference; at eta = 0, and for the KL, it is trained."""
+    for eta, f, refused in ((0.1, JensenShannon(), True), (0.0, JensenShannon(), False), (0.1, KL(), False)):
+        objective = rpo.FRPO(beta=0.3, eta=eta, divergence=f)
+        pair = (np.array([-1.0]), np.array([-2.0]), np.array([-1.5]), np.array([-1.7]))
+        words = r"^objective: .*mean over all responses.*which is RPO"
+        for door in ("trainer", "call"):
+            with pytest.raises(InvalidArgument, match=words) if refused else contextlib.nullcontext():
+                trainer(tmp_path, tiny_pairs(4), objective=objective) if door == "trainer" else objective(*pair)

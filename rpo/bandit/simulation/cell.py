@@ -19,12 +19,12 @@ from rpo.bandit.metrics import outcome_unchecked
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import RewardClass, Unconstrained
 from rpo.bandit.simulation.grid import NOISE, Source, canonical, digest
-from rpo.bandit.simulation.methods import Fitted, Maximin, Template, describe
+from rpo.bandit.simulation.methods import Fitted, Maximin, Template, describe, is_batchable
 from rpo.bandit.solver.saddle import build_saddle
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import NoMinimizer, RPOError
-from rpo.core.objectives import BASES, DPO, RPO, Objective
+from rpo.core.objectives import BASES, DPO, Objective
 
 NUMBERS = ("gap", "reward/gold", "reward/proxy", "kl/reference", "duality_gap", "relative_gap", "tv_bound")
 OBJECTIVE = ("objective/name", "objective/beta", "objective/eta", "objective/base", "reward_class")
@@ -140,7 +140,7 @@ class Cell:
             "objective/name": type(inner).__name__,
             "objective/beta": _number(getattr(inner, "beta", NAN)),
             "objective/eta": _number(getattr(inner, "eta", NAN)),
-            "objective/base": getattr(inner, "base", ""),
+            "objective/base": inner.anchor.role if isinstance(inner, Objective) else getattr(inner, "base", ""),
         }
         rows = []
         for i, (draw, answer, likely) in enumerate(zip(self.draws, answers, shadow, strict=True)):
@@ -214,7 +214,7 @@ class Cell:
         shown = reward_class.describe()
         fields = ", ".join(f"{key}={value:g}" for key, value in shown.items() if key != "name")
         name = f"{shown['name']}({fields})"
-        if type(method.objective) not in (RPO, DPO):
+        if not is_batchable(method.objective):
             return [self._one(method, i, reward_class, name) for i in group]
         try:
             solved = solve_batch(
