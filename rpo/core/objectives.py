@@ -199,14 +199,16 @@ class Objective(ABC):
         rejected_lengths: Any = None,
         base_lengths: Any = None,
         weights: Any = None,
+        chosen_scores: Any = None,
+        rejected_scores: Any = None,
         shift: float | None = None,
     ) -> tuple[Any, LossTerms]:
         """Return (loss, LossTerms) of a batch of N pairs; NumPy arrays or torch tensors (autograd).
 
         *_logps: (N,), summed over tokens, nats. *_lengths: (N,), tokens > 0, where the objective needs them, or the
-        reduction of its anchor does. weights: (N,), summing to one; None for the mean. shift: of the batches before,
-        where the objective needs it (`rpo.core.shifts`). Raises InvalidArgument for wrong shapes, weights or missing
-        inputs.
+        reduction of its anchor does. weights: (N,), summing to one; None for the mean. *_scores: (N,), the chosen ones
+        above the rejected, and shift: of the batches before (`rpo.core.shifts`), where the objective needs them. Raises
+        InvalidArgument for wrong shapes, weights or missing inputs.
         """
         named = {
             "policy_chosen_logps": policy_chosen_logps,
@@ -239,6 +241,19 @@ class Objective(ABC):
             for name, value in zip(("chosen_lengths", "rejected_lengths"), lengths, strict=True):
                 remedy = "Pass the number of tokens of each response."
                 require_lengths(name, value, policy, type(self).__name__, remedy=remedy)
+        scores = None
+        if "scores" in self.needs:
+            scores = tuple(
+                _like(name, checks.finite(name, value, shape=tuple(policy.shape)), policy)
+                for name, value in (("chosen_scores", chosen_scores), ("rejected_scores", rejected_scores))
+            )
+            if not bool((scores[0] > scores[1]).all()):
+                raise InvalidArgument(
+                    "chosen_scores",
+                    expected="scores above the rejected responses'",
+                    got="a tie, or the other way round",
+                    remedy="Drop ties, and pairs whose scores contradict the preference.",
+                )
         if "shift" in self.needs:
             checks.finite("shift", shift, shape=())
         columns = Columns(
@@ -247,6 +262,7 @@ class Objective(ABC):
             if reference_chosen_logps is None
             else (logps["reference_chosen_logps"], logps["reference_rejected_logps"]),
             lengths=lengths,
+            scores=scores,
             shift=shift,
         )
         anchor = require_sft(self).anchor

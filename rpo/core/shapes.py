@@ -120,26 +120,33 @@ class Logistic(MarginShape):
     """softplus(-z) + tilt * z: Bradley-Terry's negative log-likelihood, and its versions under label noise.
 
     tilt: eps for conservative labels, -eps / (1 - 2 eps) for the unbiased correction. margin: subtracted from z.
-    length_weight: added to z per token by which the chosen response is longer.
+    length_weight: added to z per token by which the chosen response is longer. score_weight: weight of the log of the
+    difference between the two scores, subtracted from z.
     """
 
     tilt: float = 0.0
     margin: float = 0.0
     length_weight: float = 0.0
+    score_weight: float = 0.0
     rival: float = 1.0
     convex = True
 
     @property
     def needs(self) -> frozenset[str]:
-        """Lengths, where they are weighed."""
-        return frozenset({"lengths"} if self.length_weight else ())
+        """Lengths and scores, where they are weighed."""
+        asked = (("lengths", self.length_weight), ("scores", self.score_weight))
+        return frozenset(name for name, weight in asked if weight)
 
     def offset(self, columns: Columns) -> Any:
-        """Return margin - length_weight * (length of chosen - length of rejected)."""
-        if not self.length_weight:
-            return self.margin or None
-        chosen, rejected = columns.lengths or ()
-        return self.margin - self.length_weight * (chosen - rejected)
+        """Return margin - length_weight * (difference of lengths) + score_weight * log(difference of scores)."""
+        offset: Any = self.margin
+        if self.length_weight:
+            chosen, rejected = columns.lengths or ()
+            offset = offset - self.length_weight * (chosen - rejected)
+        if self.score_weight:
+            chosen, rejected = columns.scores or ()
+            offset = offset + self.score_weight * numerics.log(chosen - rejected)
+        return None if isinstance(offset, float) and offset == 0 else offset
 
     def of_margin(self, z: Any) -> Any:
         """Return softplus(-z) + tilt * z."""
@@ -179,7 +186,7 @@ class Logistic(MarginShape):
     @property
     def is_likelihood(self) -> bool:
         """Whether this is Bradley-Terry's negative log-likelihood itself."""
-        return not (self.tilt or self.margin or self.length_weight) and self.rival == 1.0
+        return not (self.tilt or self.margin or self.length_weight or self.score_weight) and self.rival == 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

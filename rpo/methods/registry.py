@@ -15,7 +15,7 @@ from rpo.core.divergences import Divergence
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import Objective
 
-CERTIFIED, STATIONARY, NONE = "certified", "stationary", "none on a table"
+CERTIFIED, STATIONARY, ABSENT = "certified", "stationary", "none on a table"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +24,8 @@ class Method:
 
     name: of its class. home: module. paper, arxiv, equation: source. oracle: what its values are held to by tests.
     evidence: of its optimum on a table, where there is one: "certified" where `rpo.bandit.solve` or `rpo.fit` bounds
-    how far its answer is from it whatever the data, "none on a table" where it reads what a table does not have, else
-    "stationary".
+    how far its answer is from it whatever the data, else "stationary"; "none on a table" where it reads what a table
+    does not have.
     """
 
     name: str
@@ -61,6 +61,15 @@ METHODS: dict[str, Method] = {
         _row(_PAIRS, "ConservativeDPO", "Mitchell 2023", "none", "3", "DPO on counts (1 - eps, eps)", CERTIFIED),
         _row(_PAIRS, "RobustDPO", "Ray Chowdhury et al. 2024", "2403.00409", "12", "TRL robust", CERTIFIED),
         _row(_PAIRS, "RDPO", "Park et al. 2024", "2403.19159", "derived", "DPO at alpha = 0; by hand", CERTIFIED),
+        _row(_PAIRS, "ODPO", "Amini et al. 2024", "2402.10571", "not verified", "DPO at alpha = 0; by hand", ABSENT),
+        _row(
+            _PAIRS,
+            "GammaDPO",
+            "Chen et al. 2024",
+            "2405.19534",
+            "4",
+            "DPO at a scaled reference",
+        ),
         _row(_PAIRS, "EXO", "Ji et al. 2024", "2402.00856", "16", "TRL exo_pair"),
         _row(_PAIRS, "DiscoPOP", "Lu et al. 2024", "2406.08414", "5", "TRL discopop"),
         _row(_DIVERGENCE, "FDPO", "Wang et al. 2024", "2309.16240", "12", "TRL f_divergence_type", CERTIFIED),
@@ -93,9 +102,15 @@ METHODS: dict[str, Method] = {
         _row(_POINTWISE, "NCA", "Chen et al. 2024", "2402.05369", "not verified", "TRL nca_pair"),
         _row(_POINTWISE, "APOZero", "D'Oosterlinck et al. 2024", "2408.06266", "7", "TRL apo_zero"),
         _row(_POINTWISE, "APODown", "D'Oosterlinck et al. 2024", "2408.06266", "8", "TRL apo_down"),
-        _row(_POINTWISE, "KTO", "Ethayarajh et al. 2024", "2402.01306", "7-8", "TRL kto, z0 given", NONE),
+        _row(_POINTWISE, "KTO", "Ethayarajh et al. 2024", "2402.01306", "7-8", "TRL kto, z0 given", ABSENT),
         _row(
-            _POINTWISE, "BCO", "Jung et al. 2024", "2404.04656", "quoted", "TRL bco_pair at a shift of 0; by hand", NONE
+            _POINTWISE,
+            "BCO",
+            "Jung et al. 2024",
+            "2404.04656",
+            "quoted",
+            "TRL bco_pair at a shift of 0; by hand",
+            ABSENT,
         ),
     )
 }
@@ -122,8 +137,8 @@ def table(solved: Callable[[Objective], bool]) -> str:
         kind = method.load()
         made = kind(**dict.fromkeys(_without_default(kind), 0.1))
         needs = ", ".join(sorted(made.needs)) or "nothing"
-        tables = "" if method.evidence == NONE else "solve, fit, simulate, " if solved(made) else "fit, simulate, "
-        where = f"{tables}train"
+        where = "train" if method.evidence == ABSENT else "fit, simulate, train"
+        where = f"solve, {where}" if solved(made) else where
         source = method.paper if method.arxiv == "none" else f"{method.paper}, arXiv {method.arxiv}"
         rows.append((f"`{method.name}`", needs, where, method.evidence, source, method.equation, method.oracle))
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -34,7 +34,7 @@ from rpo.bandit.simulation.store import CorruptShard, GridMismatch, GridStore, M
 from rpo.core import divergences
 from rpo.core.errors import InvalidArgument, MissingDependency, OutputError, RPOError
 from rpo.core.objectives import DPO, RPO
-from rpo.methods.registry import METHODS, NONE
+from rpo.methods.registry import ABSENT, METHODS
 
 ROOT = Path(__file__).parents[2]
 GRID = {"n": [30, 100], "beta": [0.1], "eta": [0.1, 0.3], "skew": [0.5, 1.0]}
@@ -180,7 +180,7 @@ def test_rows_columns_and_order() -> None:
 
 
 def test_every_certified_method_enters_beside_rpo() -> None:
-    """FRPO at the KL is RPO's row; ChiPO's is that of the plug-in baseline, whose box decides; a kink is solved alone."""
+    """FRPO at the KL is RPO's row, ChiPO's that of the plug-in baseline, whose box decides. A kink is solved alone."""
     js = divergences.JensenShannon()
     methods = {
         "RPO": RPO(beta=0.1, eta=0.05),
@@ -945,7 +945,7 @@ def test_every_registered_method_enters_by_the_best_evidence_there_is() -> None:
     """What `solve` takes is its policy, with a gap; all else is where `fit` ends, on the same data, and its word."""
     problem = instances.coverage_skew(arms=4, skew=1.0, rng=0)
     needed = {"RPO": {"beta": 0.3, "eta": 0.2}, "DPO": {"beta": 0.3}, "RDPO": {"alpha": 0.05}, "FRPO": {"eta": 0.2}}
-    tables = {name: method for name, method in METHODS.items() if method.evidence != NONE}
+    tables = {name: method for name, method in METHODS.items() if method.evidence != ABSENT}
     made = {name: method.load()(**needed.get(name, {})) for name, method in tables.items()}
     frame = simulate(problem, made, {"n": [400]}, 1, rng=0, proxy=False).set_index("method")
     draw: Any = Cell(source(problem), {"n": 400}, [0], 0).draws[0]

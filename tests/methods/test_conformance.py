@@ -29,6 +29,7 @@ GIVEN = {
     "FRPO": {"beta": 0.3, "eta": 0.2},
     "DPO": {"beta": 0.3},
     "RDPO": {"alpha": 0.05},
+    "GammaDPO": {"gamma": 0.6},
 }
 INTERIOR = (divergences.KL(), divergences.ForwardKL(), divergences.JensenShannon(), divergences.Alpha(0.4))
 N = 9
@@ -60,6 +61,7 @@ def call(objective: Objective, given: Columns, **more: Any) -> Any:
     lengths = dict(zip(("chosen_lengths", "rejected_lengths"), given.lengths, strict=True))
     base = {} if objective.anchor.role == "chosen" else {"base_logps": given.logps[0]}
     shift = {"shift": given.shift} if "shift" in objective.needs else {}
+    shift |= dict(zip(("chosen_scores", "rejected_scores"), given.scores, strict=True))
     return objective(*given.logps, *reference, **lengths, **base, **shift, **more)
 
 
@@ -122,6 +124,11 @@ def test_what_is_needed_and_missing_is_named(objective: Objective) -> None:
     if "lengths" in objective.needs:
         with pytest.raises(InvalidArgument, match="_lengths"):
             objective(*given.logps, *given.reference, chosen_lengths=given.lengths[0])
+    if "scores" in objective.needs:
+        with pytest.raises(InvalidArgument, match="^chosen_scores: expected"):
+            objective(*given.logps, *given.reference, rejected_scores=given.scores[1])
+        with pytest.raises(InvalidArgument, match="a tie, or the other way round"):
+            objective(*given.logps, *given.reference, chosen_scores=given.scores[1], rejected_scores=given.scores[1])
     if "shift" in objective.needs:
         with pytest.raises(InvalidArgument, match="^shift: expected"):
             objective(*given.logps, *given.reference)

@@ -1,6 +1,7 @@
 """Methods on language models: the loss trained is the formula on every path, and the optimum that of the table."""
 
 import contextlib
+from dataclasses import replace
 
 import models_for_tests
 import numpy as np
@@ -16,6 +17,7 @@ from rpo.compare.with_trainer import fit_with_trainer
 from rpo.core.divergences import KL, ForwardKL, JensenShannon
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import Objective
+from rpo.llm.data.pairs import PreparedPairs
 from rpo.methods import registry
 
 LENGTH = 2
@@ -58,6 +60,7 @@ GIVEN = {
     "FRPO": {"beta": 0.3, "eta": 0.2},
     "DPO": {"beta": 0.3},
     "RDPO": {"alpha": 0.05},
+    "GammaDPO": {"gamma": 0.6},
 }
 
 
@@ -70,6 +73,11 @@ def test_first_logged_loss_is_the_formula_on_every_path(tmp_path, name: str, pat
     """
     objective = registry.get(name)(**GIVEN.get(name, {}))
     pairs = tiny_pairs(4, weights=True)
+    scores = {"chosen_scores": np.array([2.0, 0.5, 1.0, 3.0]), "rejected_scores": np.array([-1.0, 0.1, 0.5, 2.0])}
+    given = scores if "scores" in objective.needs else {}
+    if given:
+        both = zip(*scores.values(), strict=True)
+        pairs = PreparedPairs(replace(pair, scores=tuple(two)) for pair, two in zip(pairs, both, strict=True))
     one = trainer(tmp_path, pairs, objective=objective, path=path, max_steps=1)
     policy = np.array([[alone(one.model, pair, ids) for ids in (pair.chosen_ids, pair.rejected_ids)] for pair in pairs])
     lengths = np.array([[len(pair.chosen_ids), len(pair.rejected_ids)] for pair in pairs], dtype=float)
@@ -80,6 +88,7 @@ def test_first_logged_loss_is_the_formula_on_every_path(tmp_path, name: str, pat
         chosen_lengths=lengths[:, 0],
         rejected_lengths=lengths[:, 1],
         weights=weights / weights.sum(),
+        **given,
         **({"shift": 0.0} if "shift" in objective.needs else {}),
     )
     one.train()

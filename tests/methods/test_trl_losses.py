@@ -353,6 +353,26 @@ def test_length_takes_reward_off_the_longer_response() -> None:
     assert float(loss) == pytest.approx(math.log1p(math.exp(-0.3)), rel=1e-14)
 
 
+def test_offset_of_scores_is_what_the_chosen_response_must_win_by() -> None:
+    """h = 0, scores 3 and 1, alpha = 0.5: softplus(0.5 log 2); a difference of one asks for nothing, as DPO."""
+    none = torch.zeros(2, dtype=torch.float64)
+    scores = {"chosen_scores": [3.0, 5.0], "rejected_scores": [1.0, 4.0]}
+    losses, _ = rpo.ODPO(alpha=0.5)(none, none, none, none, **scores)
+    assert float(losses) == pytest.approx((math.log1p(math.sqrt(2.0)) + math.log(2.0)) / 2, rel=1e-14)
+    given = batch(4, torch.float64, 1.0)
+    shaped = ours(rpo.ODPO(alpha=0.0), given.logps, given)
+    assert float(shaped) == float(ours(rpo.DPO(beta=0.1), given.logps, given))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_weight_of_the_reference_is_dpo_on_a_scaled_reference(gamma: float) -> None:
+    given = batch(5, torch.float64, 1.0)
+    scaled = Batch(given.logps, gamma * given.reference, given.mask)
+    mine = ours(rpo.GammaDPO(beta=0.2, gamma=gamma), given.logps, given)
+    assert float(mine) == pytest.approx(float(ours(rpo.DPO(beta=0.2), given.logps, scaled)), rel=1e-14)
+    assert rpo.GammaDPO(gamma=gamma).needs == ({"reference"} if gamma else set())
+
+
 def test_contrastive_preference_learning_is_dpo_without_a_reference_at_lambda_one() -> None:
     given = batch(1, torch.float64, 1.0)
     policy, flat = given.logps.sum(1), torch.zeros(B, dtype=torch.float64)

@@ -74,6 +74,20 @@ def test_rows_alone_that_cannot_be_used_are_refused(change, reason: str) -> None
     assert caught.value.reason.startswith(reason) and caught.value.row == 4
 
 
+def test_scores_are_read_where_they_are_asked_for_and_must_agree_with_the_preference() -> None:
+    row = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    for names in (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score")):
+        scored = row | dict(zip(names, (4, 1.5), strict=True))
+        record = read_preference(scored, 0, scores=True)
+        assert record.scores == (4.0, 1.5) and not record.extra
+        assert read_preference(scored, 0).extra == {names[0]: 4, names[1]: 1.5}
+        for tie in ((1, 1), (1, 2), (float("inf"), 1), ("N/A", 1), (True, 0)):
+            with pytest.raises(RefusedRow, match=f"{names[0]}, {names[1]}: expected finite numbers, the first larger"):
+                read_preference(row | dict(zip(names, tie, strict=True)), 0, scores=True)
+    with pytest.raises(RefusedRow, match="score_chosen: expected a column"):
+        read_preference(row, 0, scores=True)
+
+
 def test_a_pair_loss_says_whom_rows_alone_are_for() -> None:
     with pytest.raises(RefusedRow, match=r"rpo\.SFT, with labels for rpo\.KTO and rpo\.BCO"):
         read_preference(ROWS[0], 0)
@@ -206,6 +220,8 @@ def test_what_does_not_go_with_responses_alone_is_refused(tmp_path) -> None:
     for setting, value in (("displacement_threshold", 0.5), ("gradient_diagnostics_steps", 1)):
         with pytest.raises(InvalidArgument, match=rf"^{setting}: expected none with responses alone"):
             trainer(tmp_path, singles(2), objective=rpo.KTO(), **{setting: value})
+    with pytest.raises(InvalidArgument, match=r"^train_dataset: expected scores, which ODPO reads, got none"):
+        trainer(tmp_path, tiny_pairs(2), objective=rpo.ODPO())
     stream = rpo.llm.data.stream_pairs([{"prompt_ids": [1], "completion_ids": [2], "label": 1}], None, unpaired=True)
     with pytest.raises(InvalidArgument, match=r"^train_dataset: expected data that are not streamed with KTO"):
         trainer(tmp_path, stream, objective=rpo.KTO(), precompute_ref_log_probs=False)

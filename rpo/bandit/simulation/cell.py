@@ -13,13 +13,14 @@ import numpy as np
 
 from rpo.bandit.baseline import Baseline
 from rpo.bandit.batched import solve_batch
+from rpo.bandit.batched.solution import is_batchable
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.maximin import solve
 from rpo.bandit.metrics import outcome_unchecked
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import RewardClass, Unconstrained
 from rpo.bandit.simulation.grid import NOISE, Source, canonical, digest
-from rpo.bandit.simulation.methods import Fitted, Maximin, Template, describe, is_batchable
+from rpo.bandit.simulation.methods import Fitted, Maximin, Template, describe
 from rpo.bandit.solver.saddle import build_saddle
 from rpo.core import checks
 from rpo.core.checks import Array

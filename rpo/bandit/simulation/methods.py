@@ -10,7 +10,6 @@ from typing import Any
 
 from rpo.bandit.baseline import Baseline, PolicyResult
 from rpo.bandit.baselines.catalogue import list_baselines
-from rpo.bandit.batched.solution import require_batchable
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.fitting import fit
 from rpo.bandit.maximin import default_class
@@ -210,17 +209,8 @@ def template(name: str | None, method: Any, settings: Iterable[str]) -> Template
 
 def is_solvable(objective: Objective) -> bool:
     """Return whether `solve` takes the objective."""
-    return _passes(require_solvable, objective)
-
-
-def is_batchable(objective: Objective) -> bool:
-    """Return whether `solve_batch` takes the objective."""
-    return _passes(require_batchable, objective)
-
-
-def _passes(require: Callable[[object], Objective], objective: Objective) -> bool:
     try:
-        require(objective)
+        require_solvable(objective)
     except InvalidArgument:
         return False
     return True

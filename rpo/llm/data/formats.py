@@ -23,7 +23,8 @@ from rpo.llm.data.report import RefusedRow, shown
 from rpo.llm.data.shared import common_length, shared_text
 
 TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
-LABEL, SCORES = "label", ("score_chosen", "score_rejected")
+LABEL = "label"
+SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))  # under either pair of names
 OPTIONS = ("tools", "chat_template_kwargs")
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 
@@ -80,7 +81,8 @@ def read_preference(
     """Return the record of one row: standard or conversational, explicit or implicit prompt, or token ids.
 
     index: position in the source, for messages. base_column: a response or a list of them. unpaired: also rows of a
-    prompt, one completion and its label. scores: read score_chosen and score_rejected, the first above the second.
+    prompt, one completion and its label. scores: read score_chosen and score_rejected (or chosen_score and
+    rejected_score), the first above the second.
     Raises RefusedRow for missing columns, wrong types, wrong roles, empty responses, images and sound.
     Source: TRL, "Dataset formats", preference and unpaired preference.
     """
@@ -118,7 +120,9 @@ def read_preference(
     whose = [name.removesuffix("_ids") for name in names[1:]]
     flags = [reader.cut(name) for name in whose] + reader.base_cuts(base_column, len(base))
     used = {*names, *(() if tokens else OPTIONS), base_column, weight_column, *((LABEL,) if single else ())}
-    used |= {f"{name}_finish_reason" for name in (*whose, base_column)} | (set(SCORES) if scores else set())
+    used |= {f"{name}_finish_reason" for name in (*whose, base_column)} | (
+        set(reader.score_columns()) if scores else set()
+    )
     return Preference(
         kind=kind,
         row=index,
@@ -199,11 +203,16 @@ class _Reader:
 
     def scores(self) -> tuple[float, ...]:
         """Return the scores of chosen and rejected, the first above the second."""
-        first, second = (self.number(self.value(column)) for column in SCORES)
+        columns = self.score_columns()
+        first, second = (self.number(self.value(column)) for column in columns)
         if not (math.isfinite(first - second) and first > second):
             remedy = "Remove ties and rows whose scores contradict the preference."
-            self.refuse(", ".join(SCORES), "scores", "finite numbers, the first larger", f"{first}, {second}", remedy)
+            self.refuse(", ".join(columns), "scores", "finite numbers, the first larger", f"{first}, {second}", remedy)
         return first, second
+
+    def score_columns(self) -> tuple[str, str]:
+        """Return the names of the columns of scores."""
+        return next((names for names in SCORES if names[0] in self.row), SCORES[0])
 
     @staticmethod
     def number(value: Any) -> float:
