@@ -203,7 +203,7 @@ def test_own_instances_and_baselines_are_named_like_own_methods(boosted: Path) -
             '[{"method": "FDPO", "divergence": {"name": "Alpha", "beta": 1}}]',
             "divergence.beta: expected a field of Alpha",
         ),
-        ('[{"method": "SimPO", "reward_class": "box"}]', "a convex program"),
+        ('[{"method": "ORPO", "reward_class": "box"}]', "a convex program"),
     ):
         refused = rpo("--grid", '{"n": [30], "arms": [4]}', "--methods", methods, "--output", "other")
         assert refused.returncode == 2 and word in refused.stderr, refused

@@ -9,7 +9,7 @@ import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from rpo.core.checks import Array
 from rpo.core.columns import Columns
 from rpo.core.divergences import KL, Divergence
 from rpo.core.errors import InvalidArgument
+from rpo.core.fields import Positive, Reduction, check_fields
 from rpo.core.jets import Jet
 from rpo.core.links import Link, LogOdds, LogRatio
 from rpo.core.reduction import SFT_REDUCTIONS, check_weights, reduced, require_lengths
@@ -74,6 +75,9 @@ class Objective(ABC):
                     got=f"its own {name}",
                     remedy="Write the loss as a Shape; rpo/core/shapes.py has examples.",
                 )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     @abstractmethod
@@ -348,6 +352,15 @@ class _Likelihood(Objective):
         return Logistic()
 
 
+def _pessimistic(name: str, value: object) -> float:
+    remedy = "eta < 0 rewards unseen responses (optimism, as in XPO) and is unbounded here; use eta >= 0."
+    return checks.nonnegative(name, value, remedy=remedy)
+
+
+def _base(name: str, value: object) -> str:
+    return checks.one_of(name, value, BASES)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RPO(_Likelihood):
     r"""Regularized Preference Optimization: DPO + eta * beta * SFT.
@@ -360,17 +373,10 @@ class RPO(_Likelihood):
     `base_logps`. Raises InvalidArgument. Source: paper, Eq. (4.8), Algorithm 2, Theorem 5.6.
     """
 
-    beta: float
-    eta: float
-    sft_reduction: str = "sequence_sum"
-    base: str = "chosen"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "beta", checks.positive("beta", self.beta))
-        remedy = "eta < 0 rewards unseen responses (optimism, as in XPO) and is unbounded here; use eta >= 0."
-        object.__setattr__(self, "eta", checks.nonnegative("eta", self.eta, remedy=remedy))
-        checks.one_of("sft_reduction", self.sft_reduction, SFT_REDUCTIONS)
-        checks.one_of("base", self.base, BASES)
+    beta: Positive
+    eta: Annotated[float, _pessimistic]
+    sft_reduction: Reduction = "sequence_sum"
+    base: Annotated[str, _base] = "chosen"
 
     @property
     def label(self) -> str:
@@ -401,12 +407,8 @@ class DPO(_Likelihood):
     (docs/theory.md, section 2). Source: Rafailov et al. 2023, Eq. 7.
     """
 
-    beta: float
-    base: str = "chosen"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "beta", checks.positive("beta", self.beta))
-        checks.one_of("base", self.base, BASES)
+    beta: Positive
+    base: Annotated[str, _base] = "chosen"
 
     @property
     def eta(self) -> float:

@@ -16,11 +16,11 @@ from rpo.bandit.maximin import default_class
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, LinearBall, RewardClass, Unconstrained
 from rpo.bandit.simulation.grid import canonical, digest, qualified_name
-from rpo.bandit.solver.saddle import PROMPT_WEIGHTS
+from rpo.bandit.solver.saddle import PROMPT_WEIGHTS, require_on_table
 from rpo.bandit.solver.solvable import require_solvable
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument, shown
-from rpo.core.objectives import DPO, RPO, Objective, require_objective
+from rpo.core.objectives import Objective
 from rpo.methods import registry
 
 CLASSES = ("box", "unconstrained", "ball")
@@ -156,7 +156,7 @@ class Template:
             return made
         if isinstance(made, Objective):
             name = f"methods: {self.name}"
-            if self.maximin is None and not is_solvable(require_objective(made, name)):
+            if self.maximin is None and not is_solvable(require_on_table(made, name)):
                 return Fitted(made)
             solvable = require_solvable(made, name)
             method = dataclasses.replace(self.maximin or Maximin(solvable), objective=solvable)
@@ -209,8 +209,6 @@ def template(name: str | None, method: Any, settings: Iterable[str]) -> Template
 
 def is_solvable(objective: Objective) -> bool:
     """Return whether `solve` takes the objective."""
-    if type(objective) in (RPO, DPO):
-        return True
     try:
         require_solvable(objective)
     except InvalidArgument:
