@@ -127,6 +127,16 @@ def test_ipo_is_one_laplacian_solve(problem: ContextualBandit, pairs: Preference
         assert run.policy[x] == pytest.approx(policy / policy.sum(), abs=1e-10)
 
 
+def test_sft_on_a_table_is_the_frequency_of_the_chosen_responses(
+    problem: ContextualBandit, pairs: PreferenceCounts
+) -> None:
+    run = fit(problem.softmax_policy(), pairs, rpo.SFT())
+    assert run.status == "converged"
+    assert run.policy == pytest.approx(pairs.response_frequencies("chosen"), abs=1e-7)
+    with pytest.raises(InvalidArgument, match="got BradleyTerry .*which reads head"):
+        fit(problem.softmax_policy(), pairs, rpo.BradleyTerry())
+
+
 def test_conservative_labels_are_dpo_on_split_counts(problem: ContextualBandit, pairs: PreferenceCounts) -> None:
     wins = pairs.wins()
     split = PreferenceCounts.from_wins(0.8 * wins + 0.2 * wins.swapaxes(1, 2))
