@@ -83,8 +83,13 @@ CALLS = {
     "fit": call(
         bandit.fit, "policy", "data", "objective", policy=PROBLEM.softmax_policy(), data=DATA, objective=OBJECTIVE,
         optimizer="newton", learning_rate=1.0, max_steps=9, tolerance=1e-6, prompt_weights="data", log_every=1,
-        proxy_reward=REWARD,
+        proxy_reward=REWARD, starts=2, rng=0,
     ),
+    "preference_strength": call(bandit.preference_strength, "data", "rewards", data=DATA, rewards=REWARD[None]),
+    "flip_weakest": call(
+        bandit.flip_weakest, "data", "strength", "share", data=DATA, strength=np.ones(len(DATA.count)), share=0.5
+    ),
+    "soft_labels": call(bandit.soft_labels, "data", "right", data=DATA, right=0.5),
     "rpo.fit": call(
         rpo.fit, "policy", "data", "objective", policy=PROBLEM.softmax_policy(), data=DATA, objective=OBJECTIVE
     ),
@@ -236,10 +241,16 @@ CALLS = {
         chosen_lengths=LENGTHS,
     ),
     "SFT": call(SFT, "reduction", reduction="sequence_sum"),
-    "SFT()": call(SFT(), "policy_logps", "lengths", policy_logps=LOGPS, lengths=LENGTHS),
+    "SFT()": call(
+        SFT(), "policy_chosen_logps", "chosen_lengths", policy_chosen_logps=LOGPS, chosen_lengths=LENGTHS
+    ),
     "BradleyTerry": call(BradleyTerry, "center_rewards_coefficient", center_rewards_coefficient=0.1),
     "BradleyTerry()": call(
-        BradleyTerry(), "chosen_rewards", "rejected_rewards", chosen_rewards=LOGPS, rejected_rewards=LOGPS
+        BradleyTerry(),
+        "policy_chosen_logps",
+        "policy_rejected_logps",
+        policy_chosen_logps=LOGPS,
+        policy_rejected_logps=LOGPS,
     ),
     "from_official": call(conversions.from_official, "beta", "eta", beta=0.5, eta=0.2),
     "from_authors_averaged": call(

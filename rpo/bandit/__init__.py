@@ -6,6 +6,7 @@ from rpo.bandit.baseline import Baseline, PolicyResult
 from rpo.bandit.batched import BatchSolution, sample_wins, solve_batch
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.fitting import fit, maximum_likelihood_reward
+from rpo.bandit.label_repair import flip_weakest, preference_strength, soft_labels
 from rpo.bandit.maximin import Solution, solve
 from rpo.bandit.metrics import policy_metrics, policy_outcome
 from rpo.bandit.problem import ContextualBandit, LinearSoftmaxPolicy, TabularSoftmaxPolicy
@@ -42,15 +43,18 @@ __all__ = [
     "coverage",
     "datasets",
     "fit",
+    "flip_weakest",
     "instances",
     "maximum_likelihood_reward",
     "minimizer_exists",
     "plots",
     "policy_metrics",
     "policy_outcome",
+    "preference_strength",
     "read_preferences",
     "sample_wins",
     "simulate",
+    "soft_labels",
     "solve",
     "solve_batch",
 ]

@@ -97,7 +97,7 @@ def fit(
             got=limit,
             remedy=f"Pass tolerance={1e-9 * scale:.0e}, or use `solve`.",
         )
-    more = checks.integer("starts", starts, minimum=1) - 1
+    more, draw = checks.integer("starts", starts, minimum=1) - 1, checks.generator("rng", rng)
     loss = TableLoss(saddle, policy)
     start = policy.parameters.ravel()
     if optimizer == "newton" and not small:
@@ -135,7 +135,7 @@ def fit(
         message += f"; {evidence.message}"
     found: dict[str, Any] = {}
     if more and evidence.word in ("stationary", "infimum approached"):
-        found = _other_ends(descent, final, more, rng)
+        found = _other_ends(descent, final, more, draw)
         message += f"; {found['starts']} starts end within {found['loss_spread']:.1e} of one another in loss"
         if found["best_loss"] < (value := loss.value(final)) - RELATIVE_GAP * max(1.0, abs(value)):
             message += f", the best of them lower, at {found['best_loss']:.6g}: this is not the least"
@@ -235,9 +235,9 @@ class _Descent:
         return final
 
 
-def _other_ends(descent: _Descent, final: Array, more: int, rng: Any) -> dict[str, Any]:
+def _other_ends(descent: _Descent, final: Array, more: int, draw: np.random.Generator) -> dict[str, Any]:
     """Return how far the ends of `more` drawn starts lie from one another and from `final` (P,), in loss and policy."""
-    loss, draw = descent.loss, checks.generator("rng", rng)
+    loss = descent.loss
     scale = FAR / loss.objective.link.beta
     ends = [final, *(descent.run(draw.normal(scale=scale, size=final.size)) for _ in range(more))]
     values = [loss.value(end) for end in ends]

@@ -64,6 +64,49 @@ class LogRatio(Link):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeighedReference(Link):
+    """log pi - weight * log pi_ref, in nats: the reference counted in part, or more than once.
+
+    beta: > 0. weight: >= 0; at 1 this is `LogRatio` under the KL, at 0 nothing of the reference is read. Raises
+    InvalidArgument. Source: Chen et al. 2024 (arXiv 2405.19534), Eq. 4.
+    """
+
+    beta: float
+    weight: float
+
+    def __post_init__(self) -> None:
+        checks.positive("beta", self.beta)
+        checks.nonnegative("weight", self.weight)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Reference log-probabilities, unless they weigh nothing."""
+        return frozenset({"reference"} if self.weight else ())
+
+    def __call__(self, columns: Columns) -> tuple[Any, ...]:
+        """Return the weighed log-ratio of each response."""
+        if not self.weight:
+            return columns.logps
+        return tuple(logp - self.weight * ref for logp, ref in zip(columns.logps, columns.reference or (), strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadScores(Link):
+    """The scores of a reward model's head, which stand in the columns in place of log-probabilities."""
+
+    beta: float = 1.0
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """A head in place of a language model's."""
+        return frozenset({"head"})
+
+    def __call__(self, columns: Columns) -> tuple[Any, ...]:
+        """Return the scores as they are."""
+        return columns.logps
+
+
+@dataclass(frozen=True, kw_only=True)
 class LogOdds(Link):
     """log(p / (1 - p)), p the geometric mean of the response's token probabilities.
 

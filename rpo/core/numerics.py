@@ -66,6 +66,11 @@ def exp(z: Any) -> Any:
     return sys.modules["cvxpy"].exp(z) if kind == "cvxpy" else z.exp() if kind == "torch" else np.exp(z)
 
 
+def log(values: Any) -> Any:
+    """Return log(values) elementwise, of numbers > 0 that no derivative is taken in: NumPy or torch."""
+    return values.log() if backend(values) == "torch" else np.log(values)
+
+
 def relu(z: Any) -> Any:
     """Return max(z, 0) elementwise; its derivative at 0 is taken as 0."""
     kind = backend(z)

@@ -9,7 +9,7 @@ import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from rpo.core.checks import Array
 from rpo.core.columns import Columns
 from rpo.core.divergences import KL, Divergence
 from rpo.core.errors import InvalidArgument
+from rpo.core.fields import Positive, Reduction, check_fields
 from rpo.core.jets import Jet
 from rpo.core.links import Link, LogOdds, LogRatio
 from rpo.core.reduction import SFT_REDUCTIONS, check_weights, reduced, require_lengths
@@ -75,6 +76,9 @@ class Objective(ABC):
                     remedy="Write the loss as a Shape; rpo/core/shapes.py has examples.",
                 )
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @property
     @abstractmethod
     def link(self) -> Link:
@@ -102,8 +106,13 @@ class Objective(ABC):
 
     @property
     def needs(self) -> frozenset[str]:
-        """The columns read beside log-probabilities: "reference", "lengths"."""
+        """The columns read beside log-probabilities: "reference", "lengths", "scores", "shift", "mismatched"."""
         return self.link.needs | self.shape.needs
+
+    @property
+    def takes_unpaired(self) -> bool:
+        """Whether responses alone, with a label each, will do in place of pairs."""
+        return self.shape.unpaired and self.anchor.weight == 0
 
     @property
     def convex_in_logits(self) -> bool:
@@ -181,7 +190,7 @@ class Objective(ABC):
     def __call__(
         self,
         policy_chosen_logps: Any,
-        policy_rejected_logps: Any,
+        policy_rejected_logps: Any = None,
         reference_chosen_logps: Any = None,
         reference_rejected_logps: Any = None,
         *,
@@ -190,12 +199,17 @@ class Objective(ABC):
         rejected_lengths: Any = None,
         base_lengths: Any = None,
         weights: Any = None,
+        chosen_scores: Any = None,
+        rejected_scores: Any = None,
+        shift: float | None = None,
     ) -> tuple[Any, LossTerms]:
         """Return (loss, LossTerms) of a batch of N pairs; NumPy arrays or torch tensors (autograd).
 
-        *_logps: (N,), summed over tokens, nats. *_lengths: (N,), tokens > 0, where the objective needs them, or the
-        reduction of its anchor does. weights: (N,), summing to one; None for the mean. Raises InvalidArgument for
-        wrong shapes, weights or missing inputs.
+        *_logps: (N,), summed over tokens, nats; the rejected ones unless nothing is compared. *_lengths: (N,), tokens >
+        0, where the objective needs them, or the reduction of its anchor does. weights: (N,), summing to one; None for
+        the mean. *_scores: (N,), the chosen ones above the rejected, and shift: of the batches before
+        (`rpo.core.shifts`), where the objective needs them. Raises InvalidArgument for wrong shapes, weights or missing
+        inputs.
         """
         named = {
             "policy_chosen_logps": policy_chosen_logps,
@@ -228,12 +242,29 @@ class Objective(ABC):
             for name, value in zip(("chosen_lengths", "rejected_lengths"), lengths, strict=True):
                 remedy = "Pass the number of tokens of each response."
                 require_lengths(name, value, policy, type(self).__name__, remedy=remedy)
+        scores = None
+        if "scores" in self.needs:
+            scores = tuple(
+                _like(name, checks.finite(name, value, shape=tuple(policy.shape)), policy)
+                for name, value in (("chosen_scores", chosen_scores), ("rejected_scores", rejected_scores))
+            )
+            if not bool((scores[0] > scores[1]).all()):
+                raise InvalidArgument(
+                    "chosen_scores",
+                    expected="scores above the rejected responses'",
+                    got="a tie, or the other way round",
+                    remedy="Drop ties, and pairs whose scores contradict the preference.",
+                )
+        if "shift" in self.needs:
+            checks.finite("shift", shift, shape=())
         columns = Columns(
-            logps=(policy, logps["policy_rejected_logps"]),
+            logps=tuple(logps[name] for name in logps if name.startswith("policy")),
             reference=None
             if reference_chosen_logps is None
             else (logps["reference_chosen_logps"], logps["reference_rejected_logps"]),
             lengths=lengths,
+            scores=scores,
+            shift=shift,
         )
         anchor = require_sft(self).anchor
         if base_logps is not None:
@@ -250,7 +281,8 @@ class Objective(ABC):
             )
         if base_logps is not None:
             of_base = _like(whose, of_base, base_logps)
-            base_logps = reduced(base_logps, of_base, weights, anchor.reduction, whose=whose, setting="sft_reduction")
+            setting = "sft_reduction" if hasattr(self, "sft_reduction") else "reduction"
+            base_logps = reduced(base_logps, of_base, weights, anchor.reduction, whose=whose, setting=setting)
         return self.loss(columns, base_logps, weights)
 
     def to_dict(self) -> dict[str, Any]:
@@ -258,6 +290,8 @@ class Objective(ABC):
         return _described(self)
 
     def _asks_for(self, name: str) -> bool:
+        if name == "policy_rejected_logps":
+            return self.shape.compares
         return name.startswith("policy") or "reference" in self.needs
 
     def _total(self, preference: Any, base_logps: Any, weights: Any, base_weights: Any) -> tuple[Any, LossTerms]:
@@ -322,6 +356,15 @@ class _Likelihood(Objective):
         return Logistic()
 
 
+def _pessimistic(name: str, value: object) -> float:
+    remedy = "eta < 0 rewards unseen responses (optimism, as in XPO) and is unbounded here; use eta >= 0."
+    return checks.nonnegative(name, value, remedy=remedy)
+
+
+def _base(name: str, value: object) -> str:
+    return checks.one_of(name, value, BASES)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RPO(_Likelihood):
     r"""Regularized Preference Optimization: DPO + eta * beta * SFT.
@@ -334,17 +377,10 @@ class RPO(_Likelihood):
     `base_logps`. Raises InvalidArgument. Source: paper, Eq. (4.8), Algorithm 2, Theorem 5.6.
     """
 
-    beta: float
-    eta: float
-    sft_reduction: str = "sequence_sum"
-    base: str = "chosen"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "beta", checks.positive("beta", self.beta))
-        remedy = "eta < 0 rewards unseen responses (optimism, as in XPO) and is unbounded here; use eta >= 0."
-        object.__setattr__(self, "eta", checks.nonnegative("eta", self.eta, remedy=remedy))
-        checks.one_of("sft_reduction", self.sft_reduction, SFT_REDUCTIONS)
-        checks.one_of("base", self.base, BASES)
+    beta: Positive
+    eta: Annotated[float, _pessimistic]
+    sft_reduction: Reduction = "sequence_sum"
+    base: Annotated[str, _base] = "chosen"
 
     @property
     def label(self) -> str:
@@ -375,12 +411,8 @@ class DPO(_Likelihood):
     (docs/theory.md, section 2). Source: Rafailov et al. 2023, Eq. 7.
     """
 
-    beta: float
-    base: str = "chosen"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "beta", checks.positive("beta", self.beta))
-        checks.one_of("base", self.base, BASES)
+    beta: Positive
+    base: Annotated[str, _base] = "chosen"
 
     @property
     def eta(self) -> float:
@@ -439,6 +471,18 @@ def require_sft(objective: Objective) -> Objective:
             remedy="rpo.bandit takes it; on a language model use FRPO with divergence=KL(), which is RPO.",
         )
     return objective
+
+
+def require_comparison(objective: Objective) -> Objective:
+    """Return the objective, or refuse one that compares no log-probabilities: SFT, or a reward model's."""
+    if objective.shape.compares and "head" not in objective.needs:
+        return objective
+    raise InvalidArgument(
+        "objective",
+        expected="a preference objective on log-probabilities",
+        got=type(objective).__name__,
+        remedy="SFT is for SFTTrainer, BradleyTerry for RewardTrainer; rpo.fit takes all of them.",
+    )
 
 
 # The two objectives of the paper, which sweeps, bounds and comparisons are about.

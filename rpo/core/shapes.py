@@ -19,17 +19,22 @@ from rpo.core import numerics
 from rpo.core.checks import Array
 from rpo.core.columns import Columns
 from rpo.core.jets import Jet
+from rpo.core.shifts import Shift
 
 
 class Shape(ABC):
     """Values of a link -> one loss per group, (N,).
 
     convex: in the implicit rewards. invariant: the same when a constant is added to all rewards of a group, so that
-    responses in no group feel no pull.
+    responses in no group feel no pull. compares: whether rewards are read at all. unpaired: whether it takes a response
+    alone, K = 1, by its label. shift: what is subtracted from the values, as the batches before say; None for nothing.
     """
 
     convex: bool = False
     invariant: bool = False
+    compares: bool = True
+    unpaired: bool = False
+    shift: Shift | None = None
 
     @property
     def needs(self) -> frozenset[str]:
@@ -116,26 +121,33 @@ class Logistic(MarginShape):
     """softplus(-z) + tilt * z: Bradley-Terry's negative log-likelihood, and its versions under label noise.
 
     tilt: eps for conservative labels, -eps / (1 - 2 eps) for the unbiased correction. margin: subtracted from z.
-    length_weight: added to z per token by which the chosen response is longer.
+    length_weight: added to z per token by which the chosen response is longer. score_weight: weight of the log of the
+    difference between the two scores, subtracted from z.
     """
 
     tilt: float = 0.0
     margin: float = 0.0
     length_weight: float = 0.0
+    score_weight: float = 0.0
     rival: float = 1.0
     convex = True
 
     @property
     def needs(self) -> frozenset[str]:
-        """Lengths, where they are weighed."""
-        return frozenset({"lengths"} if self.length_weight else ())
+        """Lengths and scores, where they are weighed."""
+        asked = (("lengths", self.length_weight), ("scores", self.score_weight))
+        return frozenset(name for name, weight in asked if weight)
 
     def offset(self, columns: Columns) -> Any:
-        """Return margin - length_weight * (length of chosen - length of rejected)."""
-        if not self.length_weight:
-            return self.margin or None
-        chosen, rejected = columns.lengths or ()
-        return self.margin - self.length_weight * (chosen - rejected)
+        """Return margin - length_weight * (difference of lengths) + score_weight * log(difference of scores)."""
+        offset: Any = self.margin
+        if self.length_weight:
+            chosen, rejected = columns.lengths or ()
+            offset = offset - self.length_weight * (chosen - rejected)
+        if self.score_weight:
+            chosen, rejected = columns.scores or ()
+            offset = offset + self.score_weight * numerics.log(chosen - rejected)
+        return None if isinstance(offset, float) and offset == 0 else offset
 
     def of_margin(self, z: Any) -> Any:
         """Return softplus(-z) + tilt * z."""
@@ -175,7 +187,7 @@ class Logistic(MarginShape):
     @property
     def is_likelihood(self) -> bool:
         """Whether this is Bradley-Terry's negative log-likelihood itself."""
-        return not (self.tilt or self.margin or self.length_weight) and self.rival == 1.0
+        return not (self.tilt or self.margin or self.length_weight or self.score_weight) and self.rival == 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,10 +297,12 @@ class LogisticExponential(MarginShape):
 
 @dataclass(frozen=True)
 class Pointwise(Shape):
-    """chosen(r) + rejected(r): each response against zero, not against the other.
+    """chosen(r) + rejected(r): each response against zero, not against the other; of one alone, what its label says.
 
     chosen, rejected: functions of a reward, written in `rpo.core.numerics`. both_convex: whether both are.
     """
+
+    unpaired = True
 
     chosen: Callable[[Any], Any]
     rejected: Callable[[Any], Any]
@@ -301,6 +315,9 @@ class Pointwise(Shape):
 
     def __call__(self, values: tuple[Any, ...], beta: float, columns: Columns) -> Any:
         """Return chosen(beta * value) + rejected(beta * value)."""
+        if len(values) == 1:
+            reward, desirable = beta * values[0], columns.labels
+            return self.chosen(reward) * desirable + self.rejected(reward) * (1.0 - desirable)
         return self.chosen(beta * values[0]) + self.rejected(beta * values[1])
 
 
@@ -311,6 +328,23 @@ class AbsoluteOdds(Pointwise):
         super().__init__(lambda r: numerics.softplus(-r), numerics.softplus, both_convex=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shifted(Pointwise):
+    """chosen(r) and rejected(r) of rewards above a shift; the mean over a group, so a pair is its two responses."""
+
+    shift: Shift
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The shift, and what it is estimated from."""
+        return frozenset({"shift"}) | self.shift.needs
+
+    def __call__(self, values: tuple[Any, ...], beta: float, columns: Columns) -> Any:
+        """Return the losses (N,) of responses or pairs."""
+        above = tuple(value - columns.shift for value in values)
+        return super().__call__(above, beta, columns) / len(values)
+
+
 class ChosenDown(Shape):
     """sigma(r_w) + sigma(r_l - r_w): both fall, the rejected response further; APO-down's."""
 
@@ -318,3 +352,40 @@ class ChosenDown(Shape):
         """Return the losses (N,) of pairs."""
         chosen, rejected = values
         return numerics.sigmoid(beta * chosen) + numerics.sigmoid(beta * (rejected - chosen))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CenteredLogistic(Shape):
+    """softplus(-(r_w - r_l)) + coefficient * (r_w + r_l)^2: a reward model's, whose rewards are kept around zero."""
+
+    coefficient: float = 0.0
+    convex = True
+
+    @property
+    def invariant(self) -> bool:  # type: ignore[override]
+        """Whether nothing is centered."""
+        return not self.coefficient
+
+    def __call__(self, values: tuple[Any, ...], beta: float, columns: Columns) -> Any:
+        """Return the losses (N,) of pairs."""
+        chosen, rejected = (beta * value for value in values)
+        loss = numerics.softplus(-(chosen - rejected))
+        # At 0 centering is left out: 0 * inf would be NaN.
+        return loss + self.coefficient * self.centering(chosen, rejected) if self.coefficient else loss
+
+    @staticmethod
+    def centering(chosen: Any, rejected: Any) -> Any:
+        """Return (r_w + r_l)^2."""
+        return numerics.square(chosen + rejected)
+
+
+class NoComparison(Shape):
+    """Zero: an objective that is its anchor alone."""
+
+    convex = True
+    invariant = True
+    compares = False
+
+    def __call__(self, values: tuple[Any, ...], beta: float, columns: Columns) -> Any:
+        """Return zeros (N,)."""
+        return 0.0 * values[0]

@@ -128,10 +128,15 @@ def solve_batch(
     return _certified(cells, reward_class, reward, exists, rounds, pi_ref)
 
 
+def is_batchable(objective: Objective) -> bool:
+    """Return whether an objective that `solve` takes is one problem, not a sequence of smoother ones."""
+    return require_margin_shape(objective).smoothed(1.0) is None
+
+
 def require_batchable(objective: object, name: str = "objective") -> Objective:
     """Return `objective`, or refuse one that `solve` does not certify, or only by way of a sequence of problems."""
     found = require_solvable(objective, name)
-    if require_margin_shape(found).smoothed(1.0) is not None:
+    if not is_batchable(found):
         raise InvalidArgument(
             name,
             expected="a loss without a kink, to solve many instances at once",

@@ -181,6 +181,19 @@ class Saddle:
         return table
 
 
+def require_on_table(value: object, name: str = "objective") -> Objective:
+    """Return `value`, or refuse an objective that reads what a table does not have."""
+    objective = require_objective(value, name)
+    if absent := sorted(objective.needs - {"reference", "lengths"}):
+        raise InvalidArgument(
+            name,
+            expected="a loss of log-probabilities alone: a table has no batches and no scores",
+            got=f"{objective.label}, which reads {', '.join(absent)}",
+            remedy="Train a language model with it; a loss whose shift follows the policy has a fixed point only.",
+        )
+    return objective
+
+
 def build_saddle(
     problem: ContextualBandit,
     data: PreferenceCounts,
@@ -198,7 +211,7 @@ def build_saddle(
     checks.one_of("prompt_weights", prompt_weights, PROMPT_WEIGHTS)
     checks.instance("problem", problem, ContextualBandit)
     checks.instance("data", data, PreferenceCounts)
-    require_objective(objective)
+    require_on_table(objective)
     check_reward_class(reward_class)
     shape = problem.reference.shape
     if (data.num_prompts, data.num_responses) != shape:

@@ -20,7 +20,9 @@ def require_solvable(value: object, name: str = "objective") -> Objective:
     objective = require_objective(value, name)
     shape, link, anchor = objective.shape, objective.link, objective.anchor
     wrong = ""
-    if not isinstance(link, LogRatio):
+    if unknown := objective.needs - {"reference", "lengths"}:
+        wrong = f"{', '.join(sorted(unknown))}, which a table does not have"
+    elif not isinstance(link, LogRatio):
         wrong = "rewards that are not beta * f'(pi / pi_ref)"
     elif not (isinstance(shape, MarginShape) and shape.convex and shape.invariant):
         wrong = "a loss that is not declared a convex function of the difference of two rewards"
