@@ -16,12 +16,13 @@ from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 from rpo.bandit.problem import TabularSoftmaxPolicy
 from rpo.bandit.solver.certificate import RELATIVE_GAP
 from rpo.bandit.solver.existence import minimizer_exists
+from rpo.bandit.solver.solvable import proven_convex
 from rpo.bandit.table_loss import PromptSlopes, TableLoss
 from rpo.core.checks import Array
 from rpo.core.divergences import KL
 from rpo.core.links import LogRatio
 from rpo.core.numerics import kl_divergence
-from rpo.core.shapes import Hinge, Logistic, MarginShape, Pointwise, Shape, Square
+from rpo.core.shapes import MarginShape
 
 MAX_SPECTRUM = 2000  # parameters whose Hessian is decomposed
 FLAT = 1e-7  # of the largest eigenvalue, or of beta^2, which curvature is of the order of
@@ -98,23 +99,6 @@ def loss_gap(loss: TableLoss, parameters: Array) -> tuple[float, str]:
         free = differences and not pull * prompt.block.d
         total += _reward_gap(loss, prompt) if free else _log_probability_gap(prompt)
     return total, "log-probabilities" if pull or not differences else "rewards"
-
-
-def proven_convex(shape: Shape) -> bool:
-    """Return whether a shape that is declared convex is one of the package's, or convex by cvxpy's rules."""
-    if not shape.convex or type(shape) in (Logistic, Square, Hinge):
-        return shape.convex
-    import cvxpy  # heavy, and needed for the shapes of others alone
-
-    variable = cvxpy.Variable(1)
-    try:
-        if isinstance(shape, MarginShape):
-            return bool(shape.of_margin(variable).is_convex())
-        if type(shape) is Pointwise:
-            return bool(shape.chosen(variable).is_convex() and shape.rejected(variable).is_convex())
-    except Exception:  # a formula that cvxpy cannot read proves nothing, whatever it raises
-        return False
-    return False
 
 
 def _policy_gap(prompt: PromptSlopes) -> float:
