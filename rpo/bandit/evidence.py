@@ -24,6 +24,7 @@ from rpo.core.numerics import kl_divergence
 from rpo.core.shapes import Hinge, Logistic, MarginShape, Pointwise, Shape, Square
 
 MAX_SPECTRUM = 2000  # parameters whose Hessian is decomposed
+TRIED = 32  # flat directions, each for two values of the loss
 FLAT = 1e-7  # of the largest eigenvalue, or of beta^2, which curvature is of the order of
 VISIBLE, ROUNDING = 1e-13, 1e-14  # of a change of the loss
 CURVED = 1e-12  # of a slope: a smaller change is rounding
@@ -186,8 +187,9 @@ def _beyond(loss: TableLoss, parameters: Array) -> tuple[str, float, bool]:
     flat = FLAT * max(float(np.abs(eigenvalues).max()), loss.objective.link.beta**2)
     directions = seen @ vectors[:, np.abs(eigenvalues) <= flat]
     parts = directions * (directions.T @ parameters)
+    furthest = np.argsort(-np.abs(parts).max(axis=0, initial=0.0))[:TRIED]
     scale, least = max(1.0, abs(value)), float(eigenvalues[0])
-    for way in (parts.sum(axis=1), *parts.T):
+    for way in (parts.sum(axis=1), *parts.T[furthest]):
         before, beyond = (loss.value(parameters + step * way) for step in (-0.75, 0.25))
         if before > value + VISIBLE * scale and beyond <= value + ROUNDING * scale:
             return "the loss keeps falling as logits part for ever", least, least < -flat
