@@ -46,7 +46,8 @@ gpu:  ## On a machine with one H100 or H200, PYTHON its own: torch with CUDA, tr
 	# Against TRL it also needs trl, datasets, dill and multiprocess: GPU="--wheels FOLDER" takes them as wheels.
 	$(PYTHON) benchmarks/gpu.py --output runs/gpu $(GPU)
 
-docs: $(VENV)/.installed-dev  ## The documentation site, in site/
+docs: $(VENV)/.installed  ## The documentation site, in site/
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:  ## Remove the environment and caches

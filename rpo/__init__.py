@@ -58,7 +58,7 @@ def _method(name: str) -> Any:
     """Return a registered method's class, such as `rpo.IPO`."""
     methods = _methods() if name[:1].isupper() else {}
     if name not in methods:
-        raise AttributeError(f"module 'rpo' has no attribute {name!r}")
+        raise AttributeError(f"module 'rpo' has no attribute {name!r}" + _why_not(name))
     return methods[name].load()
 
 
@@ -66,6 +66,15 @@ def _methods() -> dict[str, Any]:
     from rpo.methods.registry import METHODS
 
     return METHODS
+
+
+def _why_not(name: str) -> str:
+    """Return a sentence on a method that is known and left out, and what to take for it."""
+    if not name[:1].isupper():
+        return ""
+    from rpo.methods.registry import REFUSED
+
+    return ": " + ". ".join(REFUSED[name]) if name in REFUSED else ""
 
 
 def __dir__() -> list[str]:

@@ -2,7 +2,10 @@
 
 import contextlib
 import io
+import json
+import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +143,67 @@ def test_each_recipe_parses_runs_and_comments_every_key(recipe: Path, tmp_path: 
     assert result.returncode == 0 and result.stderr == "", result
     frame = pandas.read_parquet(tmp_path / "table.parquet")
     assert not (frame["status"] == "failed").any() and frame["gap"].notna().all()
+
+
+GUIDE = (ROOT / "docs" / "guides" / "own_method.md").read_text()
+
+
+@pytest.fixture
+def boosted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the current folder, with the files of docs/guides/own_method.md."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "boosted.py").write_text(re.findall(r"```python\n(.*?)print", GUIDE, re.DOTALL)[0])
+    (tmp_path / "boosted.yaml").write_text(re.findall(r"```yaml\n(.*?)```", GUIDE, re.DOTALL)[0])
+    monkeypatch.delitem(sys.modules, "boosted", raising=False)
+    return tmp_path
+
+
+def test_the_guides_own_method_runs_beside_rpo_and_is_recorded(boosted: Path) -> None:
+    command = ["--config", "boosted.yaml", "--output", "out"]
+    result = rpo(*command)
+    assert result.returncode == 0 and result.stderr == "", result
+    printed = "\n".join(result.stdout.splitlines()[:-2])
+    assert f"```text\n{printed}\n```" in GUIDE, printed
+    frame = pandas.read_parquet(boosted / "out" / "table.parquet")
+    found = frame.groupby("method")["status"].unique().map(list).to_dict()
+    assert found == {"RPO": ["certified"], "Boosted": ["certified"], "ORPO": ["stationary"]}
+    manifest = json.loads((boosted / "out" / "manifest.json").read_text())["config"]
+    assert manifest["methods"]["Boosted"][0] | {"name": "Boosted", "beta": 0.5} == manifest["methods"]["Boosted"][0]
+    assert list(manifest["code"]) == ["methods.Boosted"]
+    assert "60 of them taken from an earlier run" in rpo(*command).stdout
+
+    text = (boosted / "boosted.py").read_text()
+    (boosted / "boosted.py").write_text(text.replace("numerics.exp(-z)", "numerics.exp(-2.0 * z)"))
+    del sys.modules["boosted"]
+    again = rpo(*command)
+    assert again.returncode == 2 and "code.methods.Boosted" in again.stderr, again
+
+
+def test_own_instances_and_baselines_are_named_like_own_methods(boosted: Path) -> None:
+    (boosted / "mine.py").write_text(
+        "from rpo.bandit import instances\nfrom rpo.bandit.baselines import Greedy\n\n\n"
+        "def steep(*, arms, rng):\n    return instances.coverage_skew(arms=arms, skew=2.0, rng=rng)\n\n\n"
+        "greedy = Greedy()\n"
+    )
+    grid = '{"n": [30], "arms": [4]}'
+    methods = '[{"method": "mine:greedy", "name": "g"}, {"method": "DPO", "beta": 0.5}]'
+    result = rpo("--instance", "mine:steep", "--grid", grid, "--methods", methods, "--seeds", 4, "--output", "out")
+    assert result.returncode == 0, result
+    frame = pandas.read_parquet(boosted / "out" / "table.parquet")
+    assert sorted(set(frame["method"])) == ["DPO", "g"] and (frame["status"] != "failed").all()
+    manifest = json.loads((boosted / "out" / "manifest.json").read_text())["config"]
+    assert manifest["instance"] == "mine.steep" and "instance" in manifest["code"]
+    for methods, word in (
+        ('["nowhere:X"]', "No module named 'nowhere'"),
+        ('["mine:steep"]', "an objective, a Maximin or a Baseline"),
+        ('[{"method": "mine:greedy", "n": 3}]', "no field"),
+        ('[{"method": "FDPO", "divergence": "js"}]', "divergence: expected one of 'KL'"),
+        (
+            '[{"method": "FDPO", "divergence": {"name": "Alpha", "beta": 1}}]',
+            "divergence.beta: expected a field of Alpha",
+        ),
+        ('[{"method": "ORPO", "reward_class": "box"}]', "a convex program"),
+    ):
+        refused = rpo("--grid", '{"n": [30], "arms": [4]}', "--methods", methods, "--output", "other")
+        assert refused.returncode == 2 and word in refused.stderr, refused

@@ -11,14 +11,16 @@ from rpo.bandit.problem import ContextualBandit
 from rpo.core import checks
 from rpo.core.checks import Array
 
+STATUSES = ("certified", "exact", "stationary", "infimum approached", "inaccurate")
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PolicyResult:
     """A baseline's policy with its evidence.
 
-    policy: (X, A). label: for legends. status: "certified", "exact" (closed form) or "inaccurate";
-    message: one sentence. reward: (X, A), the reward the policy was made from, if any. evidence:
-    gaps, residuals, sizes. Raises InvalidArgument for another status.
+    policy: (X, A). label: for legends. status: "certified", "exact" (closed form), "stationary", "infimum approached"
+    (as `rpo.bandit.fit` says it) or "inaccurate"; message: one sentence. reward: (X, A), the reward the policy was
+    made from, if any. evidence: gaps, residuals, sizes. Raises InvalidArgument for another status.
     """
 
     policy: Array
@@ -29,7 +31,7 @@ class PolicyResult:
     evidence: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        checks.one_of("status", self.status, ("certified", "exact", "inaccurate"))
+        checks.one_of("status", self.status, STATUSES)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a record stores, arrays left out."""

@@ -84,7 +84,8 @@ def loss_gap(loss: TableLoss, parameters: Array) -> tuple[float, str]:
     """
     objective = loss.objective
     tabular = isinstance(loss.policy, TabularSoftmaxPolicy)
-    if not (tabular and objective.anchor.weight >= 0 and objective.preference_weight > 0):
+    sft = objective.anchor.weight >= 0 and isinstance(objective.anchor.divergence, KL)
+    if not (tabular and sft and objective.preference_weight > 0):
         return math.inf, ""
     if objective.convex_in_policy:
         return sum(map(_policy_gap, loss.slopes(parameters))), "policy"
@@ -166,8 +167,8 @@ def _no_minimiser(loss: TableLoss) -> str | None:
     objective = loss.objective
     shape, link = objective.shape, objective.link
     told = isinstance(shape, MarginShape) and shape.convex and shape.invariant and shape.slopes is not None
-    kl = isinstance(link, LogRatio) and (isinstance(link.divergence, KL) or not objective.anchor.weight)
-    if not (told and kl and objective.anchor.weight >= 0 and objective.preference_weight == 1.0):
+    own = isinstance(link, LogRatio) and (link.divergence == objective.anchor.divergence or not objective.anchor.weight)
+    if not (told and own and objective.anchor.weight >= 0 and objective.preference_weight == 1.0):
         return None
     existence = minimizer_exists(loss.saddle)
     return "" if existence.exists else f"over all tables no minimiser exists: {existence.reason}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
 import numpy as np
@@ -11,19 +11,27 @@ import numpy as np
 from rpo.bandit.baseline import Baseline, PolicyResult
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.problem import ContextualBandit
-from rpo.bandit.reward_class import Box, RewardClass, Unconstrained
-from rpo.bandit.solver.certificate import RELATIVE_GAP, TV_BOUND, Certificate, certify, within_tolerance
+from rpo.bandit.reward_class import Box, RewardClass
+from rpo.bandit.solver.certificate import (
+    RELATIVE_GAP,
+    TV_BOUND,
+    Certificate,
+    certify,
+    has_dual,
+    within_tolerance,
+)
 from rpo.bandit.solver.existence import Existence, minimizer_exists
-from rpo.bandit.solver.reward_side import minimize_reward_side
+from rpo.bandit.solver.reward_side import Smoothed, minimize_reward_side
 from rpo.bandit.solver.saddle import Saddle, build_saddle
-from rpo.bandit.solver.solvable import require_solvable
+from rpo.bandit.solver.solvable import is_dpo, require_solvable
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InaccurateSolution, InvalidArgument, NoMinimizer
-from rpo.core.objectives import DPO, RPO, Objective
+from rpo.core.objectives import Objective
 
 ACTIVE = 1e-8  # of the penalty's multiplier, which is of order eta
 ROUNDING = 1e-14
+WIDTHS = tuple(10.0 ** (-k / 2) for k in range(20))  # of a rounded corner, relative to the margin it is at
 METHODS = ("programs", "newton", "auto")
 # The convex programs take a few seconds at these sizes and grow faster than the data.
 PROGRAM_COMPARISONS, PROGRAM_PROMPTS = 30_000, 500
@@ -57,6 +65,11 @@ class Solution:
     def label(self) -> str:
         """A short name for legends: the objective with its numbers."""
         return self.objective.label
+
+    @property
+    def evidence(self) -> str:
+        """What the answer rests on: "certified", a gap within tolerance; else "none"."""
+        return "certified" if self.status == "certified" else "none"
 
     @property
     def logps(self) -> Array:
@@ -155,7 +168,7 @@ def _solve_maximin(
     saddle = build_saddle(
         problem, data, objective, reward_class, prompt_weights=prompt_weights, base_policy=base_policy
     )
-    if isinstance(reward_class, Unconstrained):
+    if not reward_class.bounded:
         existence = minimizer_exists(saddle)
         if not existence.exists:
             named = _labels(problem, existence)
@@ -183,18 +196,18 @@ def _solve_maximin(
         checks.one_of("solver", solver, installed_solvers())
         primal = solve_reward_program(saddle, solver=solver)
         solved = {"reward": primal}
-        if saddle.is_likelihood:  # the other shapes' conjugates are not programmed
+        if has_dual(saddle.margin_shape):
             dual = solved["policy"] = solve_policy_program(saddle, solver=solver)
         programs = {side: {"status": result.status, "value": result.value} for side, result in solved.items()}
         start = primal.reward if start is None else start
-    reward = minimize_reward_side(saddle, start)
-    certificate = certify(saddle, reward)
+    reward, p = _minimized(saddle, start)
+    certificate = certify(saddle, reward, p=p)
     program_certificate = None
     if dual is not None and dual.p is not None:
         program_certificate = certify(saddle, reward, policy=dual.policy, p=dual.p)
 
     gibbs = saddle.gibbs(reward)
-    multiplier = float(np.abs(saddle.multiplier(gibbs, saddle.losing_probabilities(reward))).sum())
+    multiplier = float(np.abs(saddle.multiplier(gibbs, saddle.losing_probabilities(reward) if p is None else p)).sum())
     empty = int((data.prompt_frequencies == 0).sum())
     solution = Solution(
         policy=np.where(saddle.d[:, None] > 0, gibbs, problem.reference),
@@ -205,7 +218,7 @@ def _solve_maximin(
         certificate=certificate,
         program_certificate=program_certificate,
         programs=programs,
-        active=not isinstance(reward_class, Unconstrained) and multiplier > ACTIVE * saddle.eta + ROUNDING,
+        active=reward_class.bounded and multiplier > ACTIVE * saddle.eta + ROUNDING,
         multiplier=multiplier,
         prompts_without_data=empty,
         **_verdict(certificate, objective, empty, large),
@@ -213,6 +226,27 @@ def _solve_maximin(
     if solution.status != "certified":
         warnings.warn(solution.message, InaccurateSolution, stacklevel=3)
     return solution
+
+
+def _minimized(saddle: Saddle, start: Array | None) -> tuple[Array, Array | None]:
+    """Return the minimising reward (X, A) and its dual point (K,), None for that of the reward itself.
+
+    Where the loss has a kink, of the problems whose corner is rounded ever less the one whose point, and whose slopes
+    at it, certify the loss itself best.
+    """
+    if saddle.margin_shape.smoothed(1.0) is None:
+        return minimize_reward_side(saddle, start), None
+    least, reward, dual = np.inf, np.zeros(saddle.base.shape), np.zeros(saddle.weights.shape)
+    for width in WIDTHS:
+        rounded = replace(saddle, objective=Smoothed(saddle.objective, width))
+        start = minimize_reward_side(rounded, start)
+        p = rounded.losing_probabilities(start)
+        gap = certify(saddle, start, p=p).relative_gap
+        if gap <= least:
+            least, reward, dual = gap, start, p
+        if least <= ROUNDING:
+            break
+    return reward, dual
 
 
 def _labels(problem: ContextualBandit, existence: Existence) -> str:
@@ -242,13 +276,14 @@ def default_class(problem: ContextualBandit) -> RewardClass:
 
 
 def _verdict(certificate: Certificate, objective: Objective, empty: int, large: str) -> dict[str, str]:
-    sentence = f"duality gap {certificate.gap:.1e} (relative {certificate.relative_gap:.1e})"
     penalty = objective.anchor.weight
+    sentence = f"duality gap {certificate.gap:.1e} (relative {certificate.relative_gap:.1e})"
     if penalty > 0:
         sentence += f", policy within {certificate.tv_bound:.1e} of the optimum in total variation"
     else:
-        what = "the likelihood" if type(objective) in (RPO, DPO) else "the fit of the reward"
-        why = "eta = 0: no SFT term, this is DPO" if type(objective) in (RPO, DPO) else "no SFT term"
+        what, why = "the fit of the reward", "no SFT term"
+        if is_dpo(objective):
+            what, why = "the likelihood", "eta = 0: no SFT term, this is DPO"
         sentence += f", {why}; the gap certifies {what}, not the policy"
     if empty:
         sentence += f"; {empty} prompt(s) without data"

@@ -44,6 +44,26 @@ class RewardSet(ABC):
         """The features (X, A, D) in which rewards are linear; None where each entry is on its own."""
         return None
 
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The least and the largest reward of an entry, where each entry is on its own."""
+        raise self.lacks("limits of each entry", "limits")
+
+    def variables(self, entries: tuple[Any, Any]) -> tuple[Any, list[Any], Callable[[tuple[int, int]], Array]]:
+        """Return the rewards of entries (x, a), (n,), as a cvxpy expression, its constraints, and a reader.
+
+        The reader makes the solved table, (X, A), a member.
+        """
+        raise self.lacks("a convex program", "variables")
+
+    def support(self, g: Any, entries: tuple[Any, Any]) -> tuple[Any, list[Any]]:
+        """Return S_R(g), g (n,) on entries (x, a), as a convex cvxpy expression, and the constraints it holds under."""
+        raise self.lacks("a convex program", "support")
+
+    def support_gaps(self, g: Array, reward: Array) -> Array:
+        """Return S_R(g) - <g, reward> of S instances, (S,); g, reward: (S, X, A)."""
+        return np.array([self.support_gap(*pair) for pair in zip(g, reward, strict=True)], dtype=np.float64)
+
     @abstractmethod
     def support_gap(self, g: Array, reward: Array) -> float:
         """Return S_R(g) - <g, reward> >= 0 of a member."""
@@ -99,6 +119,19 @@ class Unconstrained(RewardSet):
     """Every reward table; the class in which the maximin equals DPO + eta * beta * SFT."""
 
     bounded = False
+    limits = (-math.inf, math.inf)
+
+    def variables(self, entries: tuple[Any, Any]) -> tuple[Any, list[Any], Callable[[tuple[int, int]], Array]]:
+        """Return free rewards but for one entry a prompt: they are free up to a constant, so one is held at 0."""
+        import cvxpy
+
+        r = cvxpy.Variable(len(entries[0]))
+        pins = [r[np.flatnonzero(entries[0] == x)[0]] == 0 for x in np.unique(entries[0])]
+        return r, pins, lambda shape: _table(shape, entries, r.value)
+
+    def support(self, g: Any, entries: tuple[Any, Any]) -> tuple[Any, list[Any]]:
+        """Return 0, where g vanishes."""
+        return 0.0, [g == 0]
 
     def support_gap(self, g: Array, reward: Array) -> float:
         """Return S_R(g) - <g, reward>: 0 where g vanishes (up to rounding), else inf, the indicator of g = 0."""
@@ -135,6 +168,29 @@ class Box(RewardSet):
     def __post_init__(self) -> None:
         remedy = "Pass the largest reward R, for example Box(problem.reward_bound)."
         object.__setattr__(self, "bound", checks.positive("bound", self.bound, remedy=remedy))
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """0 and R."""
+        return 0.0, self.bound
+
+    def variables(self, entries: tuple[Any, Any]) -> tuple[Any, list[Any], Callable[[tuple[int, int]], Array]]:
+        """Return rewards between 0 and R."""
+        import cvxpy
+
+        r = cvxpy.Variable(len(entries[0]))
+        limits = [r >= 0, r <= self.bound]
+        return r, limits, lambda shape: _table(shape, entries, np.clip(r.value, 0.0, self.bound))
+
+    def support(self, g: Any, entries: tuple[Any, Any]) -> tuple[Any, list[Any]]:
+        """Return R times the sum of g's positive parts."""
+        import cvxpy
+
+        return self.bound * cvxpy.sum(cvxpy.pos(g)), []
+
+    def support_gaps(self, g: Array, reward: Array) -> Array:
+        """Return the sums of `support_terms`."""
+        return np.asarray(self.support_terms(g, reward).reshape(len(g), -1).sum(axis=1))
 
     def support_gap(self, g: Array, reward: Array) -> float:
         """Return S_R(g) - <g, reward> >= 0: the sum over entries of `support_terms`."""
@@ -228,6 +284,24 @@ class LinearBall(RewardSet):
             )
         object.__setattr__(self, "radius", checks.positive("radius", self.radius))
 
+    def variables(self, entries: tuple[Any, Any]) -> tuple[Any, list[Any], Callable[[tuple[int, int]], Array]]:
+        """Return the features' products with a theta in the ball."""
+        import cvxpy
+
+        theta = cvxpy.Variable(self.features.shape[2])
+
+        def read(shape: tuple[int, int]) -> Array:
+            norm = float(np.linalg.norm(theta.value))
+            return self.reward(theta.value * min(1.0, self.radius / max(norm, 1e-300)))
+
+        return self.features[entries] @ theta, [cvxpy.norm(theta, 2) <= self.radius], read
+
+    def support(self, g: Any, entries: tuple[Any, Any]) -> tuple[Any, list[Any]]:
+        """Return B times the norm of the features' sum by g."""
+        import cvxpy
+
+        return self.radius * cvxpy.norm(self.features[entries].T @ g, 2), []
+
     def reward(self, theta: Array) -> Array:
         """Return (X, A) from theta (D,)."""
         return np.asarray(self.features @ theta)
@@ -319,6 +393,12 @@ class LinearBall(RewardSet):
     def describe(self) -> dict[str, Any]:
         """Return what a record stores."""
         return {"name": "LinearBall", "radius": self.radius, "dimension": int(self.features.shape[2])}
+
+
+def _table(shape: tuple[int, int], entries: tuple[Any, Any], values: Array) -> Array:
+    table = np.zeros(shape)
+    table[entries] = values
+    return table
 
 
 RewardClass = Unconstrained | Box | LinearBall

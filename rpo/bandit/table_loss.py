@@ -63,8 +63,9 @@ class TableLoss:
         if isinstance(shape, MarginShape):
             margins = shape.signed_margin(self.objective.link(columns), self.objective.link.beta, columns)
         return [
-            PromptSlopes(block, table[block.prompt, block.support], self._slopes(block, mine, slope), margins[mine])
+            PromptSlopes(block, logps, self._slopes(block, mine, slope, self._anchor(block, logps)[1]), margins[mine])
             for (block, _), mine in zip(self.parts, self.of_prompt, strict=True)
+            for logps in (table[block.prompt, block.support],)
         ]
 
     def derivatives(self, parameters: Array, *, hessian: bool = True) -> Derivatives:
@@ -79,13 +80,12 @@ class TableLoss:
         h = np.zeros((parameters.size, parameters.size) if hessian else (0, 0))
         for (block, design), mine in zip(self.parts, self.of_prompt, strict=True):
             logps, pi = table[block.prompt, block.support], np.exp(table[block.prompt, block.support])
-            pull = self.objective.anchor.weight * block.d
-            if pull:
-                total -= pull * float(block.base @ logps)
-            q = self._slopes(block, mine, slope)
+            anchored, pulled, bent = self._anchor(block, logps)
+            total += anchored
+            q = self._slopes(block, mine, slope, pulled)
             g += design.T @ (q - pi * q.sum())
             if hessian:
-                inner = np.zeros((pi.size, pi.size))
+                inner = np.diag(bent)
                 pair = enumerate((block.chosen, block.rejected))
                 for (j, first), (k, second) in product(tuple(pair), repeat=2):
                     np.add.at(inner, (first, second), self.weights[mine] * curvature[j, k, mine])
@@ -93,8 +93,17 @@ class TableLoss:
                 h += centred.T @ inner @ centred - q.sum() * (design.T @ (pi[:, None] * centred))
         return total, g, h
 
-    def _slopes(self, block: PromptBlock, mine: Index, slope: Array) -> Array:
-        q = -self.objective.anchor.weight * block.d * block.base
+    def _anchor(self, block: PromptBlock, logps: Array) -> tuple[float, Array, Array]:
+        """Return the SFT term, or another divergence's penalty, and its two derivatives in each log pi, (S,)."""
+        anchor = self.objective.anchor
+        pull = anchor.weight * block.d
+        if not pull:
+            return 0.0, np.zeros(logps.size), np.zeros(logps.size)
+        value, slope, curvature = anchor.divergence.base_derivatives(block.base, logps, block.log_measure)
+        return -pull * value, -pull * slope, -pull * curvature
+
+    def _slopes(self, block: PromptBlock, mine: Index, slope: Array, pulled: Array) -> Array:
+        q = pulled.copy()
         for k, index in enumerate((block.chosen, block.rejected)):
             np.add.at(q, index, self.weights[mine] * slope[k, mine])
         return q

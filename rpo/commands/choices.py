@@ -19,10 +19,11 @@ from jsonargparse import ArgumentParser, Namespace
 
 import rpo
 from rpo.commands.parsing import YAML_ERRORS, option_tokens, read_config
-from rpo.core import divergences
 from rpo.core.checks import imported
+from rpo.core.divergences import KL, Divergence
 from rpo.core.errors import InvalidArgument, RPOError, shown
 from rpo.core.objectives import Objective
+from rpo.methods import registry
 from rpo.methods.foreign import OPTIONS, refusal
 
 
@@ -186,7 +187,7 @@ class Given:
         parts = tuple(
             self.settle(f"{key}.{item.name}", DIVERGENCES, defaults.get(item.name, _default(item)))
             for item in known.values()
-            if hints[item.name] is divergences.Divergence
+            if hints[item.name] is Divergence
         )
         return Choice(key=key, kind=kind, name=name, names=names, defaults=defaults, parts=parts)
 
@@ -244,21 +245,15 @@ class Given:
 
 
 DIVERGENCES = Kind(
-    base=divergences.Divergence,
-    classes={
-        name: lambda value=value: value  # type: ignore[misc]
-        for name, value in vars(divergences).items()
-        if isinstance(value, type) and issubclass(value, divergences.Divergence) and value is not divergences.Divergence
-    },
+    base=Divergence,
+    classes={name: lambda kind=kind: kind for name, kind in registry.DIVERGENCES.items()},  # type: ignore[misc]
     noun="a divergence",
 )
 
 
 def objectives(also: Sequence[str] = ()) -> Kind:
     """Return the registered methods, of which a command takes one, and the losses `also` named, of `rpo`."""
-    from rpo.methods.registry import METHODS
-
-    classes: dict[str, Callable[[], type]] = {name: method.load for name, method in METHODS.items()}
+    classes: dict[str, Callable[[], type]] = {name: method.load for name, method in registry.METHODS.items()}
     classes |= {name: lambda name=name: getattr(rpo, name) for name in also}  # type: ignore[misc]
     return Kind(base=Objective, classes=classes, noun="a method that `rpo methods` lists")
 
@@ -266,7 +261,7 @@ def objectives(also: Sequence[str] = ()) -> Kind:
 def _default(item: Any) -> Any:
     if item.default is not MISSING:
         return item.default
-    return divergences.KL() if item.default_factory is MISSING else item.default_factory()
+    return KL() if item.default_factory is MISSING else item.default_factory()
 
 
 def _key(tokens: Sequence[str]) -> str:

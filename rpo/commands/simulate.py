@@ -19,7 +19,7 @@ def simulate_command(
     output: str,
     grid: dict[str, list[Any]],
     instance: str = "coverage_skew",
-    methods: list[dict[str, Any]] | None = None,
+    methods: list[str | dict[str, Any]] | None = None,
     seeds: int | list[int] = 20,
     seed: int = 0,
     proxy: bool = True,
@@ -35,9 +35,10 @@ def simulate_command(
     Args:
         output: folder for the table, timings.csv, config.yaml, the manifest and the finished chunks.
         grid: lists over n (preferences), beta, eta and the instance's parameters; all combinations are run.
-        instance: a name in rpo.bandit.instances.
-        methods: entries of method (RPO, DPO or a baseline's class), name, reward_class (box, unconstrained,
-            ball), bound, prompt_weights and the method's own fields; null for RPO and DPO.
+        instance: a name in rpo.bandit.instances, or package.module:name of your own.
+        methods: names of objectives or baselines, or package.module:Name of your own; or entries of method (such a
+            name), name, reward_class (box, unconstrained, ball), bound, prompt_weights and the method's own fields;
+            null for RPO and DPO.
         seeds: draws per cell, or a list of them.
         seed: every random draw descends from it.
         proxy: whether to measure reward/proxy, one more solution a cell.
@@ -52,7 +53,7 @@ def simulate_command(
     from rpo.bandit.simulation.store import CorruptShard, MixedCode
     from rpo.core.records import write_file
 
-    pairs = [from_dict(entry) for entry in ([{"method": "RPO"}, {"method": "DPO"}] if methods is None else methods)]
+    pairs = [from_dict(entry) for entry in (["RPO", "DPO"] if methods is None else methods)]
     if len({name for name, _ in pairs}) < len(pairs):
         names = ", ".join(name for name, _ in pairs)
         raise InvalidArgument("methods", expected="different names", got=names, remedy="Give each entry a name.")

@@ -8,7 +8,7 @@ from typing import Any
 
 from rpo.core import checks, numerics
 from rpo.core.columns import Columns
-from rpo.core.divergences import KL, Divergence, require_interior
+from rpo.core.divergences import KL, Divergence, require_divergence, require_interior
 
 
 class Link(ABC):
@@ -34,7 +34,8 @@ class LogRatio(Link):
     """f'(pi / pi_ref), which for KL is h = log(pi / pi_ref), in nats.
 
     beta: > 0. reference: whether pi_ref is subtracted; without it h is log pi. per_token: divide h by the response's
-    length. Raises InvalidArgument. Source: Rafailov et al. 2023, Eq. 5; Wang et al. 2024, Eq. 12.
+    length. A divergence that is not interior may be named, for a solver of rewards: its link of a policy is refused.
+    Raises InvalidArgument. Source: Rafailov et al. 2023, Eq. 5; Wang et al. 2024, Eq. 12.
     """
 
     beta: float
@@ -44,7 +45,7 @@ class LogRatio(Link):
 
     def __post_init__(self) -> None:
         checks.positive("beta", self.beta)
-        require_interior(self.divergence)
+        require_divergence(self.divergence)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -53,12 +54,56 @@ class LogRatio(Link):
 
     def __call__(self, columns: Columns) -> tuple[Any, ...]:
         """Return f'(exp(h)) of each response."""
+        require_interior(self.divergence)
         h = columns.logps
         if self.reference:
             h = tuple(logp - ref for logp, ref in zip(h, columns.reference or (), strict=True))
         if self.per_token:
             h = tuple(value / length for value, length in zip(h, columns.lengths or (), strict=True))
         return tuple(self.divergence.link(value) for value in h)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeighedReference(Link):
+    """log pi - weight * log pi_ref, in nats: the reference counted in part, or more than once.
+
+    beta: > 0. weight: >= 0; at 1 this is `LogRatio` under the KL, at 0 nothing of the reference is read. Raises
+    InvalidArgument. Source: Chen et al. 2024 (arXiv 2405.19534), Eq. 4.
+    """
+
+    beta: float
+    weight: float
+
+    def __post_init__(self) -> None:
+        checks.positive("beta", self.beta)
+        checks.nonnegative("weight", self.weight)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Reference log-probabilities, unless they weigh nothing."""
+        return frozenset({"reference"} if self.weight else ())
+
+    def __call__(self, columns: Columns) -> tuple[Any, ...]:
+        """Return the weighed log-ratio of each response."""
+        if not self.weight:
+            return columns.logps
+        return tuple(logp - self.weight * ref for logp, ref in zip(columns.logps, columns.reference or (), strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadScores(Link):
+    """The scores of a reward model's head, which stand in the columns in place of log-probabilities."""
+
+    beta: float = 1.0
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """A head in place of a language model's."""
+        return frozenset({"head"})
+
+    def __call__(self, columns: Columns) -> tuple[Any, ...]:
+        """Return the scores as they are."""
+        return columns.logps
 
 
 @dataclass(frozen=True, kw_only=True)

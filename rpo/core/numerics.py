@@ -66,6 +66,11 @@ def exp(z: Any) -> Any:
     return sys.modules["cvxpy"].exp(z) if kind == "cvxpy" else z.exp() if kind == "torch" else np.exp(z)
 
 
+def log(values: Any) -> Any:
+    """Return log(values) elementwise, of numbers > 0 that no derivative is taken in: NumPy or torch."""
+    return values.log() if backend(values) == "torch" else np.log(values)
+
+
 def relu(z: Any) -> Any:
     """Return max(z, 0) elementwise; its derivative at 0 is taken as 0."""
     kind = backend(z)
@@ -107,6 +112,12 @@ def log_softmax(logits: Any) -> Any:
 def kl_divergence(p: Any, q: Any) -> Any:
     """Return KL(p || q) over the last axis, in nats, NumPy; rounding never makes it negative."""
     return np.maximum(kl_div(p, q), 0.0).sum(axis=-1)
+
+
+def mean_under(weights: Any, values: Any) -> Any:
+    """Return sum(weights * values) over the last axis, NumPy; a weight of zero counts zero where the value is -inf."""
+    held = weights > 0
+    return np.where(held, weights * np.where(held, values, 0.0), 0.0).sum(axis=-1)
 
 
 def weighted_mean(values: Any, weights: Any = None) -> Any:

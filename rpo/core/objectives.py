@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
 from rpo.core import checks, numerics
 from rpo.core.checks import Array
 from rpo.core.columns import Columns
-from rpo.core.divergences import KL
+from rpo.core.divergences import KL, Divergence
 from rpo.core.errors import InvalidArgument
+from rpo.core.fields import Positive, Reduction, check_fields
 from rpo.core.jets import Jet
 from rpo.core.links import Link, LogOdds, LogRatio
 from rpo.core.reduction import SFT_REDUCTIONS, check_weights, reduced, require_lengths
@@ -42,11 +43,14 @@ class Anchor:
     """weight * E_role[-log pi]: the SFT term of an objective; at weight 0 it is reported and not optimised.
 
     role: whose responses. weight: signed; above zero pessimism, as in RPO. reduction: over a response's tokens.
+    divergence: by another than the KL the term is weight * (E_ref[u f'(u) - f(u)] - E_role[f'(u)]), u = pi / pi_ref:
+    f's Bregman divergence of pi from the role's policy up to a constant, which for the KL is the SFT term.
     """
 
     role: str = "chosen"
     weight: float = 0.0
     reduction: str = "sequence_sum"
+    divergence: Divergence = field(default_factory=KL)
 
     def __post_init__(self) -> None:
         checks.one_of("base", self.role, BASES)
@@ -72,6 +76,9 @@ class Objective(ABC):
                     remedy="Write the loss as a Shape; rpo/core/shapes.py has examples.",
                 )
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @property
     @abstractmethod
     def link(self) -> Link:
@@ -93,9 +100,19 @@ class Objective(ABC):
         return 1.0
 
     @property
+    def reward_penalty(self) -> float:
+        """Weight of the maximin's penalty in reward units, RPO's eta: that of the anchor over beta."""
+        return self.anchor.weight / self.link.beta
+
+    @property
     def needs(self) -> frozenset[str]:
-        """The columns read beside log-probabilities: "reference", "lengths"."""
+        """The columns read beside log-probabilities: "reference", "lengths", "scores", "shift", "mismatched"."""
         return self.link.needs | self.shape.needs
+
+    @property
+    def takes_unpaired(self) -> bool:
+        """Whether responses alone, with a label each, will do in place of pairs."""
+        return self.shape.unpaired and self.anchor.weight == 0
 
     @property
     def convex_in_logits(self) -> bool:
@@ -104,7 +121,7 @@ class Objective(ABC):
         Where the rejected response weighs less than the chosen one, the margin is concave, so the loss must also fall.
         """
         shape, link = self.shape, self.link
-        signs = self.anchor.weight >= 0 and self.preference_weight >= 0
+        signs = self.anchor.weight >= 0 and self.preference_weight >= 0 and isinstance(self.anchor.divergence, KL)
         if not (isinstance(shape, MarginShape) and shape.convex and signs):
             return False
         falls = shape.rival < 1.0 and shape.slopes is not None and shape.slopes[1] <= 0
@@ -114,13 +131,15 @@ class Objective(ABC):
     def convex_in_policy(self) -> bool:
         """Whether the loss of a table is convex in its probabilities (docs/theory.md, section 10)."""
         absolute = isinstance(self.link, LogOdds) and self.link.beta == 1.0 and type(self.shape) is AbsoluteOdds
-        return absolute and self.anchor.weight >= 0 and self.preference_weight >= 0
+        sft = self.anchor.weight >= 0 and isinstance(self.anchor.divergence, KL)
+        return absolute and sft and self.preference_weight >= 0
 
     @property
     def label(self) -> str:
         """A short name for legends: the method with its numbers."""
-        numbers = ((f.name, getattr(self, f.name)) for f in fields(self))  # type: ignore[arg-type]
-        shown = [f"{name} = {value:g}" for name, value in numbers if isinstance(value, float)]
+        named = [(f.name, getattr(self, f.name)) for f in fields(self)]  # type: ignore[arg-type]
+        shown = [f"{name} = {value:g}" for name, value in named if isinstance(value, float)]
+        shown += [repr(value).removesuffix("()") for _, value in named if isinstance(value, Divergence)]
         return f"{type(self).__name__} ({', '.join(shown)})" if shown else type(self).__name__
 
     def per_pair(self, columns: Columns) -> Any:
@@ -130,7 +149,10 @@ class Objective(ABC):
     def loss(
         self, columns: Columns, base_logps: Any = None, weights: Any = None, base_weights: Any = None
     ) -> tuple[Any, LossTerms]:
-        """Return (loss, LossTerms) of pairs; base_logps (N,) or (X,), reduced already; weights as in `terms`."""
+        """Return (loss, LossTerms) of pairs; base_logps (N,) or (X,), reduced already; weights as in `terms`.
+
+        For an anchor of another divergence base_logps are E_base[f'(u)] - E_ref[u f'(u) - f(u)], its `base_value`.
+        """
         return self._total(numerics.weighted_mean(self.per_pair(columns), weights), base_logps, weights, base_weights)
 
     def rewards(self, columns: Columns) -> tuple[Any, ...]:
@@ -157,7 +179,8 @@ class Objective(ABC):
     ) -> tuple[Any, LossTerms]:
         """Return (loss, LossTerms) from margins (N,) and reduced base_logps (N,) or (X,), in nats.
 
-        margins: differences of link values, chosen minus rejected. weights: (N,), of the pairs, summing to one; None
+        margins: differences of link values, chosen minus rejected, less what the shape asks the chosen response to win
+        by, over beta. base_logps: as for `loss`. weights: (N,), of the pairs, summing to one; None
         for the plain mean. base_weights: of base_logps; None for `weights`. NumPy, torch, or cvxpy (margins affine,
         base_logps concave). Raises InvalidArgument for a shape that is not of one margin.
         """
@@ -167,7 +190,7 @@ class Objective(ABC):
     def __call__(
         self,
         policy_chosen_logps: Any,
-        policy_rejected_logps: Any,
+        policy_rejected_logps: Any = None,
         reference_chosen_logps: Any = None,
         reference_rejected_logps: Any = None,
         *,
@@ -176,12 +199,17 @@ class Objective(ABC):
         rejected_lengths: Any = None,
         base_lengths: Any = None,
         weights: Any = None,
+        chosen_scores: Any = None,
+        rejected_scores: Any = None,
+        shift: float | None = None,
     ) -> tuple[Any, LossTerms]:
         """Return (loss, LossTerms) of a batch of N pairs; NumPy arrays or torch tensors (autograd).
 
-        *_logps: (N,), summed over tokens, nats. *_lengths: (N,), tokens > 0, where the objective needs them, or the
-        reduction of its anchor does. weights: (N,), summing to one; None for the mean. Raises InvalidArgument for
-        wrong shapes, weights or missing inputs.
+        *_logps: (N,), summed over tokens, nats; the rejected ones unless nothing is compared. *_lengths: (N,), tokens >
+        0, where the objective needs them, or the reduction of its anchor does. weights: (N,), summing to one; None for
+        the mean. *_scores: (N,), the chosen ones above the rejected, and shift: of the batches before
+        (`rpo.core.shifts`), where the objective needs them. Raises InvalidArgument for wrong shapes, weights or missing
+        inputs.
         """
         named = {
             "policy_chosen_logps": policy_chosen_logps,
@@ -214,14 +242,31 @@ class Objective(ABC):
             for name, value in zip(("chosen_lengths", "rejected_lengths"), lengths, strict=True):
                 remedy = "Pass the number of tokens of each response."
                 require_lengths(name, value, policy, type(self).__name__, remedy=remedy)
+        scores = None
+        if "scores" in self.needs:
+            scores = tuple(
+                _like(name, checks.finite(name, value, shape=tuple(policy.shape)), policy)
+                for name, value in (("chosen_scores", chosen_scores), ("rejected_scores", rejected_scores))
+            )
+            if not bool((scores[0] > scores[1]).all()):
+                raise InvalidArgument(
+                    "chosen_scores",
+                    expected="scores above the rejected responses'",
+                    got="a tie, or the other way round",
+                    remedy="Drop ties, and pairs whose scores contradict the preference.",
+                )
+        if "shift" in self.needs:
+            checks.finite("shift", shift, shape=())
         columns = Columns(
-            logps=(policy, logps["policy_rejected_logps"]),
+            logps=tuple(logps[name] for name in logps if name.startswith("policy")),
             reference=None
             if reference_chosen_logps is None
             else (logps["reference_chosen_logps"], logps["reference_rejected_logps"]),
             lengths=lengths,
+            scores=scores,
+            shift=shift,
         )
-        anchor = self.anchor
+        anchor = require_sft(self).anchor
         if base_logps is not None:
             base_logps, of_base, whose = numerics.promote(base_logps, "base_logps"), base_lengths, "base_lengths"
             _check_alike("base_logps", base_logps, policy)
@@ -236,7 +281,8 @@ class Objective(ABC):
             )
         if base_logps is not None:
             of_base = _like(whose, of_base, base_logps)
-            base_logps = reduced(base_logps, of_base, weights, anchor.reduction, whose=whose, setting="sft_reduction")
+            setting = "sft_reduction" if hasattr(self, "sft_reduction") else "reduction"
+            base_logps = reduced(base_logps, of_base, weights, anchor.reduction, whose=whose, setting=setting)
         return self.loss(columns, base_logps, weights)
 
     def to_dict(self) -> dict[str, Any]:
@@ -244,6 +290,8 @@ class Objective(ABC):
         return _described(self)
 
     def _asks_for(self, name: str) -> bool:
+        if name == "policy_rejected_logps":
+            return self.shape.compares
         return name.startswith("policy") or "reference" in self.needs
 
     def _total(self, preference: Any, base_logps: Any, weights: Any, base_weights: Any) -> tuple[Any, LossTerms]:
@@ -308,6 +356,15 @@ class _Likelihood(Objective):
         return Logistic()
 
 
+def _pessimistic(name: str, value: object) -> float:
+    remedy = "eta < 0 rewards unseen responses (optimism, as in XPO) and is unbounded here; use eta >= 0."
+    return checks.nonnegative(name, value, remedy=remedy)
+
+
+def _base(name: str, value: object) -> str:
+    return checks.one_of(name, value, BASES)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RPO(_Likelihood):
     r"""Regularized Preference Optimization: DPO + eta * beta * SFT.
@@ -320,17 +377,10 @@ class RPO(_Likelihood):
     `base_logps`. Raises InvalidArgument. Source: paper, Eq. (4.8), Algorithm 2, Theorem 5.6.
     """
 
-    beta: float
-    eta: float
-    sft_reduction: str = "sequence_sum"
-    base: str = "chosen"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "beta", checks.positive("beta", self.beta))
-        remedy = "eta < 0 rewards unseen responses (optimism, as in XPO) and is unbounded here; use eta >= 0."
-        object.__setattr__(self, "eta", checks.nonnegative("eta", self.eta, remedy=remedy))
-        checks.one_of("sft_reduction", self.sft_reduction, SFT_REDUCTIONS)
-        checks.one_of("base", self.base, BASES)
+    beta: Positive
+    eta: Annotated[float, _pessimistic]
+    sft_reduction: Reduction = "sequence_sum"
+    base: Annotated[str, _base] = "chosen"
 
     @property
     def label(self) -> str:
@@ -341,6 +391,11 @@ class RPO(_Likelihood):
     def sft_weight(self) -> float:
         """Weight of the SFT term: the only place where eta and beta are multiplied."""
         return self.eta * self.beta
+
+    @property
+    def reward_penalty(self) -> float:
+        """Weight of the reward penalty, eta."""
+        return self.eta
 
     @cached_property
     def anchor(self) -> Anchor:
@@ -356,12 +411,8 @@ class DPO(_Likelihood):
     (docs/theory.md, section 2). Source: Rafailov et al. 2023, Eq. 7.
     """
 
-    beta: float
-    base: str = "chosen"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "beta", checks.positive("beta", self.beta))
-        checks.one_of("base", self.base, BASES)
+    beta: Positive
+    base: Annotated[str, _base] = "chosen"
 
     @property
     def eta(self) -> float:
@@ -407,6 +458,31 @@ def require_objective(value: object, name: str = "objective") -> Objective:
         )
     _check_scales(name, {"beta": value.link.beta, "eta": getattr(value, "eta", 0.0)})
     return value
+
+
+def require_sft(objective: Objective) -> Objective:
+    """Return the objective, or refuse one whose anchor is no mean of log-probabilities, which pairs do not hold."""
+    anchor = objective.anchor
+    if anchor.weight and not isinstance(anchor.divergence, KL):
+        raise InvalidArgument(
+            "objective",
+            expected="an SFT term of log-probabilities",
+            got=f"{objective.label}, whose penalty is a mean over all responses of the reference",
+            remedy="rpo.bandit takes it; on a language model use FRPO with divergence=KL(), which is RPO.",
+        )
+    return objective
+
+
+def require_comparison(objective: Objective) -> Objective:
+    """Return the objective, or refuse one that compares no log-probabilities: SFT, or a reward model's."""
+    if objective.shape.compares and "head" not in objective.needs:
+        return objective
+    raise InvalidArgument(
+        "objective",
+        expected="a preference objective on log-probabilities",
+        got=type(objective).__name__,
+        remedy="SFT is for SFTTrainer, BradleyTerry for RewardTrainer; rpo.fit takes all of them.",
+    )
 
 
 # The two objectives of the paper, which sweeps, bounds and comparisons are about.

@@ -14,7 +14,6 @@ import numpy as np
 
 from rpo.bandit import BatchSolution, baselines, instances, sample_wins, solve, solve_batch
 from rpo.bandit.baseline import Baseline
-from rpo.bandit.baselines.chi_squared import chi_squared_policy
 from rpo.bandit.coverage import coverage_coefficient
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.maximin import Solution, default_class
@@ -22,8 +21,9 @@ from rpo.bandit.problem import ContextualBandit
 from rpo.core.checks import Array
 from rpo.core.errors import InaccurateSolution
 from rpo.core.numerics import kl_divergence
-from rpo.core.objectives import DPO, RPO
+from rpo.core.objectives import DPO, RPO, Objective
 from rpo.explore.settings import Settings
+from rpo.methods.divergence import ChiPO
 
 DRAWS = 16  # S
 BETAS = tuple(float(f"{beta:.3g}") for beta in np.geomspace(10.0, 0.02, 16))
@@ -194,21 +194,20 @@ def _solve(problem: ContextualBandit, wins: Array, objectives: Sequence[Any]) ->
     return solved
 
 
+def _objective(settings: Settings, beta: float) -> Objective:
+    if settings.method == "rpo":
+        return RPO(beta=beta, eta=settings.eta)
+    return ChiPO(beta=beta)
+
+
 def _other(
     settings: Settings, problem: ContextualBandit, wins: Array, likely: Sequence[BatchSolution]
 ) -> tuple[Curve, list[Array]]:
     """Return the curve of a method that is not DPO, and its policies (A,) on the data set shown."""
     betas = _betas(settings)
-    if settings.method == "rpo":
-        solved = _solve(problem, wins, [RPO(beta=beta, eta=settings.eta) for beta in betas])
+    if settings.method in ("rpo", "chi_squared_po"):
+        solved = _solve(problem, wins, [_objective(settings, beta) for beta in betas])
         return _curve(problem, betas, [s.policy for s in solved], likely, solved), [s.policy[0, 0] for s in solved]
-    if settings.method == "chi_squared_po":
-        reference = np.repeat(problem.reference, len(wins), axis=0)
-        tables = [
-            chi_squared_policy(s.reward[:, 0], reference, beta)[0][:, None]
-            for beta, s in zip(betas, likely, strict=True)
-        ]
-        return _curve(problem, betas, tables, likely, likely), [table[0, 0] for table in tables]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", InaccurateSolution)
         found = [solve(problem, PreferenceCounts.from_wins(w), method_of(settings)) for w in wins]

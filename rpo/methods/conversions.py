@@ -41,7 +41,7 @@ LOSSES: dict[str, Callable[[float, float, float], Objective]] = {
 }
 SMOOTHED = ("robust", "exo_pair")
 OTHERS: dict[str, str] = {
-    "bco_pair": "It is a binary classifier of each response, which no registered method is for pairs.",
+    "bco_pair": "It is rpo.BCO times two and without the shift; rpo.BCO has the paper's.",
     "sppo_hard": "It fits each log-ratio to +-1 / (2 beta), which no registered method does.",
     "aot": "It sorts the batch, so that its loss is no mean over pairs.",
     "aot_unpaired": "It sorts the batch, so that its loss is no mean over pairs.",
@@ -222,7 +222,7 @@ def from_axolotl(
     Raises InvalidArgument. Source: Axolotl, src/axolotl/core/builders/rl.py and core/trainers/dpo/__init__.py.
     """
     if rl == "kto":
-        remedy = "KTO's rows are single responses with a label; `rpo methods` lists what is here."
+        remedy = "Use rpo.KTO(beta=...) on rows of prompt, completion and label; its z0 is that of the update before."
         raise InvalidArgument("rl", expected="a loss of pairs", got="'kto'", remedy=remedy)
     checks.one_of("rl", rl, ("dpo", "ipo", "simpo", "orpo"))
     for name, value in (("rpo_alpha", rpo_alpha), ("dpo_norm_loss", dpo_norm_loss or None)):

@@ -1,11 +1,13 @@
-"""DPO under other divergences than the KL."""
+"""DPO and RPO under other divergences than the KL."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rpo.core.divergences import ChiSquaredKL, Divergence, JensenShannon, require_interior
+from rpo.core import checks
+from rpo.core.divergences import KL, ChiSquaredKL, Divergence, JensenShannon, require_divergence, require_interior
 from rpo.core.links import Link, LogRatio
+from rpo.core.objectives import BASES, Anchor
 from rpo.core.shapes import Logistic, Shape
 from rpo.methods.pairs import LogRatioMethod
 
@@ -53,3 +55,45 @@ class ChiPO(LogRatioMethod):
     def shape(self) -> Shape:
         """Bradley-Terry's negative log-likelihood."""
         return Logistic()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FRPO(LogRatioMethod):
+    r"""RPO under an f-divergence: the maximin of rewards beta f'(u), u = pi / pi_ref, in one loss.
+
+    $L(\pi) = E_D[\mathrm{softplus}(-\beta \Delta f'(u))] + \eta\beta (E_{ref}[u f'(u) - f(u)] - E_{base}[f'(u)])$.
+    The second term is the Bregman divergence of pi from pi_base up to a constant, for the KL, and only there, RPO's SFT
+    term. beta: > 0, comparable across divergences as for FDPO. eta: >= 0. base: as RPO's. With a divergence that gives
+    some responses no mass, ChiSquared(), only `rpo.bandit.solve` takes it; with any but the KL no language model, where
+    the mean over pi_ref would be one over samples. Raises InvalidArgument. Source: docs/theory.md, section 11.
+    """
+
+    eta: float
+    divergence: Divergence = field(default_factory=KL)
+    base: str = "chosen"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "eta", checks.nonnegative("eta", self.eta))
+        require_divergence(self.divergence)
+        checks.one_of("base", self.base, BASES)
+
+    @property
+    def link(self) -> Link:
+        """f' of the ratio to the reference."""
+        return LogRatio(beta=self.beta, divergence=self.divergence)
+
+    @property
+    def shape(self) -> Shape:
+        """Bradley-Terry's negative log-likelihood."""
+        return Logistic()
+
+    @property
+    def reward_penalty(self) -> float:
+        """Weight of the reward penalty, eta."""
+        return self.eta
+
+    @property
+    def anchor(self) -> Anchor:
+        """The reward penalty."""
+        return Anchor(role=self.base, weight=self.eta * self.beta, divergence=self.divergence)

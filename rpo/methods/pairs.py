@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
-from rpo.core.links import Link, LogRatio
+from rpo.core.links import Link, LogRatio, WeighedReference
 from rpo.core.objectives import Anchor, Objective
 from rpo.core.reduction import SFT_REDUCTIONS
 from rpo.core.shapes import Hinge, Logistic, LogisticExponential, ReverseLabels, Shape, Square
@@ -156,6 +156,52 @@ class RDPO(LogRatioMethod):
     def shape(self) -> Shape:
         """Logistic, with the difference of lengths."""
         return Logistic(length_weight=self.alpha)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ODPO(LogRatioMethod):
+    """DPO with an offset: softplus(-(z - alpha log(score_w - score_l))), z = beta (h_w - h_l).
+
+    Reads the scores of both responses, the chosen one's the higher; a difference below 1 asks for a negative margin.
+    alpha: >= 0; the default is that of the authors' code. Raises InvalidArgument.
+    Source: Amini et al. 2024 (arXiv 2402.10571), as its authors' code has it; the equation's number was not verified.
+    """
+
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "alpha", checks.nonnegative("alpha", self.alpha))
+
+    @property
+    def shape(self) -> Shape:
+        """Logistic around what the scores say."""
+        return Logistic(score_weight=self.alpha)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GammaDPO(LogRatioMethod):
+    """DPO with the reference at weight gamma: softplus(-beta (log(pi_w / pi_l) - gamma log(ref_w / ref_l))).
+
+    gamma: >= 0; 1 is DPO, 0 leaves the reference out. Raises InvalidArgument.
+    Source: Chen et al. 2024 (arXiv 2405.19534), Eq. 4.
+    """
+
+    gamma: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "gamma", checks.nonnegative("gamma", self.gamma))
+
+    @property
+    def link(self) -> Link:
+        """log pi less gamma log pi_ref."""
+        return WeighedReference(beta=self.beta, weight=self.gamma)
+
+    @property
+    def shape(self) -> Shape:
+        """Bradley-Terry's negative log-likelihood."""
+        return Logistic()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rpo.core import numerics
-from rpo.core.shapes import ChosenDown, Pointwise, Shape
+from rpo.core import checks, numerics
+from rpo.core.shapes import ChosenDown, Pointwise, Shape, Shifted
+from rpo.core.shifts import MismatchedKL, MovingMean
 from rpo.methods.pairs import LogRatioMethod
 
 
@@ -52,3 +53,56 @@ class APODown(LogRatioMethod):
     def shape(self) -> Shape:
         """Both down, the rejected one further."""
         return ChosenDown()
+
+
+@dataclass(frozen=True, kw_only=True)
+class KTO(LogRatioMethod):
+    """Kahneman-Tversky optimization: w_D sigma(-(r - z)) of desirable responses, w_U sigma(r - z) of the others.
+
+    r = beta h, z = beta z0, z0 = max(0, E[h(x, y')]) under stop-gradient, y' a response to another prompt. TRL takes
+    z0 of the batch at hand; here it is that of the update before, over its global batch (`rpo.core.shifts`). Takes
+    responses with labels, and pairs, of which the loss is the mean over the two. desirable_weight, undesirable_weight:
+    > 0. Bounded, not convex. On a table z0 would be the KL itself, under stop-gradient: a fixed point, which minimises
+    nothing. Raises InvalidArgument. Source: Ethayarajh et al. 2024 (arXiv 2402.01306), Eq. 7-8, as TRL computes it.
+    """
+
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("desirable_weight", "undesirable_weight"):
+            object.__setattr__(self, name, checks.positive(name, getattr(self, name)))
+
+    @property
+    def shape(self) -> Shape:
+        """A sigmoid around the shift, up or down."""
+        return Shifted(
+            lambda r: self.desirable_weight * numerics.sigmoid(-r),
+            lambda r: self.undesirable_weight * numerics.sigmoid(r),
+            shift=MismatchedKL(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BCO(LogRatioMethod):
+    """Binary classifier optimization: softplus(-(r - d)) of desirable responses, softplus(r - d) of the others.
+
+    r = beta h; d a moving mean of (E[r | desirable] + E[r | undesirable]) / 2 over the updates before, under
+    stop-gradient (`rpo.core.shifts`). Takes responses with labels, and pairs, of which the loss is the mean over the
+    two. decay: in (0, 1), of the moving mean; the default is ours. Raises InvalidArgument.
+    Source: Jung et al. 2024 (arXiv 2404.04656), as quoted by a later paper; the paper itself was not read.
+    """
+
+    decay: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "decay", checks.fraction("decay", self.decay))
+
+    @property
+    def shape(self) -> Shape:
+        """Logistic regression of the label on the reward."""
+        return Shifted(
+            lambda r: numerics.softplus(-r), numerics.softplus, both_convex=True, shift=MovingMean(decay=self.decay)
+        )

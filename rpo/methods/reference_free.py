@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from rpo.core import checks
 from rpo.core.divergences import Alpha
 from rpo.core.errors import InvalidArgument
+from rpo.core.fields import Fraction, NonNegative, Positive, Reduction
 from rpo.core.links import Link, LogOdds, LogRatio
 from rpo.core.objectives import Anchor, Objective
-from rpo.core.reduction import SFT_REDUCTIONS
 from rpo.core.shapes import AbsoluteOdds, Logistic, Shape
 
 
@@ -21,12 +22,8 @@ class SimPO(Objective):
     InvalidArgument. Source: Meng et al. 2024 (arXiv 2405.14734), Eq. 6.
     """
 
-    beta: float = 2.0
-    gamma: float = 0.5
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "beta", checks.positive("beta", self.beta))
-        object.__setattr__(self, "gamma", checks.nonnegative("gamma", self.gamma))
+    beta: Positive = 2.0
+    gamma: NonNegative = 0.5
 
     @property
     def link(self) -> Link:
@@ -47,16 +44,19 @@ class AlphaPO(SimPO):
     computes it; the paper's own equation and defaults were not read.
     """
 
-    alpha: float = 0.25
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "alpha", checks.fraction("alpha", self.alpha))
+    alpha: Fraction = 0.25
 
     @property
     def link(self) -> Link:
         """The alpha-divergence's link of the mean log-probability."""
         return LogRatio(beta=self.beta, divergence=Alpha(1.0 - self.alpha), reference=False, per_token=True)
+
+
+def _discount(name: str, value: object) -> float:
+    share = checks.positive(name, value)
+    if share > 1:
+        raise InvalidArgument(name, expected="a number in (0, 1]", got=value, remedy="1 weighs both alike.")
+    return share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +67,8 @@ class CPL(Objective):
     Source: Hejna et al. 2023 (arXiv 2310.13639), Eq. 5 undiscounted, as released; its state-based defaults.
     """
 
-    alpha: float = 0.1
-    lam: float = 0.5
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "alpha", checks.positive("alpha", self.alpha))
-        object.__setattr__(self, "lam", checks.positive("lam", self.lam))
-        if self.lam > 1:
-            raise InvalidArgument("lam", expected="a number in (0, 1]", got=self.lam, remedy="1 weighs both alike.")
+    alpha: Positive = 0.1
+    lam: Annotated[float, _discount] = 0.5
 
     @property
     def link(self) -> Link:
@@ -95,14 +89,9 @@ class CPO(Objective):
     Source: Xu et al. 2024 (arXiv 2401.08417), Eq. 3-5.
     """
 
-    beta: float = 0.1
-    sft_weight: float = 1.0
-    sft_reduction: str = "batch_token_mean"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "beta", checks.positive("beta", self.beta))
-        object.__setattr__(self, "sft_weight", checks.nonnegative("sft_weight", self.sft_weight))
-        checks.one_of("sft_reduction", self.sft_reduction, SFT_REDUCTIONS)
+    beta: Positive = 0.1
+    sft_weight: NonNegative = 1.0
+    sft_reduction: Reduction = "batch_token_mean"
 
     @property
     def link(self) -> Link:
@@ -124,12 +113,8 @@ class CPO(Objective):
 class OddsRatioMethod(Objective):
     """What ORPO and ASFT share: SFT on the chosen responses, and `weight` times a loss of log-odds."""
 
-    weight: float
-    sft_reduction: str
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "weight", checks.positive("weight", self.weight))
-        checks.one_of("sft_reduction", self.sft_reduction, SFT_REDUCTIONS)
+    weight: Positive
+    sft_reduction: Reduction
 
     @property
     def link(self) -> Link:
@@ -155,8 +140,8 @@ class ORPO(OddsRatioMethod):
     Source: Hong et al. 2024 (arXiv 2403.07691), Eq. 6-7; default TRL's.
     """
 
-    weight: float = 0.1
-    sft_reduction: str = "batch_token_mean"
+    weight: Positive = 0.1
+    sft_reduction: Reduction = "batch_token_mean"
 
     @property
     def shape(self) -> Shape:
@@ -172,8 +157,8 @@ class ASFT(OddsRatioMethod):
     Gorbatovski et al. 2025 (arXiv 2502.01237), Sec. 2.4; default the best of that paper's grid.
     """
 
-    weight: float = 1.0
-    sft_reduction: str = "sequence_mean"
+    weight: Positive = 1.0
+    sft_reduction: Reduction = "sequence_mean"
 
     @property
     def shape(self) -> Shape:

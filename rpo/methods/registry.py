@@ -6,12 +6,16 @@ Only strings: naming the methods imports none of them.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
+from typing import Any, get_type_hints
 
-from rpo.core import checks
+from rpo.core import checks, divergences
+from rpo.core.divergences import Divergence
+from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import Objective
 
-CERTIFIED, STATIONARY = "certified", "stationary"
+CERTIFIED, STATIONARY, ABSENT = "certified", "stationary", "none on a table"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +24,8 @@ class Method:
 
     name: of its class. home: module. paper, arxiv, equation: source. oracle: what its values are held to by tests.
     evidence: of its optimum on a table, where there is one: "certified" where `rpo.bandit.solve` or `rpo.fit` bounds
-    how far its answer is from it whatever the data, else "stationary".
+    how far its answer is from it whatever the data, else "stationary"; "none on a table" where it reads what a table
+    does not have.
     """
 
     name: str
@@ -52,10 +57,19 @@ METHODS: dict[str, Method] = {
         _row(_CORE, "RPO", "Liu et al. 2024", "2405.16436", "4.8", "TRL [sigmoid, sft]", CERTIFIED),
         _row(_CORE, "DPO", "Rafailov et al. 2023", "2305.18290", "7", "TRL sigmoid", CERTIFIED),
         _row(_PAIRS, "IPO", "Azar et al. 2023", "2310.12036", "17", "TRL ipo", CERTIFIED),
-        _row(_PAIRS, "SLiC", "Zhao et al. 2023", "2305.10425", "not verified", "TRL hinge"),
+        _row(_PAIRS, "SLiC", "Zhao et al. 2023", "2305.10425", "not verified", "TRL hinge", CERTIFIED),
         _row(_PAIRS, "ConservativeDPO", "Mitchell 2023", "none", "3", "DPO on counts (1 - eps, eps)", CERTIFIED),
         _row(_PAIRS, "RobustDPO", "Ray Chowdhury et al. 2024", "2403.00409", "12", "TRL robust", CERTIFIED),
         _row(_PAIRS, "RDPO", "Park et al. 2024", "2403.19159", "derived", "DPO at alpha = 0; by hand", CERTIFIED),
+        _row(_PAIRS, "ODPO", "Amini et al. 2024", "2402.10571", "not verified", "DPO at alpha = 0; by hand", ABSENT),
+        _row(
+            _PAIRS,
+            "GammaDPO",
+            "Chen et al. 2024",
+            "2405.19534",
+            "4",
+            "DPO at a scaled reference",
+        ),
         _row(_PAIRS, "EXO", "Ji et al. 2024", "2402.00856", "16", "TRL exo_pair"),
         _row(_PAIRS, "DiscoPOP", "Lu et al. 2024", "2406.08414", "5", "TRL discopop"),
         _row(_DIVERGENCE, "FDPO", "Wang et al. 2024", "2309.16240", "12", "TRL f_divergence_type", CERTIFIED),
@@ -68,6 +82,7 @@ METHODS: dict[str, Method] = {
             "plug-in of the fitted reward",
             CERTIFIED,
         ),
+        _row(_DIVERGENCE, "FRPO", "this package", "none", "theory, 11", "RPO at the KL; the policy program", CERTIFIED),
         _row(_FREE, "SimPO", "Meng et al. 2024", "2405.14734", "6", "TRL cpo simpo", CERTIFIED),
         _row(_FREE, "AlphaPO", "Gupta et al. 2025", "2501.03884", "not verified", "TRL cpo alpha", CERTIFIED),
         _row(
@@ -87,20 +102,45 @@ METHODS: dict[str, Method] = {
         _row(_POINTWISE, "NCA", "Chen et al. 2024", "2402.05369", "not verified", "TRL nca_pair"),
         _row(_POINTWISE, "APOZero", "D'Oosterlinck et al. 2024", "2408.06266", "7", "TRL apo_zero"),
         _row(_POINTWISE, "APODown", "D'Oosterlinck et al. 2024", "2408.06266", "8", "TRL apo_down"),
+        _row(_POINTWISE, "KTO", "Ethayarajh et al. 2024", "2402.01306", "7-8", "TRL kto, z0 given", ABSENT),
+        _row(
+            _POINTWISE,
+            "BCO",
+            "Jung et al. 2024",
+            "2404.04656",
+            "quoted",
+            "TRL bco_pair at a shift of 0; by hand",
+            ABSENT,
+        ),
     )
 }
 
 
-def table() -> str:
-    """Return the registered methods as a Markdown table, sorted as registered."""
-    head = ("method", "needs", "evidence", "source", "equation", "held to")
+# Losses that are no mean over groups, and what to take in their place.
+REFUSED = {
+    "AOT": (
+        "AOT, which sorts the margins of a whole batch (arXiv 2406.05882), so that its loss would depend on the "
+        "batch's size and on how it is cut into micro-batches and processes",
+        "With one pair in the batch it is rpo.ConservativeDPO",
+    ),
+}
+
+
+def table(solved: Callable[[Objective], bool]) -> str:
+    """Return the registered methods as a Markdown table, sorted as registered.
+
+    solved: whether `rpo.bandit.solve` takes an objective.
+    """
+    head = ("method", "needs", "runs in", "evidence", "source", "equation", "held to")
     rows: list[tuple[str, ...]] = [head, ("---",) * len(head)]
     for method in METHODS.values():
         kind = method.load()
         made = kind(**dict.fromkeys(_without_default(kind), 0.1))
         needs = ", ".join(sorted(made.needs)) or "nothing"
+        where = "train" if method.evidence == ABSENT else "fit, simulate, train"
+        where = f"solve, {where}" if solved(made) else where
         source = method.paper if method.arxiv == "none" else f"{method.paper}, arXiv {method.arxiv}"
-        rows.append((f"`{method.name}`", needs, method.evidence, source, method.equation, method.oracle))
+        rows.append((f"`{method.name}`", needs, where, method.evidence, source, method.equation, method.oracle))
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
@@ -108,6 +148,40 @@ def _without_default(kind: type[Objective]) -> list[str]:
     return [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]  # type: ignore[arg-type]
 
 
+# Every divergence by its name, for files and command lines.
+DIVERGENCES: dict[str, type[Divergence]] = {
+    name: value
+    for name, value in vars(divergences).items()
+    if isinstance(value, type) and issubclass(value, Divergence) and value is not Divergence
+}
+
+
+def with_divergences(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a method as its class takes them: a divergence by its name, or name and fields, as itself.
+
+    Raises InvalidArgument.
+    """
+    hints = get_type_hints(kind)
+    return {
+        name: _divergence(name, value) if hints.get(name) is Divergence and isinstance(value, (str, Mapping)) else value
+        for name, value in given.items()
+    }
+
+
+def _divergence(name: str, value: str | Mapping[str, Any]) -> Divergence:
+    fields_ = {} if isinstance(value, str) else {str(key): item for key, item in value.items() if key != "name"}
+    chosen = value if isinstance(value, str) else value.get("name")
+    kind = DIVERGENCES[checks.one_of(name, chosen, tuple(DIVERGENCES))]
+    known = [f.name for f in fields(kind) if f.init]  # type: ignore[arg-type]
+    for unknown in fields_.keys() - set(known):
+        expected = f"a field of {chosen} ({', '.join(known) or 'it has none'})"
+        raise InvalidArgument(f"{name}.{unknown}", expected=expected, got="another", remedy="Check the spelling.")
+    return kind(**fields_)
+
+
 def get(name: str) -> type[Objective]:
-    """Return the class of a registered method. Raises InvalidArgument."""
+    """Return the class of a registered method. Raises InvalidArgument, also for those of `REFUSED`."""
+    if name in REFUSED:
+        why, remedy = REFUSED[name]
+        raise InvalidArgument("objective", expected="a method that is a mean over groups", got=why, remedy=f"{remedy}.")
     return METHODS[checks.one_of("objective", name, tuple(METHODS))].load()

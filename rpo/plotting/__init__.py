@@ -23,6 +23,10 @@ COLORS = {
     "transformer": "#0072B2",
     "RPO": "#0072B2",
     "DPO": "#D55E00",
+    "IPO": "#009E73",
+    "SimPO": "#E69F00",
+    "ChiPO": "#CC79A7",
+    "KTO": "#56B4E9",
     "gold": "#009E73",
     "proxy": "#CC79A7",
 }

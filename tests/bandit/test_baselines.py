@@ -15,12 +15,12 @@ from scipy.special import expit
 from rpo.bandit import instances
 from rpo.bandit.baseline import Baseline
 from rpo.bandit.baselines.catalogue import list_baselines
-from rpo.bandit.baselines.chi_squared import ChiSquaredPO, chi_squared_policy
 from rpo.bandit.baselines.ensembles import RewardEnsemble, bootstrap, combine
 from rpo.bandit.baselines.pessimism import EllipticGame, PessimisticMLE, covariance
 from rpo.bandit.baselines.plain import (
     BasePolicy,
     BestOfN,
+    ChiSquaredPO,
     Greedy,
     PlugIn,
     ReferencePolicy,
@@ -32,6 +32,7 @@ from rpo.bandit.maximin import solve
 from rpo.bandit.metrics import policy_outcome
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, LinearBall, Unconstrained
+from rpo.core.divergences import ChiSquaredKL
 from rpo.core.errors import InvalidArgument
 
 Make = Callable[..., ContextualBandit]
@@ -218,10 +219,11 @@ def test_chi_squared_policy_against_brentq_on_u_plus_log_u(rewards: list[float],
 
     z = brentq(excess, r.min() - beta * (1 + 1e-9), r.max() - beta * (1 - 1e-9), xtol=1e-14)
     expected = reference * [inverse_link((v - z) / beta) for v in r]
-    policy, shift, residual = chi_squared_policy(r[None], reference[None], beta)
-    assert policy[0] == pytest.approx(expected, abs=1e-8)
-    assert shift[0] == pytest.approx(z, abs=1e-8 * max(1.0, beta)) and residual < 1e-10
-    assert (policy[0] <= reference * (1 + np.ptp(r) / beta) * (1 + 1e-9)).all()
+    policy = ChiSquaredKL().reply(r / beta, np.log(reference)).policy
+    assert policy == pytest.approx(expected, abs=1e-8)
+    shift = beta * (ChiSquaredKL().shift(r / beta, np.log(reference)) - 1.0)  # the link is u + log u - 1
+    assert shift == pytest.approx(z, abs=1e-8 * max(1.0, beta))
+    assert (policy <= reference * (1 + np.ptp(r) / beta) * (1 + 1e-9)).all()
 
 
 def test_chi_squared_policy_maximises_its_regularised_value_over_a_grid() -> None:
@@ -237,7 +239,7 @@ def test_chi_squared_policy_maximises_its_regularised_value_over_a_grid() -> Non
         u = p / reference
         return p @ r - beta * ((reference * (u - 1) ** 2).sum(axis=-1) / 2 + (p * np.log(u)).sum(axis=-1))
 
-    policy = chi_squared_policy(r[None], reference[None], beta)[0][0]
+    policy = ChiSquaredKL().reply(r / beta, np.log(reference)).policy
     gibbs = reference * np.exp(r / beta)
     assert value(policy) >= value(grid).max() and value(policy) - value(grid).max() < 1e-4
     assert value(gibbs / gibbs.sum()) < value(policy) - 0.1
@@ -258,7 +260,7 @@ def test_chi_squared_po_minimises_the_clipped_loss_over_policies() -> None:
         h = 0.1 * (u + np.log(u))
         return float(data.weights @ np.logaddexp(0, -np.clip(h[data.chosen] - h[data.rejected], -2.0, 2.0)))
 
-    others = [chi_squared_policy(g.uniform(0, 1, (1, 3)), problem.reference, 0.1)[0][0] for _ in range(2_000)]
+    others = ChiSquaredKL().reply(g.uniform(0, 1, (2_000, 3)) / 0.1, np.log(problem.reference)).policy
     best = min(loss(p) for p in others)
     assert loss(result.policy[0]) <= best <= loss(result.policy[0]) + 1e-2
     assert 1 < result.evidence["largest_ratio"] <= 1 + 1.0 / 0.1

@@ -1,11 +1,13 @@
 """The batched solver against the single one, instance by instance, and against limits it must keep."""
 
+import contextlib
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 
+import rpo
 from rpo.bandit import (
     Box,
     ContextualBandit,
@@ -21,6 +23,7 @@ from rpo.bandit import (
 )
 from rpo.bandit.batched import sample_wins, solve_batch
 from rpo.bandit.batched.newton import minimize_balls, minimize_boxes
+from rpo.core import divergences
 from rpo.core.errors import InvalidArgument, NoMinimizer
 from rpo.core.objectives import DPO, RPO
 
@@ -44,6 +47,8 @@ OBJECTIVES = [
     RPO(beta=1.0, eta=0.001, base="responses"),
     DPO(beta=0.2, base="reference"),
     DPO(beta=0.1),
+    rpo.FRPO(beta=0.1, eta=0.05, divergence=divergences.JensenShannon(), base="responses"),
+    rpo.RobustDPO(beta=0.3, epsilon=0.05),
 ]
 
 
@@ -86,7 +91,7 @@ def test_every_instance_equals_the_single_solver(
         # the batch's certificate is the single one's, of the same reward
         again = certify(build_saddle(problem, data, objective, chosen, prompt_weights=weights), batch.reward[s])
         assert batch.gap[s] == pytest.approx(again.gap, rel=1e-3, abs=1e-14)
-        if objective.eta > 0:
+        if objective.reward_penalty > 0:
             assert batch.tv_bound[s] == pytest.approx(again.tv_bound, rel=1e-3, abs=1e-6)
 
 
@@ -94,11 +99,23 @@ def test_existence_agrees_with_the_single_test_on_sparse_data(problem: Contextua
     agreed = {True: 0, False: 0}
     for n in (8, 20, 40):
         wins = sample_wins(problem, n, 60, rng=n)
-        for objective in (RPO(beta=0.1, eta=0.1), RPO(beta=0.1, eta=0.1, base="responses")):
+        for objective in (
+            RPO(beta=0.1, eta=0.1),
+            RPO(beta=0.1, eta=0.1, base="responses"),
+            rpo.FRPO(beta=0.1, eta=0.1, divergence=divergences.ChiSquaredKL()),
+            rpo.RobustDPO(epsilon=0.02),
+            rpo.ConservativeDPO(),
+        ):
             batch = solve_batch(wins, objective, reference=problem.reference, reward_class=Unconstrained())
             for s in range(60):
-                saddle = build_saddle(problem, PreferenceCounts.from_wins(wins[s]), objective, Unconstrained())
-                assert batch.exists[s] == minimizer_exists(saddle).exists
+                data = PreferenceCounts.from_wins(wins[s])
+                exists = minimizer_exists(build_saddle(problem, data, objective, Unconstrained())).exists
+                if exists and objective.reward_penalty == 0:  # then pi_base has to choose among the minimisers
+                    with contextlib.suppress(NoMinimizer):
+                        exists = False
+                        solve(problem, data, objective, reward_class=Unconstrained(), method="newton")
+                        exists = True
+                assert batch.exists[s] == exists
                 agreed[bool(batch.exists[s])] += 1
     assert min(agreed.values()) > 20
 

@@ -22,16 +22,19 @@ import pytest
 import scipy
 from scipy.special import expit
 
-from rpo.bandit import Baseline, Box, ContextualBandit, LinearBall, PolicyResult, Unconstrained, instances, solve
+import rpo
+from rpo.bandit import Baseline, Box, ContextualBandit, LinearBall, PolicyResult, Unconstrained, fit, instances, solve
 from rpo.bandit.baselines.plain import BestOfN, Greedy, ReferencePolicy
 from rpo.bandit.simulation.cell import Cell
 from rpo.bandit.simulation.code import code_digest
 from rpo.bandit.simulation.engine import FailedRows, make_plan, simulate
-from rpo.bandit.simulation.grid import canonical
-from rpo.bandit.simulation.methods import Maximin, from_dict
+from rpo.bandit.simulation.grid import canonical, source
+from rpo.bandit.simulation.methods import Maximin, from_dict, is_solvable
 from rpo.bandit.simulation.store import CorruptShard, GridMismatch, GridStore, MixedCode
+from rpo.core import divergences
 from rpo.core.errors import InvalidArgument, MissingDependency, OutputError, RPOError
 from rpo.core.objectives import DPO, RPO
+from rpo.methods.registry import ABSENT, METHODS
 
 ROOT = Path(__file__).parents[2]
 GRID = {"n": [30, 100], "beta": [0.1], "eta": [0.1, 0.3], "skew": [0.5, 1.0]}
@@ -174,6 +177,30 @@ def test_rows_columns_and_order() -> None:
     assert (rpo["objective/eta"] == rpo["eta"]).all()
     dpo = frame[frame["method"] == "DPO"].groupby(["skew", "n", "seed"])["gap"]
     assert (dpo.nunique() == 1).all()  # one DPO, repeated at every eta
+
+
+def test_every_certified_method_enters_beside_rpo() -> None:
+    """FRPO at the KL is RPO's row, ChiPO's that of the plug-in baseline, whose box decides. A kink is solved alone."""
+    js = divergences.JensenShannon()
+    methods = {
+        "RPO": RPO(beta=0.1, eta=0.05),
+        "FRPO": rpo.FRPO(beta=0.1, eta=0.05),
+        "JS": rpo.FRPO(beta=0.1, eta=0.05, divergence=js),
+        "IPO": functools.partial(rpo.IPO, tau=0.5),
+        "SimPO": rpo.SimPO(beta=1.0),
+        "ChiPO": rpo.ChiPO(beta=0.1),
+        "plug-in": rpo.bandit.baselines.ChiSquaredPO(beta=0.1),
+    }
+    frame = simulate("coverage_skew", methods, {"n": [300], "arms": [4]}, 3, rng=0, proxy=True)
+    assert (frame["status"] == "certified").all()
+    of = {name: rows.reset_index(drop=True) for name, rows in frame.groupby("method")}
+    for column in ("gap", "reward/gold", "reward/proxy", "duality_gap"):
+        assert (of["FRPO"][column] == of["RPO"][column]).all()
+    assert of["ChiPO"]["gap"].to_numpy() == pytest.approx(of["plug-in"]["gap"].to_numpy(), abs=1e-6)
+    assert np.abs(of["JS"]["gap"] - of["RPO"]["gap"]).max() > 1e-2
+    assert list(of["IPO"]["objective/base"]) == ["chosen"] * 3
+    kinked = simulate("coverage_skew", [rpo.SLiC(beta=1.0)], {"n": [300], "arms": [4]}, 3, rng=0)
+    assert (kinked["status"] == "certified").all()
 
 
 def test_order_of_the_grid_and_of_the_seeds_does_not_matter_and_the_root_does() -> None:
@@ -880,11 +907,14 @@ def test_recipe_entries_make_methods_and_mistakes_in_them_are_named() -> None:
     _, method = from_dict({"method": "DPO", "base": "custom", "base_policy": [[0.5, 0.5]], "bound": 3})
     frame = simulate(two_arms, {"m": method}, {"n": [5], "lead": [1.0], "beta": [1.0]}, 1, rng=0)
     assert list(frame["reward_class"]) == ["Box(bound=3)"] and list(frame["objective/base"]) == ["custom"]
+    name, method = from_dict({"method": "IPO", "tau": 0.5, "bound": 2})
+    assert (name, method.bound, method.objective()) == ("IPO", 2, rpo.IPO(tau=0.5))
     name, method = from_dict({"method": "BestOfN", "n": 8})
     assert (name, method().n) == ("BestOfN", 8)
     for bad, words in (
         ({"method": "PPO"}, "'RPO'|RPO, DPO"),
-        ("RPO", "entries with a key 'method'"),
+        (3, "entries with a key 'method'"),
+        ({"method": "IPO", "beta": 1.0}, "methods: beta of IPO"),
         ({"method": "DPO", "eta": 1.0}, "methods: eta of DPO"),
         ({"method": "RPO", "reward_class": "sphere"}, "reward_class"),
     ):
@@ -909,3 +939,27 @@ def test_chunks_are_cut_by_size_and_their_rows_put_together(monkeypatch: pytest.
 def test_one_spelling_of_a_value() -> None:
     assert canonical({"b": 1.0, "a": np.int64(2)}) == '{"a":2,"b":1}'
     assert canonical(True) != canonical(1)
+
+
+def test_every_registered_method_enters_by_the_best_evidence_there_is() -> None:
+    """What `solve` takes is its policy, with a gap; all else is where `fit` ends, on the same data, and its word."""
+    problem = instances.coverage_skew(arms=4, skew=1.0, rng=0)
+    needed = {"RPO": {"beta": 0.3, "eta": 0.2}, "DPO": {"beta": 0.3}, "RDPO": {"alpha": 0.05}, "FRPO": {"eta": 0.2}}
+    tables = {name: method for name, method in METHODS.items() if method.evidence != ABSENT}
+    made = {name: method.load()(**needed.get(name, {})) for name, method in tables.items()}
+    frame = simulate(problem, made, {"n": [400]}, 1, rng=0, proxy=False).set_index("method")
+    draw: Any = Cell(source(problem), {"n": 400}, [0], 0).draws[0]
+    for name, objective in made.items():
+        row = frame.loc[name]
+        assert row["objective/name"] == name
+        if is_solvable(objective):
+            policy, word = solve(problem, draw.data, objective).policy, "certified"
+        else:
+            run = fit(problem.softmax_policy(), draw.data, objective, proxy_reward=None)
+            policy, word = run.policy, "inaccurate" if run.evidence == "none" else run.evidence
+        assert row["status"] == word and np.isfinite(row["duality_gap"]) >= (word == "certified"), name
+        worth = problem.expected_reward(problem.greedy_policy()) - problem.expected_reward(policy)
+        assert row["gap"] == pytest.approx(worth, abs=1e-6), name
+    assert {"certified", "stationary"} <= set(frame["status"])
+    with pytest.raises(InvalidArgument, match="methods: KTO: expected a loss of log-probabilities alone"):
+        simulate(problem, [rpo.KTO()], {"n": [400]}, 1, rng=0)

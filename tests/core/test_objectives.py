@@ -7,7 +7,7 @@ losses are (ln 2, ln(1 + 1/3)) = (ln 2, ln(4/3)). The chosen log-probabilities a
 
 import dataclasses
 import math
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
 import cvxpy as cp
 import numpy as np
@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from rpo.core.errors import InvalidArgument
+from rpo.core.fields import Fraction
 from rpo.core.objectives import (
     DPO,
     FORMULA,
@@ -387,3 +388,18 @@ def test_a_subclass_cannot_override_the_formula_unseen(name: str) -> None:
     """Its `terms` would be ignored by the trainer, or its `__call__` by a solver: two losses under one name."""
     with pytest.raises(InvalidArgument, match=rf"^Mine: .* got its own {name}"):
         type("Mine", (RPO,), {name: lambda self, *_: 0.0})
+
+
+def test_fields_are_held_to_their_annotations_in_own_classes_too() -> None:
+    """Values are kept as the check returns them: an integer becomes a float; what is inherited is still checked."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Mine(RPO):
+        share: Fraction = 0.5
+        free: float = 1
+
+    made = Mine(beta=1, eta=0, share=np.float64(0.25))
+    assert [type(value) for value in (made.beta, made.eta, made.share, made.free)] == [float, float, float, int]
+    for wrong in ({"beta": 0}, {"eta": -1}, {"share": 1}, {"base": "nobody"}, {"sft_reduction": "mean"}):
+        with pytest.raises(InvalidArgument, match=next(iter(wrong))):
+            Mine(**{"beta": 1.0, "eta": 0.1} | wrong)

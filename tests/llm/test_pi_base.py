@@ -7,6 +7,7 @@ Log-probabilities (-2, -6, -12) over (2, 3, 4) tokens, and (-4, -3, -5) over (4,
 import pytest
 import torch
 
+from rpo.core.columns import Columns
 from rpo.core.objectives import RPO
 from rpo.core.reduction import SFT_REDUCTIONS
 from rpo.llm.data.pairs import TokenizedPair
@@ -31,8 +32,8 @@ def sft_term(reduction: str, rows: slice = slice(None)) -> float:
     mean_length = sum(float(w) * SLOTS.tokens_of(pair) for w, pair in zip(WEIGHTS, pairs(), strict=True))
     base = SLOTS.reduce(LOGPS[rows], LENGTHS[rows], reduction, torch.tensor(mean_length))
     objective = RPO(beta=0.5, eta=0.2, base="custom", sft_reduction=reduction)
-    logps = [LOGPS[rows, 0], LOGPS[rows, 1]] * 2
-    return float(objective(*logps, base_logps=base.logps, base_lengths=base.lengths, weights=weights)[1].sft)
+    logps = (LOGPS[rows, 0], LOGPS[rows, 1])
+    return float(objective.loss(Columns(logps=logps, reference=logps), base, weights)[1].sft)
 
 
 def pairs() -> list[TokenizedPair]:

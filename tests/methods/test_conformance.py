@@ -24,7 +24,13 @@ from rpo.core.objectives import DPO, RPO, Objective
 from rpo.core.shapes import Logistic, MarginShape, Pointwise, Shape
 from rpo.methods import registry
 
-GIVEN = {"RPO": {"beta": 0.3, "eta": 0.2}, "DPO": {"beta": 0.3}, "RDPO": {"alpha": 0.05}}
+GIVEN = {
+    "RPO": {"beta": 0.3, "eta": 0.2},
+    "FRPO": {"beta": 0.3, "eta": 0.2},
+    "DPO": {"beta": 0.3},
+    "RDPO": {"alpha": 0.05},
+    "GammaDPO": {"gamma": 0.6},
+}
 INTERIOR = (divergences.KL(), divergences.ForwardKL(), divergences.JensenShannon(), divergences.Alpha(0.4))
 N = 9
 
@@ -45,16 +51,18 @@ def columns(seed: int = 0, make: Any = np.asarray) -> Columns:
     lengths = rng.integers(2, 10, (2, N)).astype(float)
     reference = -rng.uniform(0.2, 1.0, (2, N)) * lengths
     policy = np.minimum(reference + rng.normal(scale=0.8, size=(2, N)), -0.05)
-    return Columns(
-        logps=tuple(map(make, policy)), reference=tuple(map(make, reference)), lengths=tuple(map(make, lengths))
-    )
+    scores = rng.uniform(0.1, 3.0, (2, N)).cumsum(0)[::-1]  # the chosen one's is higher
+    fields = {"logps": policy, "reference": reference, "lengths": lengths, "scores": scores}
+    return Columns(**{name: tuple(map(make, value.copy())) for name, value in fields.items()}, shift=0.3)
 
 
 def call(objective: Objective, given: Columns, **more: Any) -> Any:
     reference = given.reference if "reference" in objective.needs else (None, None)
     lengths = dict(zip(("chosen_lengths", "rejected_lengths"), given.lengths, strict=True))
     base = {} if objective.anchor.role == "chosen" else {"base_logps": given.logps[0]}
-    return objective(*given.logps, *reference, **lengths, **base, **more)
+    shift = {"shift": given.shift} if "shift" in objective.needs else {}
+    shift |= dict(zip(("chosen_scores", "rejected_scores"), given.scores, strict=True))
+    return objective(*given.logps, *reference, **lengths, **base, **shift, **more)
 
 
 # --- one formula, every backend --------------------------------------------------------------------
@@ -100,6 +108,8 @@ def test_reference_and_lengths_are_asked_for_exactly_where_they_matter(objective
     moved = {
         "reference": dataclasses.replace(given, reference=(given.reference[0] - 0.3, given.reference[1] + 0.1)),
         "lengths": dataclasses.replace(given, lengths=(given.lengths[0] + 1, given.lengths[1] + 3)),
+        "shift": dataclasses.replace(given, shift=-0.4),
+        "scores": dataclasses.replace(given, scores=(given.scores[0] + 1, given.scores[1])),
     }
     for field, other in moved.items():
         assert (np.abs(objective.per_pair(other) - plain).max() > 1e-9) == (field in objective.needs)
@@ -114,6 +124,14 @@ def test_what_is_needed_and_missing_is_named(objective: Objective) -> None:
     if "lengths" in objective.needs:
         with pytest.raises(InvalidArgument, match="_lengths"):
             objective(*given.logps, *given.reference, chosen_lengths=given.lengths[0])
+    if "scores" in objective.needs:
+        with pytest.raises(InvalidArgument, match="^chosen_scores: expected"):
+            objective(*given.logps, *given.reference, rejected_scores=given.scores[1])
+        with pytest.raises(InvalidArgument, match="a tie, or the other way round"):
+            objective(*given.logps, *given.reference, chosen_scores=given.scores[1], rejected_scores=given.scores[1])
+    if "shift" in objective.needs:
+        with pytest.raises(InvalidArgument, match="^shift: expected"):
+            objective(*given.logps, *given.reference)
 
 
 @every_method
@@ -133,7 +151,7 @@ def worst_midpoint(shape: Shape, seed: int = 0) -> float:
     """Return the largest excess of a midpoint over the mean of its ends, over 20,000 pairs of reward pairs."""
     rng = np.random.default_rng(seed)
     ends = rng.normal(scale=rng.choice([0.1, 1.0, 5.0], size=20_000), size=(2, 2, 20_000))
-    none = Columns(logps=(), lengths=(np.full(20_000, 3.0), np.full(20_000, 5.0)))
+    none = Columns(logps=(), lengths=(np.full(20_000, 3.0), np.full(20_000, 5.0)), scores=(2.0, 1.0), shift=0.3)
     first, second = (shape(tuple(end), 1.0, none) for end in ends)
     return float((shape(tuple((ends[0] + ends[1]) / 2), 1.0, none) - (first + second) / 2).max())
 
@@ -160,7 +178,7 @@ def test_cvxpy_agrees_and_proves_the_convexity(name: str) -> None:
 def test_invariance_is_what_is_declared(objective: Objective) -> None:
     rng = np.random.default_rng(3)
     rewards, shift, none = rng.normal(size=(2, 50)), rng.normal(size=50), columns()
-    none = dataclasses.replace(none, lengths=(np.full(50, 3.0), np.full(50, 5.0)))
+    none = dataclasses.replace(none, lengths=(np.full(50, 3.0), np.full(50, 5.0)), scores=(2.0, 1.0))
     moved = np.abs(objective.shape(tuple(rewards + shift), 1.0, none) - objective.shape(tuple(rewards), 1.0, none))
     assert (moved.max() <= 1e-12) == objective.shape.invariant
 
@@ -214,6 +232,13 @@ def test_an_unknown_method_is_refused_by_name() -> None:
         registry.get("IPOO")
     with pytest.raises(AttributeError, match="IPOO"):
         _ = rpo.IPOO
+
+
+def test_a_loss_that_sorts_the_batch_is_refused_with_the_reason() -> None:
+    with pytest.raises(InvalidArgument, match=r"^objective: .*sorts the margins of a whole batch.*ConservativeDPO"):
+        registry.get("AOT")
+    with pytest.raises(AttributeError, match=r"'AOT': AOT, which sorts the margins .* rpo\.ConservativeDPO"):
+        _ = rpo.AOT
 
 
 @every_method

@@ -17,11 +17,19 @@ from rpo.bandit.table_loss import TableLoss
 from rpo.core.checks import Array
 from rpo.core.columns import Columns
 from rpo.core.divergences import Alpha, ChiSquaredKL, Divergence, ForwardKL, JensenShannon
+from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import DPO, RPO, Objective
 from rpo.methods import registry
 
-GIVEN = {"RPO": {"beta": 0.5, "eta": 0.2, "base": "reference"}, "DPO": {"beta": 0.5}, "RDPO": {"alpha": 0.1}}
-METHODS = {name: method.load()(**GIVEN.get(name, {})) for name, method in registry.METHODS.items()}
+GIVEN = {
+    "RPO": {"beta": 0.5, "eta": 0.2, "base": "reference"},
+    "FRPO": {"beta": 0.5, "eta": 0.2, "base": "reference"},
+    "DPO": {"beta": 0.5},
+    "RDPO": {"alpha": 0.1},
+    "GammaDPO": {"gamma": 0.6},
+}
+ALL = {name: method.load()(**GIVEN.get(name, {})) for name, method in registry.METHODS.items()}
+METHODS = {name: one for name, one in ALL.items() if one.needs <= {"reference", "lengths"}}
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +68,17 @@ def test_derivatives_agree_with_differences(problem: ContextualBandit, pairs: Pr
 
 def logps(problem: ContextualBandit, parameters: Array) -> Array:
     return problem.softmax_policy().with_parameters(parameters.reshape(problem.reference.shape)).logps
+
+
+@pytest.mark.parametrize("name", sorted(ALL.keys() - METHODS.keys()))
+def test_what_a_table_does_not_have_is_refused_by_name(
+    problem: ContextualBandit, pairs: PreferenceCounts, name: str
+) -> None:
+    why = rf"^objective: .*a table has no batches and no scores, got {name} .*reads"
+    with pytest.raises(InvalidArgument, match=why):
+        fit(problem.softmax_policy(), pairs, ALL[name])
+    with pytest.raises(InvalidArgument, match=r"^objective: expected (an objective whose maximin|a loss of log-prob)"):
+        solve(problem, pairs, ALL[name], reward_class=Unconstrained())
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -106,6 +125,16 @@ def test_ipo_is_one_laplacian_solve(problem: ContextualBandit, pairs: Preference
         h = np.linalg.pinv(laplacian) @ (wins[x].sum(1) - wins[x].sum(0)) / (2 * 0.4)
         policy = problem.reference[x] * np.exp(h)
         assert run.policy[x] == pytest.approx(policy / policy.sum(), abs=1e-10)
+
+
+def test_sft_on_a_table_is_the_frequency_of_the_chosen_responses(
+    problem: ContextualBandit, pairs: PreferenceCounts
+) -> None:
+    run = fit(problem.softmax_policy(), pairs, rpo.SFT())
+    assert run.status == "converged"
+    assert run.policy == pytest.approx(pairs.response_frequencies("chosen"), abs=1e-7)
+    with pytest.raises(InvalidArgument, match="got BradleyTerry .*which reads head"):
+        fit(problem.softmax_policy(), pairs, rpo.BradleyTerry())
 
 
 def test_conservative_labels_are_dpo_on_split_counts(problem: ContextualBandit, pairs: PreferenceCounts) -> None:

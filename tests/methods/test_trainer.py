@@ -1,5 +1,11 @@
 """Methods on language models: the loss trained is the formula on every path, and the optimum that of the table."""
 
+import contextlib
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import models_for_tests
 import numpy as np
 import pytest
@@ -11,11 +17,16 @@ from rpo.bandit.metrics import total_variation
 from rpo.compare.enumerable import tiny_gpt2
 from rpo.compare.equivalence import connected_preferences
 from rpo.compare.with_trainer import fit_with_trainer
-from rpo.core.divergences import ForwardKL, JensenShannon
+from rpo.core.divergences import KL, ForwardKL, JensenShannon
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import Objective
+from rpo.llm.data import prepare_pairs
+from rpo.llm.data.collate import group_of
+from rpo.llm.data.pairs import PreparedPairs
+from rpo.llm.logps.scoring import PaddedPath
 from rpo.methods import registry
 
+EXAMPLES = Path(__file__).parents[2] / "examples" / "smollm2"
 LENGTH = 2
 # SimPO and the like divide by the length: on a table, whose responses have one token, its beta is half as large.
 CASES: dict[str, tuple[Objective, Objective]] = {
@@ -51,7 +62,13 @@ def test_transformer_reaches_the_optimum_of_the_table(name: str) -> None:
     assert run.objective == on_model.to_dict()
 
 
-GIVEN = {"RPO": {"beta": 0.3, "eta": 0.2}, "DPO": {"beta": 0.3}, "RDPO": {"alpha": 0.05}}
+GIVEN = {
+    "RPO": {"beta": 0.3, "eta": 0.2},
+    "FRPO": {"beta": 0.3, "eta": 0.2},
+    "DPO": {"beta": 0.3},
+    "RDPO": {"alpha": 0.05},
+    "GammaDPO": {"gamma": 0.6},
+}
 
 
 @pytest.mark.parametrize("path", ["padded", "packed", "shared"])
@@ -63,6 +80,11 @@ def test_first_logged_loss_is_the_formula_on_every_path(tmp_path, name: str, pat
     """
     objective = registry.get(name)(**GIVEN.get(name, {}))
     pairs = tiny_pairs(4, weights=True)
+    scores = {"chosen_scores": np.array([2.0, 0.5, 1.0, 3.0]), "rejected_scores": np.array([-1.0, 0.1, 0.5, 2.0])}
+    given = scores if "scores" in objective.needs else {}
+    if given:
+        both = zip(*scores.values(), strict=True)
+        pairs = PreparedPairs(replace(pair, scores=tuple(two)) for pair, two in zip(pairs, both, strict=True))
     one = trainer(tmp_path, pairs, objective=objective, path=path, max_steps=1)
     policy = np.array([[alone(one.model, pair, ids) for ids in (pair.chosen_ids, pair.rejected_ids)] for pair in pairs])
     lengths = np.array([[len(pair.chosen_ids), len(pair.rejected_ids)] for pair in pairs], dtype=float)
@@ -73,6 +95,8 @@ def test_first_logged_loss_is_the_formula_on_every_path(tmp_path, name: str, pat
         chosen_lengths=lengths[:, 0],
         rejected_lengths=lengths[:, 1],
         weights=weights / weights.sum(),
+        **given,
+        **({"shift": 0.0} if "shift" in objective.needs else {}),
     )
     one.train()
     logged = one.state.log_history[0]
@@ -91,6 +115,41 @@ def alone(model: torch.nn.Module, pair, response) -> float:
     return float(scores[range(start, start + len(response)), list(response)].sum())
 
 
+@pytest.mark.slow
+def test_a_step_of_smollm2_on_shared_prompts_is_its_padded_value_in_float64(tmp_path, smollm2) -> None:
+    """Every registered method, on three of the example's pairs cut to 32 tokens: the loss logged by one update.
+
+    The expected value is each formula on log-probabilities that the padded path gives in float64; 2e-4 is float32's
+    rounding of log-probabilities of some 50 nats.
+    """
+    model, tokenizer = smollm2
+    rows = [json.loads(line) for line in (EXAMPLES / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    pairs = prepare_pairs(rows[::90], tokenizer, max_length=32, scores=True, progress=False)
+    assert len(pairs) == 3
+    path = PaddedPath(tokenizer.pad_token_id)
+    with torch.no_grad():
+        wide = copy.deepcopy(model).double()
+        logps = path.logps(wide, path.collate([group_of(pair) for pair in pairs])).numpy()
+    lengths, scores = (np.array([getattr(p, n) for p in pairs], dtype=float) for n in ("lengths", "scores"))
+    shared = {"path": "shared", "max_steps": 1, "learning_rate": 0.0, "max_length": 32, "self_check": False}
+    shared["ref_logps_cache"] = str(tmp_path / "reference.safetensors")
+    for name, method in registry.METHODS.items():
+        objective = method.load()(**GIVEN.get(name, {}))
+        given = {"chosen_scores": scores[:, 0], "rejected_scores": scores[:, 1]} if "scores" in objective.needs else {}
+        given |= {"shift": 0.0} if "shift" in objective.needs else {}
+        reference = logps.T if "reference" in objective.needs else (None, None)
+        expected, terms = objective(
+            *logps.T, *reference, chosen_lengths=lengths[:, 0], rejected_lengths=lengths[:, 1], **given
+        )
+        one = trainer(tmp_path / name, pairs, model=model, objective=objective, processing_class=tokenizer, **shared)
+        assert one.path.name == "shared"
+        one.train()
+        logged = one.state.log_history[0]
+        assert logged["loss"] == pytest.approx(float(expected), rel=2e-4, abs=2e-5), name
+        assert logged["loss/preference"] == pytest.approx(float(terms.preference), rel=2e-4, abs=2e-5), name
+        assert 0 < logged["grad_norm"] < float("inf"), name
+
+
 def test_a_reference_is_refused_where_none_is_read(tmp_path) -> None:
     with pytest.raises(InvalidArgument, match=r"^ref_model: expected None with SimPO"):
         trainer(tmp_path, tiny_pairs(4), objective=rpo.SimPO(), ref_model=models_for_tests.tiny_model("llama"))
@@ -106,3 +165,14 @@ def test_what_is_no_objective_is_refused(tmp_path) -> None:
     for other in (rpo.IPO, "IPO", {"tau": 0.1}):
         with pytest.raises(InvalidArgument, match=r"^objective: expected a preference objective"):
             trainer(tmp_path, tiny_pairs(4), objective=other)
+
+
+def test_a_penalty_over_all_responses_is_refused_with_a_sentence(tmp_path) -> None:
+    """FRPO's is a mean over every response of the reference; at eta = 0, and for the KL, it is trained."""
+    for eta, f, refused in ((0.1, JensenShannon(), True), (0.0, JensenShannon(), False), (0.1, KL(), False)):
+        objective = rpo.FRPO(beta=0.3, eta=eta, divergence=f)
+        pair = (np.array([-1.0]), np.array([-2.0]), np.array([-1.5]), np.array([-1.7]))
+        words = r"^objective: .*mean over all responses.*which is RPO"
+        for door in ("trainer", "call"):
+            with pytest.raises(InvalidArgument, match=words) if refused else contextlib.nullcontext():
+                trainer(tmp_path, tiny_pairs(4), objective=objective) if door == "trainer" else objective(*pair)

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from trl import DPOTrainer
+from trl import DPOTrainer, KTOTrainer
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
 import rpo
+from rpo.core.columns import Columns
 from rpo.core.divergences import Alpha, ForwardKL, JensenShannon
 from rpo.core.links import LogRatio
 from rpo.core.numerics import softplus
@@ -126,6 +127,40 @@ def cpo(loss_type: str, *, nll: float = 0.0, per_token: bool = False, **options:
     return loss
 
 
+def kto(z0: float, **weights: float) -> Callable[[torch.Tensor, Batch], torch.Tensor]:
+    """Return `KTOTrainer._compute_loss` on rows of which the first B are desirable, z0 given as one mismatched row."""
+
+    def loss(logps: torch.Tensor, given: Batch) -> torch.Tensor:
+        zeros = torch.zeros_like(given.logps)
+        output = SimpleNamespace(log_probs=logps, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())
+        mask = torch.cat([torch.zeros(2 * B, 1), given.mask], 1)
+        trainer = SimpleNamespace(
+            model=SimpleNamespace(training=False),
+            accelerator=Accelerator(),
+            aux_loss_enabled=False,
+            precompute_ref_logps=True,
+            calculate_KL=True,
+            loss_type="kto",
+            beta=BETA,
+            _compute_kl_logps=lambda model, inputs: torch.tensor([z0], dtype=logps.dtype),
+            _metrics={"eval": collections.defaultdict(list)},
+            _total_train_tokens=0,
+            _tp_size=1,
+            **weights,
+        )
+        inputs = {
+            "input_ids": torch.zeros(mask.shape, dtype=torch.long),
+            "attention_mask": torch.ones_like(mask),
+            "completion_mask": mask.long(),
+            "label": torch.arange(2 * B) < B,
+            "ref_logps": given.reference.sum(1),
+            "ref_KL_logps": torch.zeros(1, dtype=logps.dtype),
+        }
+        return KTOTrainer._compute_loss(trainer, lambda **_: output, inputs, False)
+
+    return loss
+
+
 def orpo(logps: torch.Tensor, given: Batch) -> torch.Tensor:
     means = logps.sum(1) / given.lengths
     odds = ORPOTrainer.odds_ratio_loss(SimpleNamespace(beta=0.1, accelerator=Accelerator()), means[:B], means[B:])[0]
@@ -211,6 +246,12 @@ CASES: dict[str, tuple[Any, Objective, dict[str, Any]]] = {
         {},
     ),
     "orpo": (orpo, rpo.ORPO(weight=0.1), F32),
+    "kto": (
+        kto(0.7, desirable_weight=1.3, undesirable_weight=0.8),
+        rpo.KTO(beta=BETA, desirable_weight=1.3, undesirable_weight=0.8),
+        {"shift": 0.7},
+    ),
+    "bco": (lambda logps, given: dpo("bco_pair")(logps, given) / 2, rpo.BCO(beta=BETA), {"shift": 0.0}),
 }
 
 
@@ -221,7 +262,7 @@ def test_loss_and_gradient_equal_trls(name: str) -> None:
     for seed in range(5):
         given = batch(seed, how.get("dtype", torch.float64), how.get("scale", 1.0))
         mine, other = (given.logps.clone().requires_grad_() for _ in range(2))
-        loss, reference = ours(objective, mine, given), theirs(other, given)
+        loss, reference = ours(objective, mine, given, shift=how.get("shift")), theirs(other, given)
         assert loss.item() == pytest.approx(reference.item(), rel=how.get("value", 1e-12))
         first, second = (torch.autograd.grad(v, x)[0] * given.mask for v, x in ((loss, mine), (reference, other)))
         assert float((first - second).norm() / second.norm()) < how.get("gradient", 1e-9)
@@ -253,11 +294,38 @@ def test_trls_settings_are_the_objectives_that_its_own_functions_confirm(name: s
     assert convert(**{"beta": BETA} | settings) == expected
 
 
-def ours(objective: Objective, logps: torch.Tensor, given: Batch) -> torch.Tensor:
+def ours(objective: Objective, logps: torch.Tensor, given: Batch, **more: Any) -> torch.Tensor:
     policy, reference, lengths = logps.sum(1), given.reference.sum(1), given.lengths
     return objective(
-        policy[:B], policy[B:], reference[:B], reference[B:], chosen_lengths=lengths[:B], rejected_lengths=lengths[B:]
+        policy[:B],
+        policy[B:],
+        reference[:B],
+        reference[B:],
+        chosen_lengths=lengths[:B],
+        rejected_lengths=lengths[B:],
+        **more,
     )[0]
+
+
+@pytest.mark.parametrize("objective", [rpo.KTO(desirable_weight=1.3), rpo.BCO(), rpo.NCA(), rpo.APOZero()], ids=repr)
+def test_a_pair_is_its_two_responses_with_labels(objective: Objective) -> None:
+    """Of KTO and BCO a pair's loss is the mean over the two, as TRL has it; of the others it is their sum."""
+    given = batch(3, torch.float64, 1.0)
+    policy, reference = given.logps.sum(1), given.reference.sum(1)
+    labels = (torch.arange(2 * B) < B).double()
+    alone = objective.per_pair(Columns(logps=(policy,), reference=(reference,), labels=labels, shift=0.4))
+    sides = ((policy[:B], policy[B:]), (reference[:B], reference[B:]))
+    pairs = objective.per_pair(Columns(logps=sides[0], reference=sides[1], shift=0.4))
+    share = 2.0 if "shift" in objective.needs else 1.0
+    torch.testing.assert_close((alone[:B] + alone[B:]) / share, pairs, rtol=1e-14, atol=0.0)
+    assert objective.takes_unpaired and not rpo.ASFT().takes_unpaired
+
+
+def test_a_shift_moves_the_classifier_of_rewards_by_hand() -> None:
+    """BCO: h = (2, -1), beta = 0.5, shift 0.6: (softplus(-0.5 * 1.4) + softplus(-0.5 * 1.6)) / 2."""
+    one = torch.ones(1, dtype=torch.float64)
+    loss, _ = rpo.BCO(beta=0.5)(2.0 * one, -one, 0.0 * one, 0.0 * one, shift=0.6)
+    assert float(loss) == pytest.approx((math.log1p(math.exp(-0.7)) + math.log1p(math.exp(-0.8))) / 2, rel=1e-14)
 
 
 def test_the_comparison_sees_a_beta_a_thousandth_off() -> None:
@@ -283,6 +351,26 @@ def test_length_takes_reward_off_the_longer_response() -> None:
     none = torch.zeros(1, dtype=torch.float64)
     loss, _ = rpo.RDPO(alpha=0.1)(none, none, none, none, chosen_lengths=[5.0], rejected_lengths=[2.0])
     assert float(loss) == pytest.approx(math.log1p(math.exp(-0.3)), rel=1e-14)
+
+
+def test_offset_of_scores_is_what_the_chosen_response_must_win_by() -> None:
+    """h = 0, scores 3 and 1, alpha = 0.5: softplus(0.5 log 2); a difference of one asks for nothing, as DPO."""
+    none = torch.zeros(2, dtype=torch.float64)
+    scores = {"chosen_scores": [3.0, 5.0], "rejected_scores": [1.0, 4.0]}
+    losses, _ = rpo.ODPO(alpha=0.5)(none, none, none, none, **scores)
+    assert float(losses) == pytest.approx((math.log1p(math.sqrt(2.0)) + math.log(2.0)) / 2, rel=1e-14)
+    given = batch(4, torch.float64, 1.0)
+    shaped = ours(rpo.ODPO(alpha=0.0), given.logps, given)
+    assert float(shaped) == float(ours(rpo.DPO(beta=0.1), given.logps, given))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_weight_of_the_reference_is_dpo_on_a_scaled_reference(gamma: float) -> None:
+    given = batch(5, torch.float64, 1.0)
+    scaled = Batch(given.logps, gamma * given.reference, given.mask)
+    mine = ours(rpo.GammaDPO(beta=0.2, gamma=gamma), given.logps, given)
+    assert float(mine) == pytest.approx(float(ours(rpo.DPO(beta=0.2), given.logps, scaled)), rel=1e-14)
+    assert rpo.GammaDPO(gamma=gamma).needs == ({"reference"} if gamma else set())
 
 
 def test_contrastive_preference_learning_is_dpo_without_a_reference_at_lambda_one() -> None:

@@ -1,10 +1,9 @@
 """The methods RPO is held against, all run by `solve(problem, data, baseline)`."""
 
 from rpo.bandit.baselines.catalogue import list_baselines
-from rpo.bandit.baselines.chi_squared import ChiSquaredPO
 from rpo.bandit.baselines.ensembles import RewardEnsemble
 from rpo.bandit.baselines.pessimism import PessimisticMLE
-from rpo.bandit.baselines.plain import BasePolicy, BestOfN, Greedy, PlugIn, ReferencePolicy
+from rpo.bandit.baselines.plain import BasePolicy, BestOfN, ChiSquaredPO, Greedy, PlugIn, ReferencePolicy
 
 __all__ = [
     "BasePolicy",

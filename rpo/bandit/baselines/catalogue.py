@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rpo.bandit.baseline import Baseline
-from rpo.bandit.baselines.chi_squared import ChiSquaredPO
 from rpo.bandit.baselines.ensembles import RewardEnsemble
 from rpo.bandit.baselines.pessimism import PessimisticMLE
-from rpo.bandit.baselines.plain import BasePolicy, BestOfN, Greedy, PlugIn, ReferencePolicy
+from rpo.bandit.baselines.plain import BasePolicy, BestOfN, ChiSquaredPO, Greedy, PlugIn, ReferencePolicy
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,10 @@ from rpo.bandit.reward_class import Box, RewardClass, check_reward_class
 from rpo.bandit.solver.saddle import build_saddle
 from rpo.core import checks
 from rpo.core.checks import Array
+from rpo.core.divergences import ChiSquaredKL
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import BASES, DPO
+from rpo.methods.divergence import FRPO
 
 TIE = 1e-9  # rewards closer than this, times max(1, largest reward), are equal
 NAMED_BASES = tuple(base for base in BASES if base != "custom")
@@ -267,6 +269,57 @@ class BasePolicy(Baseline):
             if self.base != "reference"
             else "The reference policy itself.",
             evidence={"prompts_without_data": empty},
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ChiSquaredPO(Baseline):
+    r"""The policy of the maximum-likelihood reward under chi-squared plus KL regularization, in one loss.
+
+    `solve` of `rpo.ChiPO`, with what Huang et al. 2024, Algorithm 1, add: the margin of
+    $\beta(u + \log u)$, $u = \pi/\pi_{ref}$, is clipped to $\pm 2R$. Margins of Box(R) stay within R, so there the
+    clip is idle. For a class whose margins pass 2R the clipped loss is not convex: the solution without it is returned
+    and called inaccurate where the clip would act.
+
+    beta: temperature, > 0. reward_class: default Box(problem.reward_bound). clip: default 2 R. base: breaks ties among
+    maximum-likelihood rewards. Evidence: the largest ratio pi / pi_ref, at most 1 + (max r - min r) / beta.
+    """
+
+    beta: float
+    reward_class: RewardClass | None = None
+    clip: float | None = None
+    base: str = "chosen"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "beta", check_fields(self.beta, self.base, self.reward_class))
+        if self.clip is not None:
+            object.__setattr__(self, "clip", checks.positive("clip", self.clip))
+
+    @property
+    def label(self) -> str:
+        """A short name for legends and tables."""
+        return f"chi-squared PO (beta={self.beta:g})"
+
+    def solve(self, problem: ContextualBandit, data: PreferenceCounts, *, rng: Any = None) -> PolicyResult:
+        """Return the policy; nothing is drawn."""
+        clip = 2.0 * class_bound(problem, self.reward_class) if self.clip is None else self.clip
+        objective = FRPO(beta=self.beta, eta=0.0, divergence=ChiSquaredKL(), base=self.base)
+        found = solve(problem, data, objective, reward_class=self.reward_class, method="newton")
+        margin = float(np.abs(found.saddle.margins(found.reward)).max())
+        held = problem.reference > 0
+        message = f"Largest margin {margin:.3g} (clip {clip:.3g}). {likelihood_sentence(found)}"
+        return PolicyResult(
+            policy=found.policy,
+            label=self.label,
+            status="certified" if found.status == "certified" and margin <= clip else "inaccurate",
+            message=message if margin <= clip else f"The clip would act, and was left out. {message}",
+            reward=found.reward,
+            evidence={
+                **likelihood_evidence(found),
+                "largest_margin": margin,
+                "clip": clip,
+                "largest_ratio": float((found.policy[held] / problem.reference[held]).max()),
+            },
         )
 
 

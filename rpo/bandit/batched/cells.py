@@ -11,73 +11,121 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from rpo.bandit.batched.newton import Evaluation
 from rpo.bandit.data import Index
-from rpo.bandit.solver.reward_side import PenaltyAlone
+from rpo.bandit.solver.existence import falling_pair
 from rpo.core.checks import Array
-from rpo.core.numerics import log_softmax
-from rpo.core.objectives import Solvable, preference_derivatives
+from rpo.core.columns import Columns
+from rpo.core.divergences import Divergence
+from rpo.core.objectives import Objective, require_margin_shape
+from rpo.core.shapes import MarginShape
 
 
 @dataclass(frozen=True, eq=False)
 class Cells:
     """C = S X prompts in a row.
 
-    compared, lost: (C, P), shares n / N of a pair's comparisons, and of those its first response lost.
-    d: (C,). log_reference, base: (C, A).
+    objective: None for the penalty alone, at weight one. beta, divergence: of its rewards. compared, lost: (C, P),
+    shares n / N of a pair's comparisons, and of those its first response lost. d: (C,). log_measure, base: (C, A).
     """
 
-    objective: Any
+    objective: Objective | None
+    beta: float
+    divergence: Divergence
     compared: Array
     lost: Array
     d: Array
-    log_reference: Array
+    log_measure: Array
     base: Array
+
+    @property
+    def pull(self) -> float:
+        """Weight of the penalty over beta's: eta beta."""
+        return 1.0 if self.objective is None else self.objective.anchor.weight
 
     def evaluate(self, r: Array, which: Index, *, curved: bool = True) -> Evaluation:
         """Return the prompts' parts of the loss with gradients and, if `curved`, Hessians in r (c, A)."""
         whole = which.size == len(self.d)
-        compared, lost, base, d, log_reference = (
-            part if whole else part[which] for part in (self.compared, self.lost, self.base, self.d, self.log_reference)
+        compared, lost, base, d, log_measure = (
+            part if whole else part[which] for part in (self.compared, self.lost, self.base, self.d, self.log_measure)
         )
-        objective = self.objective
-        beta, incidence = objective.beta, incidence_matrix(r.shape[1])
-        margins = r @ incidence.T / beta
-        logps = log_softmax(log_reference + r / beta)
-        base_logps = np.where(base > 0, base * np.where(base > 0, logps, 0.0), 0.0).sum(axis=1, keepdims=True)
-        # Both directions of a pair at once: softplus(z) = softplus(-z) + z, so the losses of the first
-        # response add a term linear in z = beta * margins.
-        value, _ = objective.terms(margins, base_logps, compared, d[:, None])
-        value = value + beta * np.einsum("cp,cp->c", lost, margins)
-
-        slope, curvature = preference_derivatives(margins, beta)
-        gradient = (compared * (slope / beta) + lost) @ incidence
-        weight, policy = (objective.sft_weight * d / beta)[:, None], np.exp(logps)
-        if objective.eta > 0:
-            gradient = gradient + weight * (policy - base)
-        if not curved:
-            return value, gradient, np.zeros((0, 0, 0))
-        conductance = compared * (curvature / beta**2)
-        if objective.eta > 0:
-            # diag(pi) - pi pi' is the Laplacian of the complete graph with conductances pi_i pi_j.
-            first, second = np.triu_indices(r.shape[1], k=1)
-            conductance += weight / beta * (policy[:, first] * policy[:, second])
-        return value, gradient, laplacians(conductance, r.shape[1])
+        beta, pull = self.beta, self.pull
+        base_value, gradient, conductance = np.zeros((len(r), 1)), np.zeros(r.shape), np.zeros(compared.shape)
+        if pull > 0:
+            reply = self.divergence.reply(r / beta, log_measure)
+            base_value = self.divergence.base_value(base, reply.logps, log_measure, reply.s)[:, None]
+        value = -d * base_value[:, 0]
+        if self.objective is not None:
+            value, slope, conductance = _preference(self.objective, r, compared, lost, base_value, d)
+            gradient = slope @ incidence_matrix(r.shape[1])
+        if pull > 0:
+            weight = (pull * d / beta)[:, None]
+            gradient = gradient + weight * (reply.policy - base)
+            if curved:
+                # diag(v) - v v' / sum v is the Laplacian of the complete graph with conductances v_i v_j / sum v.
+                first, second = np.triu_indices(r.shape[1], k=1)
+                joint = reply.slope[:, first] * reply.slope[:, second]
+                conductance += weight / beta * (joint if isinstance(reply.total, float) else joint / reply.total)
+        return value, gradient, laplacians(conductance, r.shape[1]) if curved else np.zeros((0, 0, 0))
 
     def pessimism(self, instances: Index, prompts: int) -> Cells:
         """Return these instances' cells with the penalty alone: what breaks ties at eta = 0."""
-        mine = (instances[:, None] * prompts + np.arange(prompts)).ravel()
+        return self.penalty((instances[:, None] * prompts + np.arange(prompts)).ravel())
+
+    def penalty(self, mine: Index) -> Cells:
+        """Return these cells with the penalty alone."""
         none = np.zeros((mine.size, self.lost.shape[1]))
-        return Cells(
-            PenaltyAlone(self.objective.beta), none, none, self.d[mine], self.log_reference[mine], self.base[mine]
+        parts = self.d[mine], self.log_measure[mine], self.base[mine]
+        return Cells(None, self.beta, self.divergence, none, none, *parts)
+
+
+def _preference(
+    objective: Objective, r: Array, compared: Array, lost: Array, base_value: Array, d: Array
+) -> tuple[Array, Array, Array]:
+    """Return the loss (c,), its preference term's slopes along the pairs' differences (c, P), and curvatures (c, P)."""
+    shape, beta = require_margin_shape(objective), objective.link.beta
+    margins = r @ incidence_matrix(r.shape[1]).T / beta
+    offset, reversal = margin_asked(shape), shape.reversal
+    if offset or reversal is None:
+        both = np.concatenate([margins, -margins], axis=1) - offset / beta
+        weights = np.concatenate([compared - lost, lost], axis=1)
+        value, _ = objective.terms(both, base_value, weights, d[:, None])
+        slope, curvature = shape.derivatives(both, beta)
+        slope, curvature = (
+            np.split(weights * slope / beta, 2, axis=1),
+            np.split(weights * curvature / beta**2, 2, axis=1),
         )
+        return value, slope[0] - slope[1], curvature[0] + curvature[1]
+    # Both directions of a pair at once: the losses of the first response add a term linear in z = beta * margins.
+    value, _ = objective.terms(margins, base_value, compared, d[:, None])
+    tilted = lost if reversal == 1.0 else reversal * lost
+    value = value + beta * np.einsum("cp,cp->c", tilted, margins)
+    slope, curvature = shape.derivatives(margins, beta)
+    return value, compared * (slope / beta) + tilted, compared * (curvature / beta**2)
 
 
-def minimizers_exist(wins: Array, d: Array, base: Array, support: Any, objective: Solvable) -> NDArray[np.bool_]:
+def margin_asked(shape: MarginShape) -> float:
+    """Return what the shape asks a chosen response to win by, where every response is one token."""
+    one = np.ones(1)
+    asked = shape.offset(Columns(logps=(0.0 * one, 0.0 * one), reference=(0.0 * one, 0.0 * one), lengths=(one, one)))
+    return 0.0 if asked is None else float(np.squeeze(asked))
+
+
+def minimizers_exist(wins: Array, d: Array, base: Array, support: Any, objective: Objective) -> NDArray[np.bool_]:
     """Test existence per instance: the reachability of `existence.minimizer_exists`, by boolean closure."""
     s, x, a, _ = wins.shape
-    if objective.eta > 0 and (d > 0).all() and ((base > 0) | ~np.broadcast_to(support, base.shape)).all():
+    penalised, slopes = objective.anchor.weight > 0, require_margin_shape(objective).slopes or (-1.0, 0.0)
+    stands = np.ones((s, x), dtype=bool)
+    if slopes[1] < 0:
+        eta = objective.reward_penalty
+        for i, j in np.argwhere((wins > 0).any(axis=(2, 3))):
+            won = csr_array(wins[i, j] / wins[i].sum())
+            stands[i, j] = falling_pair(won, base[i, j], slopes, eta * d[i, j]) is None
+    if slopes[1] != 0:
+        wins = wins + wins.transpose(0, 1, 3, 2)  # a loss that moves on both sides counts a comparison both ways
+    if penalised and slopes[1] >= 0 and (d > 0).all() and ((base > 0) | ~np.broadcast_to(support, base.shape)).all():
         return np.ones(s, dtype=bool)  # a base of full support anchors every response
     beats = (wins > 0).reshape(s * x, a, a)
     reach, linked = closure(beats), closure(beats | beats.transpose(0, 2, 1))
@@ -86,14 +134,14 @@ def minimizers_exist(wins: Array, d: Array, base: Array, support: Any, objective
     outside = ~np.broadcast_to(support, (s, x, a)).reshape(s * x, a)
     with_penalty = (carried | outside).all(axis=1)
     strong = (~linked | (reach & reach.transpose(0, 2, 1))).all(axis=(1, 2))
-    if objective.eta == 0:
+    if not penalised:
         # The tie-break needs pi_base mass in every component.
         mass = (linked & anchored[:, None, :]).any(axis=2) | outside
         fine = strong & (mass.all(axis=1) | (d.reshape(-1) == 0))
     else:
         fine = np.where(d.reshape(-1) > 0, with_penalty, strong)
     enters = (d.reshape(-1) > 0) | (wins.reshape(s * x, -1) > 0).any(axis=1)
-    return np.asarray((fine | ~enters).reshape(s, x).all(axis=1))
+    return np.asarray((stands & (fine | ~enters).reshape(s, x)).all(axis=1))
 
 
 def closure(linked: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 from rpo.bandit.batched.cells import Cells, closure
 from rpo.bandit.batched.newton import Evaluation, minimize_balls, minimize_boxes
 from rpo.bandit.data import Index
-from rpo.bandit.reward_class import Box, LinearBall, RewardClass
-from rpo.bandit.solver.reward_side import PenaltyAlone
+from rpo.bandit.reward_class import LinearBall, RewardClass
 from rpo.core import checks
 from rpo.core.checks import Array
 
 
 def solve_boxes(cells: Cells, reward_class: RewardClass, start: Array, exists: NDArray[np.bool_]) -> tuple[Array, int]:
-    bound = reward_class.bound if isinstance(reward_class, Box) else np.inf
-    support = np.isfinite(cells.log_reference)
+    least, bound = reward_class.limits
+    support = np.isfinite(cells.log_measure)
     enters = exists & ((cells.d > 0) | (cells.compared > 0).any(axis=1))
     lives = support & enters[:, None]
-    lower = np.where(lives, 0.0 if np.isfinite(bound) else -np.inf, 0.0)
+    lower = np.where(lives, least, 0.0)
     upper = np.where(lives, bound, 0.0)
     result = minimize_boxes(cells.evaluate, np.where(lives, start, 0.0), lower, upper)
     reward, rounds = result.x, result.iterations
-    if cells.objective.eta == 0:
+    if cells.pull == 0:
         reward = pessimistic_shifts(cells, reward, lives, bound)
-    beta = cells.objective.beta
     if np.isfinite(bound):
-        shift = np.where(lives, reward, np.inf).min(axis=1, keepdims=True)
+        shift = np.where(lives, reward, np.inf).min(axis=1)
     else:
-        shift = beta * logsumexp(np.where(lives, cells.log_reference + reward / beta, -np.inf), axis=1, keepdims=True)
-    return np.where(lives, reward - np.where(np.isfinite(shift), shift, 0.0), 0.0), rounds
+        shift = cells.beta * cells.divergence.shift(reward / cells.beta, cells.log_measure)
+    return np.where(lives, reward - np.where(np.isfinite(shift), shift, 0.0)[:, None], 0.0), rounds
 
 
 def pessimistic_shifts(cells: Cells, reward: Array, lives: NDArray[np.bool_], bound: float) -> Array:
@@ -48,24 +45,30 @@ def pessimistic_shifts(cells: Cells, reward: Array, lives: NDArray[np.bool_], bo
     several = np.flatnonzero((member.any(axis=1).sum(axis=1) > 1) & (cells.d > 0))
     if not several.size:
         return reward
-    r, m, beta = reward[several], member[several], cells.objective.beta
+    r, m, beta = reward[several], member[several], cells.beta
     exists = m.any(axis=1)
-    base = np.einsum("ca,cak->ck", cells.base[several], m)
-    inner = cells.log_reference[several] + r / beta
-    inner = np.where(lives[several], inner, -np.inf)
-    log_mass = logsumexp(np.where(m > 0, inner[:, :, None], -np.inf), axis=1)
     if not np.isfinite(bound):
-        with np.errstate(divide="ignore", invalid="ignore"):
-            shift = np.where(exists, beta * (np.log(base) - log_mass), 0.0)
-        shift = np.where(np.isfinite(shift), shift, 0.0)  # no base mass: `_exists` has refused the instance
+        base = np.einsum("ca,cak->ck", cells.base[several], m)
+        # A component of the reference that answers with all its mass, times the base's: it answers with the base's.
+        # Without base mass `minimizers_exist` has refused the instance.
+        held = exists & (base > 0)
+        row, component = np.nonzero(held)
+        mine = m[row, :, component] > 0
+        measure = np.where(mine, cells.log_measure[several][row] - np.log(base[row, component])[:, None], -np.inf)
+        shift = np.zeros(held.shape)
+        shift[row, component] = -beta * cells.divergence.shift(r[row] / beta, measure)
     else:
         low = np.where(m > 0, -r[:, :, None], -np.inf).max(axis=1)
         high = np.where(m > 0, bound - r[:, :, None], np.inf).min(axis=1)
-        # In the shift of a component the penalty is the same function, of the component's masses.
-        none = np.zeros((several.size, first.size))
-        merged = Cells(PenaltyAlone(beta), none, none, np.ones(several.size), log_mass, base)
+        penalty = replace(cells.penalty(several), d=np.ones(several.size))
+
+        def in_shift(c: Array, which: Index) -> Evaluation:
+            value, g, h = penalty.evaluate(r[which] + np.einsum("cak,ck->ca", m[which], c), which)
+            joined = np.einsum("cak,cab,cbl->ckl", m[which], h, m[which], optimize=True)
+            return value, np.einsum("cak,ca->ck", m[which], g), joined
+
         low, high = np.where(exists, np.minimum(low, 0.0), 0.0), np.where(exists, np.maximum(high, 0.0), 0.0)
-        shift = minimize_boxes(merged.evaluate, np.zeros_like(low), low, high).x
+        shift = minimize_boxes(in_shift, np.zeros_like(low), low, high).x
     moved = reward.copy()
     moved[several] = r + np.einsum("cak,ck->ca", m, shift)
     return np.clip(moved, 0.0, bound) if np.isfinite(bound) else moved
@@ -107,7 +110,7 @@ def solve_balls(cells: Cells, ball: LinearBall, start: Array) -> tuple[Array, in
     dim = flat.shape[1]
     whole = _Theta(cells, ball.features, np.broadcast_to(np.eye(dim), (s, dim, dim)), np.zeros((s, dim)))
     result = minimize_balls(whole.evaluate, start.reshape(s, x * a) @ np.linalg.pinv(flat).T, ball.radius)
-    theta = pessimistic_thetas(cells, ball, result.x) if cells.objective.eta == 0 else result.x
+    theta = pessimistic_thetas(cells, ball, result.x) if cells.pull == 0 else result.x
     return (theta @ flat.T).reshape(s, x, a), result.iterations
 
 

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from rpo.bandit.batched.cells import Cells, minimizers_exist
 from rpo.bandit.batched.classes import solve_balls, solve_boxes
 from rpo.bandit.problem import ContextualBandit
-from rpo.bandit.reward_class import Box, LinearBall, RewardClass, Unconstrained, check_reward_class
-from rpo.bandit.solver.certificate import NEGATIVE_MASS, within_tolerance
+from rpo.bandit.reward_class import RewardClass, check_reward_class
+from rpo.bandit.solver.certificate import NEGATIVE_MASS, least_modulus, within_tolerance
 from rpo.bandit.solver.saddle import check_base
+from rpo.bandit.solver.solvable import require_solvable
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
-from rpo.core.numerics import kl_divergence, log_softmax
-from rpo.core.objectives import Solvable, check_objective
+from rpo.core.objectives import Objective, require_margin_shape
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -58,7 +58,7 @@ def sample_wins(problem: ContextualBandit, n: int, draws: int, *, rng: Any) -> A
 
 def solve_batch(
     wins: Any,
-    objective: Solvable,
+    objective: Objective,
     *,
     reference: Any,
     reward_class: RewardClass,
@@ -73,7 +73,7 @@ def solve_batch(
     rewards to start from, such as a neighbouring beta's. Memory is S X A^2 numbers. Raises
     InvalidArgument. An instance without a minimiser is marked in `exists`.
     """
-    check_objective(objective)
+    require_batchable(objective)
     check_reward_class(reward_class)
     table = checks.finite("wins", wins, shape=(None, None, None, None))
     s, x, a, _ = table.shape
@@ -95,14 +95,18 @@ def solve_batch(
     d = weights.sum(axis=(2, 3)) if d0 is None else np.broadcast_to(checks.probabilities("d0", d0, shape=(x,)), (s, x))
     base = base_tables(table, objective, pi_ref, base_policy)
     with np.errstate(divide="ignore"):
-        log_reference = np.broadcast_to(np.log(pi_ref), (s, x, a)).reshape(s * x, a)
+        log_reference = np.log(pi_ref)
+    link: Any = objective.link
+    log_measure = log_reference if link.reference else np.where(pi_ref > 0, 0.0, -np.inf)
     first, second = np.triu_indices(a, k=1)
     cells = Cells(
         objective,
+        link.beta,
+        link.divergence,
         (weights[:, :, first, second] + weights[:, :, second, first]).reshape(s * x, -1),
         weights[:, :, second, first].reshape(s * x, -1),
         d.reshape(-1),
-        log_reference,
+        np.broadcast_to(log_measure, (s, x, a)).reshape(s * x, a),
         base.reshape(s * x, a),
     )
     if start is None:
@@ -112,44 +116,68 @@ def solve_batch(
         r0 -= r0.min(axis=2, keepdims=True)
     else:
         r0 = checks.finite("start", start, shape=(s, x, a))
-    if isinstance(reward_class, LinearBall):
-        reward, rounds = solve_balls(cells, reward_class, r0)
-        exists = np.ones(s, dtype=bool)
+    exists = np.ones(s, dtype=bool)
+    if reward_class.linear_in is not None:
+        ball: Any = reward_class
+        reward, rounds = solve_balls(cells, ball, r0)
     else:
-        exists = np.ones(s, dtype=bool)
-        if isinstance(reward_class, Unconstrained):
+        if not reward_class.bounded:
             exists = minimizers_exist(table, d, base, pi_ref > 0, objective)
         reward, rounds = solve_boxes(cells, reward_class, r0.reshape(s * x, a), np.repeat(exists, x))
         reward = reward.reshape(s, x, a)
-    return _certified(cells, reward_class, reward, exists, rounds)
+    return _certified(cells, reward_class, reward, exists, rounds, pi_ref)
 
 
-def base_tables(wins: Array, objective: Solvable, reference: Array, base_policy: Any) -> Array:
+def is_batchable(objective: Objective) -> bool:
+    """Return whether an objective that `solve` takes is one problem, not a sequence of smoother ones."""
+    return require_margin_shape(objective).smoothed(1.0) is None
+
+
+def require_batchable(objective: object, name: str = "objective") -> Objective:
+    """Return `objective`, or refuse one that `solve` does not certify, or only by way of a sequence of problems."""
+    found = require_solvable(objective, name)
+    if not is_batchable(found):
+        raise InvalidArgument(
+            name,
+            expected="a loss without a kink, to solve many instances at once",
+            got=found.label,
+            remedy="Use `solve`, one instance at a time.",
+        )
+    return found
+
+
+def base_tables(wins: Array, objective: Objective, reference: Array, base_policy: Any) -> Array:
     s, x, a, _ = wins.shape
     check_base(objective, base_policy)
     if base_policy is not None:
         return np.broadcast_to(checks.probabilities("base_policy", base_policy), (s, x, a))
-    if objective.base == "reference":
+    role = objective.anchor.role
+    if role == "reference":
         return np.broadcast_to(reference, (s, x, a))
     times = {"chosen": wins.sum(axis=3), "rejected": wins.sum(axis=2)}
-    count = times["chosen"] + times["rejected"] if objective.base == "responses" else times[objective.base]
+    count = times["chosen"] + times["rejected"] if role == "responses" else times[role]
     total = count.sum(axis=2, keepdims=True)
     return np.where(total > 0, count / np.where(total > 0, total, 1.0), reference)
 
 
 def _certified(
-    cells: Cells, reward_class: RewardClass, reward: Array, exists: NDArray[np.bool_], rounds: int
+    cells: Cells,
+    reward_class: RewardClass,
+    reward: Array,
+    exists: NDArray[np.bool_],
+    rounds: int,
+    reference: Array,
 ) -> BatchSolution:
-    """Certify every instance as `certificate.certify` does with p = sigmoid(-z): see docs/theory.md, section 3."""
+    """Certify every instance as `certificate.certify` does with p = -shape'(z): see docs/theory.md, section 3."""
     s, x, a = reward.shape
-    objective = cells.objective
+    objective, divergence, pull = cells.objective, cells.divergence, cells.pull
+    eta = 0.0 if objective is None else objective.reward_penalty
     value, gradient, _ = cells.evaluate(reward.reshape(-1, a), np.arange(s * x), curved=False)
-    logps = log_softmax(cells.log_reference + reward.reshape(-1, a) / objective.beta)
-    gibbs = np.exp(logps)
+    reply = divergence.reply(reward.reshape(-1, a) / cells.beta, cells.log_measure)
+    gibbs = reply.policy
     g = -gradient
-    kl = np.zeros(s * x)
-    if isinstance(reward_class, Unconstrained):
-        penalised = objective.eta * cells.d
+    if not reward_class.bounded:
+        penalised = eta * cells.d
         absorbed = penalised > 0
         balanced = gibbs.copy()
         balanced[absorbed] += g[absorbed] / penalised[absorbed, None]
@@ -157,24 +185,19 @@ def _certified(
         support = np.where(balanced.min(axis=1) < -NEGATIVE_MASS, np.inf, support)
         balanced = np.maximum(balanced, 0.0)
         balanced /= balanced.sum(axis=1, keepdims=True)
-        kl = kl_divergence(balanced, gibbs)
-        gap = (objective.sft_weight * cells.d * kl + support).reshape(s, x).sum(axis=1)
-    elif isinstance(reward_class, Box):
-        gap = reward_class.support_terms(g, reward.reshape(-1, a)).reshape(s, -1).sum(axis=1)
+        kept = divergence.distance(balanced, reply, cells.log_measure)
+        gap = (pull * cells.d * kept + support).reshape(s, x).sum(axis=1)
     else:
-        gap = np.array(
-            [reward_class.support_gap(*pair) for pair in zip(g.reshape(s, x, a), reward, strict=True)], dtype=np.float64
-        )
-    with np.errstate(invalid="ignore"):
-        base_reference = np.where(cells.base > 0, cells.base * cells.log_reference, 0.0).sum(axis=1)
-    constant = objective.sft_weight * (cells.d * base_reference).reshape(s, x).sum(axis=1)
-    total = value.reshape(s, x).sum(axis=1) + (constant if objective.eta > 0 else 0.0)
+        gap = reward_class.support_gaps(g.reshape(s, x, a), reward)
+    constant = cells.d * divergence.base_value(cells.base, cells.log_measure, cells.log_measure)
+    total = value.reshape(s, x).sum(axis=1) + (pull * constant.reshape(s, x).sum(axis=1) if pull > 0 else 0.0)
     gap = np.where(exists, gap, np.inf)
     bound = np.full(s, np.inf)
-    if objective.eta > 0:
-        bound = np.minimum(1.0, np.sqrt(np.abs(gap) / (2.0 * objective.sft_weight)))
-    certified = exists & within_tolerance(gap / np.maximum(1.0, np.abs(total)), bound, objective.eta)
-    policy = np.where(cells.d[:, None] > 0, gibbs, np.exp(cells.log_reference)).reshape(s, x, a)
+    if pull > 0:
+        modulus = least_modulus(divergence, cells.log_measure.reshape(s, x, a), cells.d.reshape(s, x))
+        bound = np.minimum(1.0, np.sqrt(np.abs(gap) / (2.0 * pull * modulus)))
+    certified = exists & within_tolerance(gap / np.maximum(1.0, np.abs(total)), bound, eta)
+    policy = np.where(cells.d.reshape(s, x, 1) > 0, gibbs.reshape(s, x, a), reference)
     return BatchSolution(
         policy=np.where(exists[:, None, None], policy, np.nan),
         reward=reward,

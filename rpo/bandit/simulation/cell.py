@@ -13,17 +13,19 @@ import numpy as np
 
 from rpo.bandit.baseline import Baseline
 from rpo.bandit.batched import solve_batch
+from rpo.bandit.batched.solution import is_batchable
 from rpo.bandit.data import PreferenceCounts
+from rpo.bandit.maximin import solve
 from rpo.bandit.metrics import outcome_unchecked
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import RewardClass, Unconstrained
 from rpo.bandit.simulation.grid import NOISE, Source, canonical, digest
-from rpo.bandit.simulation.methods import Maximin, Template, describe
+from rpo.bandit.simulation.methods import Fitted, Maximin, Template, describe
 from rpo.bandit.solver.saddle import build_saddle
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import NoMinimizer, RPOError
-from rpo.core.objectives import BASES, DPO
+from rpo.core.objectives import BASES, DPO, Objective
 
 NUMBERS = ("gap", "reward/gold", "reward/proxy", "kl/reference", "duality_gap", "relative_gap", "tv_bound")
 OBJECTIVE = ("objective/name", "objective/beta", "objective/eta", "objective/base", "reward_class")
@@ -134,12 +136,12 @@ class Cell:
         """Return what the method's policy is worth on each draw, with its evidence."""
         answers = self._answered(method)
         shadow = self._answered(_likelihood(method)) if proxy else [None] * len(answers)
-        inner = method.objective if isinstance(method, Maximin) else method
+        inner = _inner(method)
         fixed = {
             "objective/name": type(inner).__name__,
             "objective/beta": _number(getattr(inner, "beta", NAN)),
             "objective/eta": _number(getattr(inner, "eta", NAN)),
-            "objective/base": getattr(inner, "base", ""),
+            "objective/base": inner.anchor.role if isinstance(inner, Objective) else getattr(inner, "base", ""),
         }
         rows = []
         for i, (draw, answer, likely) in enumerate(zip(self.draws, answers, shadow, strict=True)):
@@ -157,7 +159,7 @@ class Cell:
     def _base(self, i: int, draw: _Draw, method: Maximin | Baseline) -> Array:
         if isinstance(method, Maximin) and method.base_policy is not None:
             return np.asarray(method.base_for(draw.problem))
-        name = _base_name(method.objective if isinstance(method, Maximin) else method)
+        name = _base_name(_inner(method))
         if (i, name) not in self._bases:
             saddle = build_saddle(draw.problem, draw.data, DPO(beta=1.0, base=name), Unconstrained())
             self._bases[i, name] = saddle.base
@@ -213,6 +215,8 @@ class Cell:
         shown = reward_class.describe()
         fields = ", ".join(f"{key}={value:g}" for key, value in shown.items() if key != "name")
         name = f"{shown['name']}({fields})"
+        if not is_batchable(method.objective):
+            return [self._one(method, i, reward_class, name) for i in group]
         try:
             solved = solve_batch(
                 np.stack([self._whole(i).wins for i in group]),
@@ -241,6 +245,25 @@ class Cell:
             answers.append(answer)
         return answers
 
+    def _one(self, method: Maximin, i: int, reward_class: RewardClass, name: str) -> _Answer:
+        """Solve one draw alone: what the batched solver does not take."""
+        draw = self._whole(i)
+        try:
+            solution = solve(
+                draw.problem,
+                draw.data,
+                method.objective,
+                reward_class=reward_class,
+                prompt_weights=method.prompt_weights,
+                base_policy=method.base_for(draw.problem),
+                method="newton",
+            )
+        except Exception as error:
+            return replace(_failed(error), reward_class=name)
+        found, message = solution.certificate, "" if solution.status == "certified" else solution.message
+        gaps = found.gap, found.relative_gap, found.tv_bound
+        return _Answer(solution.status, message, solution.policy, solution.reward, *gaps, name)
+
     def _baseline(self, method: Baseline, i: int, rng: np.random.Generator) -> _Answer:
         draw = self._whole(i)
         try:
@@ -259,18 +282,24 @@ class Cell:
 
 def _likelihood(method: Maximin | Baseline) -> Maximin:
     """Return what finds the proxy's reward: the maximum likelihood in the method's class."""
+    inner = _inner(method)
     if isinstance(method, Maximin):
-        plain = DPO(beta=method.objective.beta, base=method.objective.base)
+        plain = DPO(beta=inner.link.beta, base=inner.anchor.role)
         return replace(method, objective=plain)
-    beta = _number(getattr(method, "beta", NAN))
+    beta = _number(inner.link.beta if isinstance(inner, Objective) else getattr(inner, "beta", NAN))
     # beta only breaks ties among maximum-likelihood rewards
-    plain = DPO(beta=beta if beta > 0 else 1.0, base=_base_name(method))
+    plain = DPO(beta=beta if beta > 0 else 1.0, base=_base_name(inner))
     reward_class = getattr(method, "reward_class", None)
     return Maximin(plain, "box" if reward_class is None else reward_class)
 
 
-def _base_name(method: Any) -> str:
-    name = getattr(method, "base", "chosen")
+def _inner(method: Maximin | Baseline) -> Any:
+    """Return the objective of a method that has one, else the baseline."""
+    return method.objective if isinstance(method, (Maximin, Fitted)) else method
+
+
+def _base_name(inner: Any) -> str:
+    name = inner.anchor.role if isinstance(inner, Objective) else getattr(inner, "base", "chosen")
     return name if isinstance(name, str) and name in BASES and name != "custom" else "chosen"
 
 

@@ -99,18 +99,19 @@ def simulate(
 ) -> pandas.DataFrame:
     """Run methods on every combination of a grid and every seed; return one row per cell, seed and method.
 
-    instance: a name in `rpo.bandit.instances`, a function of grid parameters and `rng` (and `n`, if
-    it takes it) that returns a `ContextualBandit`, or one fixed bandit. methods: RPO, DPO, `Maximin`
-    (with its reward class) or `Baseline`, in a list or a dict of names. An instance of one is taken as it is;
-    a class, or functools.partial of it, takes beta and eta from the grid. A baseline's reward_class may be a
+    instance: a name in `rpo.bandit.instances`, "package.module:name", a function of grid parameters and `rng` (and
+    `n`, if it takes it) that returns a `ContextualBandit`, or one fixed bandit. methods: objectives, your own among
+    them, `Maximin` (one with its reward class) or `Baseline`, in a list or a dict of names. An instance of one is
+    taken as it is; a class, or functools.partial of it, takes beta and eta from the grid. An objective that `solve`
+    does not take is minimised by `fit` over all policies, with its evidence. A baseline's reward_class may be a
     function of the problem, as `Maximin`'s. grid: lists over n, beta, eta, instance parameters and, for any
     instance, label_noise. seeds: a number or a list.
 
     Columns: the grid's, seed, method, gap (comparator greedy on r*; reward units), reward/gold,
     reward/proxy (NaN with proxy=False or without a certified maximum-likelihood reward in the method's class),
     kl/reference, then the evidence: duality_gap, relative_gap, tv_bound, status ("certified", "exact",
-    "inaccurate" or "failed"), message (empty where certified), and the objective's fields. What fails is a row, and
-    all that failed is one warning.
+    "stationary", "infimum approached", "inaccurate" or "failed"), message (empty where certified), and the objective's
+    fields. What fails is a row, and all that failed is one warning.
 
     Draws: a problem comes from SeedSequence([root, 0, hash of instance and parameters, seed]), its data from
     [root, 1, hash with n too, seed], a method's own randomness from [root, 2, hash with the method, seed];

@@ -64,11 +64,13 @@ class Source:
 
 
 def source(instance: Any) -> Source:
-    """Read `instance`: a name in `rpo.bandit.instances`, a function, or a ContextualBandit."""
+    """Read `instance`: a name in `rpo.bandit.instances` or package.module:name, a function, or a ContextualBandit."""
     if isinstance(instance, ContextualBandit):
         instance.true_reward()
         parts = [getattr(instance, f.name) for f in dataclasses.fields(instance) if f.init]
         return Source(f"{instance.name}:{digest(*parts)}", instance, frozenset(), frozenset())
+    if isinstance(instance, str) and ":" in instance:
+        return source(checks.imported("instance", instance))
     if isinstance(instance, str):
         checks.one_of("instance", instance, named_instances())
         instance = getattr(instances, instance)

@@ -1,4 +1,4 @@
-"""What enters a simulation: a maximin with its reward class, or a baseline, and where its beta and eta come from."""
+"""What enters a simulation: an objective, a maximin with its reward class, or a baseline; whence beta and eta come."""
 
 from __future__ import annotations
 
@@ -8,26 +8,30 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rpo.bandit.baseline import Baseline
+from rpo.bandit.baseline import Baseline, PolicyResult
 from rpo.bandit.baselines.catalogue import list_baselines
+from rpo.bandit.data import PreferenceCounts
+from rpo.bandit.fitting import fit
 from rpo.bandit.maximin import default_class
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, LinearBall, RewardClass, Unconstrained
 from rpo.bandit.simulation.grid import canonical, digest, qualified_name
-from rpo.bandit.solver.saddle import PROMPT_WEIGHTS
+from rpo.bandit.solver.saddle import PROMPT_WEIGHTS, require_on_table
+from rpo.bandit.solver.solvable import require_solvable
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument, shown
-from rpo.core.objectives import DPO, RPO, Objective, check_objective
+from rpo.core.objectives import Objective
+from rpo.methods import registry
 
 CLASSES = ("box", "unconstrained", "ball")
-OBJECTIVES: dict[str, type] = {"RPO": RPO, "DPO": DPO}
+WRAPPED = ("reward_class", "bound", "prompt_weights", "base_policy")
 
 
 @dataclass(frozen=True, eq=False)
 class Maximin:
     """The paper's maximin as a method of `simulate`: an objective with its reward class and prompt weights.
 
-    objective: RPO or DPO; a class, or a partial of one, takes beta and eta from the grid. reward_class:
+    objective: one that `solve` certifies; a class, or a partial of one, takes beta and eta from the grid. reward_class:
     "box" (Box(bound), by default of the problem's reward_bound), "unconstrained", "ball"
     (LinearBall(problem.features, bound)), a `RewardClass`, or a function problem -> `RewardClass`.
     base_policy: (X, A), or a function problem -> (X, A), exactly with an objective of base "custom".
@@ -96,6 +100,30 @@ class Maximin:
         }
 
 
+@dataclass(frozen=True, eq=False)
+class Fitted(Baseline):
+    """An objective that `solve` does not take, minimised over all policies, with the evidence that `fit` has."""
+
+    objective: Objective
+
+    @property
+    def label(self) -> str:
+        """The objective's."""
+        return self.objective.label
+
+    def solve(self, problem: ContextualBandit, data: PreferenceCounts, *, rng: Any = None) -> PolicyResult:
+        """Return what `rpo.bandit.fit` ends at from the reference policy."""
+        run = fit(problem.softmax_policy(), data, self.objective, proxy_reward=None)
+        status = "inaccurate" if run.evidence == "none" else run.evidence
+        gap = run.certificate.get("gap", float("nan"))
+        evidence = {"gap": gap, "relative_gap": gap / max(1.0, abs(run.loss))}
+        return PolicyResult(policy=run.policy, label=self.label, status=status, message=run.message, evidence=evidence)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a record stores: the objective."""
+        return self.objective.to_dict()
+
+
 def describe(method: Maximin | Baseline) -> dict[str, Any]:
     """Return what a record stores of a method; a function among its fields by its name."""
     named = ((key, qualified_name(key, value) if callable(value) else value) for key, value in method.to_dict().items())
@@ -127,13 +155,17 @@ class Template:
         if isinstance(made, Baseline) and dataclasses.is_dataclass(made):
             return made
         if isinstance(made, Objective):
-            solvable = check_objective(made, f"methods: {self.name}")
+            name = f"methods: {self.name}"
+            if self.maximin is None and not is_solvable(require_on_table(made, name)):
+                return Fitted(made)
+            solvable = require_solvable(made, name)
             method = dataclasses.replace(self.maximin or Maximin(solvable), objective=solvable)
-            if (solvable.base == "custom") != (method.base_policy is not None):
+            base = solvable.anchor.role
+            if (base == "custom") != (method.base_policy is not None):
                 raise InvalidArgument(
                     f"methods: base_policy of {self.name}",
                     expected="a policy exactly with base 'custom'",
-                    got=f"base={solvable.base!r} with base_policy {method.base_policy}",
+                    got=f"base={base!r} with base_policy {method.base_policy}",
                     remedy="Pass Maximin(objective, base_policy=...), or another base.",
                 )
             return method
@@ -157,7 +189,7 @@ def template(name: str | None, method: Any, settings: Iterable[str]) -> Template
         default = inner.label if isinstance(inner, Baseline) else type(inner).__name__
         return Template(name or default, lambda: inner, frozenset(), wrapper)
     made = inner.func if isinstance(inner, functools.partial) else inner
-    if not (isinstance(made, type) and (issubclass(made, Baseline) or made in (RPO, DPO))):
+    if not (isinstance(made, type) and (issubclass(made, (Baseline, Objective)))):
         raise _not_a_method(name, inner)
     given = set(inner.keywords) if isinstance(inner, functools.partial) else set()
     fields = [f for f in dataclasses.fields(made) if f.init]  # type: ignore[arg-type]
@@ -175,10 +207,19 @@ def template(name: str | None, method: Any, settings: Iterable[str]) -> Template
     return Template(name or made.__name__, inner, frozenset(takes), wrapper)
 
 
+def is_solvable(objective: Objective) -> bool:
+    """Return whether `solve` takes the objective."""
+    try:
+        require_solvable(objective)
+    except InvalidArgument:
+        return False
+    return True
+
+
 def _not_a_method(name: str | None, got: object) -> InvalidArgument:
     return InvalidArgument(
         f"methods[{name!r}]" if name else "methods",
-        expected="RPO, DPO, Maximin or a Baseline that is a dataclass: an instance, a class or a partial",
+        expected="an objective, a Maximin or a Baseline that is a dataclass: an instance, a class or a partial",
         got=shown(got),
         remedy="Pass for example RPO with beta and eta in grid.",
     )
@@ -187,33 +228,53 @@ def _not_a_method(name: str | None, got: object) -> InvalidArgument:
 def from_dict(entry: Any) -> tuple[str, Any]:
     """Return (name, method) from the entry of a recipe.
 
-    entry: "method" (RPO, DPO or a Baseline's class), and optionally "name" (default the method's),
-    "reward_class", "bound", "prompt_weights" and "base_policy" of `Maximin`, and the method's own fields. Raises
-    InvalidArgument.
+    entry: a name, or "method" with one: of a registered objective, a Baseline's class, or package.module:Name, a class
+    or an instance of your own; and optionally "name" (default the method's), "reward_class", "bound",
+    "prompt_weights" and "base_policy" of `Maximin`, and the method's own fields. Raises InvalidArgument.
     """
-    known = {**OBJECTIVES, **{info.method.__name__: info.method for info in list_baselines().values()}}
-    if not isinstance(entry, Mapping) or entry.get("method") not in known:
-        raise InvalidArgument(
-            "methods",
-            expected="entries with a key 'method', one of " + ", ".join(known),
-            got=shown(entry),
-            remedy="Write for example {method: RPO}.",
-        )
-    fields = {str(key): value for key, value in entry.items() if key not in ("method", "name")}
-    made = known[entry["method"]]
-    options = {}
-    if made in OBJECTIVES.values():
-        options = {
-            key: fields.pop(key) for key in ("reward_class", "bound", "prompt_weights", "base_policy") if key in fields
-        }
-    allowed = {f.name for f in dataclasses.fields(made) if f.init}
+    given = {"method": entry} if isinstance(entry, str) else entry
+    if not isinstance(given, Mapping) or not isinstance(given.get("method"), str):
+        raise _unknown(entry)
+    called = str(given["method"])
+    made = _named(called)
+    name = str(given.get("name", called.rpartition(":")[2]))
+    fields = {str(key): value for key, value in given.items() if key not in ("method", "name")}
+    of_maximin = isinstance(made, Objective) or (isinstance(made, type) and issubclass(made, Objective))
+    options: dict[str, Any] = {key: fields.pop(key) for key in WRAPPED if of_maximin and key in fields}
+    allowed = {f.name for f in dataclasses.fields(made) if f.init} if isinstance(made, type) else set()
     for key in fields:
         if key not in allowed:
             raise InvalidArgument(
-                f"methods: {key} of {entry['method']}",
+                f"methods: {key} of {called}",
                 expected="one of " + (", ".join(sorted(allowed)) or "no field"),
                 got=shown(fields[key]),
                 remedy="Check the spelling.",
             )
-    method = functools.partial(made, **fields)
-    return str(entry.get("name", entry["method"])), Maximin(method, **options) if options else method
+    method = functools.partial(made, **registry.with_divergences(made, fields)) if fields else made
+    return name, Maximin(method, **options) if options else method
+
+
+def _named(name: str) -> Any:
+    """Return the class or instance that a recipe calls `name`."""
+    if name in registry.METHODS:
+        return registry.METHODS[name].load()
+    baselines = {info.method.__name__: info.method for info in list_baselines().values()}
+    if name in baselines:
+        return baselines[name]
+    if ":" not in name:
+        raise _unknown(name)
+    found = checks.imported("methods", name)
+    kind = found if isinstance(found, type) else type(found)
+    if not (issubclass(kind, (Objective, Baseline, Maximin)) and dataclasses.is_dataclass(kind)):
+        raise _not_a_method(name, found)
+    return found
+
+
+def _unknown(got: object) -> InvalidArgument:
+    baselines = [info.method.__name__ for info in list_baselines().values()]
+    return InvalidArgument(
+        "methods",
+        expected="entries with a key 'method', one of " + ", ".join([*registry.METHODS, *baselines]),
+        got=shown(got),
+        remedy="Write for example {method: RPO}, or package.module:Name for your own.",
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,16 +15,18 @@ from rpo.core.checks import Array
 
 @dataclass(frozen=True, eq=False)
 class PromptBlock:
-    """One prompt's part of a Saddle, restricted to the support of pi_ref (size S)."""
+    """One prompt's part of a Saddle, restricted to the support of pi_ref (size S); offset as `Saddle.offset`."""
 
     prompt: int
     support: Index
     log_reference: Array
+    log_measure: Array
     base: Array
     d: float
     chosen: Index
     rejected: Index
     weights: Array
+    offset: Any
 
 
 def blocks(saddle: Saddle) -> Iterator[PromptBlock]:
@@ -41,9 +44,11 @@ def blocks(saddle: Saddle) -> Iterator[PromptBlock]:
             prompt=x,
             support=support,
             log_reference=saddle.log_reference[x, support],
+            log_measure=saddle.log_measure[x, support],
             base=saddle.base[x, support],
             d=float(saddle.d[x]),
             chosen=position[saddle.chosen[mine]],
             rejected=position[saddle.rejected[mine]],
             weights=saddle.weights[mine],
+            offset=saddle.offset[mine] if isinstance(saddle.offset, np.ndarray) else saddle.offset,
         )

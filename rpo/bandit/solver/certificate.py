@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from rpo.bandit.reward_class import Unconstrained, check_reward_class
+from rpo.bandit.reward_class import check_reward_class
 from rpo.bandit.solver.saddle import Saddle
 from rpo.bandit.solver.solvable import require_solvable
 from rpo.core import checks
 from rpo.core.checks import Array
+from rpo.core.divergences import Divergence
 from rpo.core.errors import InvalidArgument
-from rpo.core.numerics import kl_divergence, sigmoid
+from rpo.core.shapes import MarginShape
 
 NEGATIVE_MASS = 1e-9
 RELATIVE_GAP = 1e-7
@@ -25,11 +26,12 @@ GAP_ROUNDING = 1e-12
 class Certificate:
     """An upper bound on how far reward r and policy pi are from the saddle point.
 
-    gap = kl_term + likelihood_term + support_term, in units of the loss; zero iff optimal.
+    gap = kl_term + likelihood_term + support_term, in units of the loss; zero iff optimal. Each is a Fenchel-Young
+    loss: of the divergence (the KL's is a KL), of the loss of a margin (Bradley-Terry's a KL of coins), of the class.
     reward_value: phi's upper value, at r. policy_value = reward_value - gap: its lower value.
     infeasibility: the largest entry of g that an unconstrained class had to be forgiven (rounding).
-    tv_bound: bound on the prompt-weighted total variation between pi_r and the optimal policy; inf
-    at eta = 0, where the gap certifies the likelihood only.
+    modulus: the divergence's in the l1 norm. tv_bound: bound on the prompt-weighted total variation
+    between pi_r and the optimal policy; inf at eta = 0, where the gap certifies the likelihood only.
     """
 
     reward_value: float
@@ -38,6 +40,7 @@ class Certificate:
     support_term: float
     eta_beta: float
     infeasibility: float = 0.0
+    modulus: float = 1.0
 
     @property
     def gap(self) -> float:
@@ -56,11 +59,11 @@ class Certificate:
 
     @property
     def tv_bound(self) -> float:
-        """sqrt(gap / (2 eta beta)), at most 1 where eta > 0 (Pinsker and Jensen)."""
+        """sqrt(gap / (2 eta beta modulus)), at most 1 where eta > 0 (Pinsker, for another divergence its modulus)."""
         if self.eta_beta == 0:
             return float("inf")
         # Below zero, which `within_tolerance` never takes for certified, the size still says how far off it is.
-        return min(1.0, float(np.sqrt(abs(self.gap) / (2.0 * self.eta_beta))))
+        return min(1.0, float(np.sqrt(abs(self.gap) / (2.0 * self.eta_beta * self.modulus))))
 
     def to_dict(self) -> dict[str, Any]:
         """Return every number a record stores."""
@@ -80,8 +83,8 @@ def within_tolerance(relative_gap: Any, tv_bound: Any, eta: float) -> Any:
 def certify(saddle: Saddle, reward: Array, *, policy: Array | None = None, p: Array | None = None) -> Certificate:
     """Certify r (X, A) against a dual point (pi, p): gap = reward side at r - policy side at (pi, p).
 
-    p: (K,) in [0, 1], default sigmoid(-z). policy: (X, A), default the Gibbs policy of r; for
-    the unconstrained class it is always the policy that balances p (`Saddle.balanced_policy`).
+    p: (K,) between minus the shape's slopes, default -shape'(z). policy: (X, A), default pi_r; for the
+    unconstrained class it is always the policy that balances p (`Saddle.balanced_policy`).
     Raises InvalidArgument, also where a sign on which the proof rests does not hold.
     """
     checks.instance("saddle", saddle, Saddle)
@@ -90,12 +93,13 @@ def certify(saddle: Saddle, reward: Array, *, policy: Array | None = None, p: Ar
     if policy is not None:
         policy = checks.probabilities("policy", policy, shape=saddle.base.shape)
     if p is not None:
-        if not saddle.is_likelihood:
+        if not has_dual(saddle.margin_shape):
             remedy = "Its dual point is that of the reward itself."
             raise InvalidArgument("p", expected=f"None with {saddle.objective.label}", got="an array", remedy=remedy)
         p = checks.finite("p", p, shape=saddle.weights.shape)
-        _check_least("p", p)
-        _check_least("1 - p", 1.0 - p)
+        left, right = saddle.margin_shape.slopes or (-np.inf, np.inf)
+        _check_least("p" if right == 0 else "p + the loss's slope at infinity", p + right)
+        _check_least("1 - p" if left == -1 else "minus the loss's slope at -infinity, less p", -left - p)
     if not saddle.reward_class.contains(reward):
         raise InvalidArgument(
             "reward",
@@ -105,12 +109,14 @@ def certify(saddle: Saddle, reward: Array, *, policy: Array | None = None, p: Ar
         )
     z = saddle.margins(reward)
     dual = saddle.losing_probabilities(reward) if p is None else p
-    gibbs = saddle.gibbs(reward)
+    reply = saddle.reply(reward)
+    gibbs = reply.policy
+    modulus = float(least_modulus(saddle.divergence, saddle.log_measure, saddle.d))
     infeasibility = 0.0
-    if isinstance(saddle.reward_class, Unconstrained):
+    if not saddle.reward_class.bounded:
         candidate = gibbs if saddle.eta == 0 else saddle.balanced_policy(dual)
         if candidate.min() < -NEGATIVE_MASS:
-            return Certificate(saddle.reward_side(reward), float("inf"), 0.0, 0.0, saddle.sft_weight)
+            return Certificate(saddle.reward_side(reward), float("inf"), 0.0, 0.0, saddle.sft_weight, modulus=modulus)
         candidate = np.maximum(candidate, 0.0)
         candidate = candidate / candidate.sum(axis=1, keepdims=True)
         infeasibility = float(np.abs(saddle.multiplier(candidate, dual)).max())
@@ -119,27 +125,40 @@ def certify(saddle: Saddle, reward: Array, *, policy: Array | None = None, p: Ar
     else:
         candidate = gibbs if policy is None else policy
         support_term = saddle.reward_class.support_gap(saddle.multiplier(candidate, dual), reward)
-    kl_per_prompt = kl_divergence(candidate, gibbs)
+    kept = saddle.divergence.distance(candidate, reply, saddle.log_measure)
     likelihood = np.zeros(z.shape)  # at p = -shape'(z) the Fenchel-Young loss of any convex shape vanishes
-    if saddle.is_likelihood:
-        likelihood = kl_divergence(np.stack([dual, 1.0 - dual], axis=-1), np.stack([sigmoid(-z), sigmoid(z)], axis=-1))
+    if has_dual(saddle.margin_shape):
+        likelihood = saddle.margin_shape.fenchel_young(dual, z)
     active = saddle.d > 0
     return Certificate(
         reward_value=saddle.reward_side(reward),
-        kl_term=float(saddle.sft_weight * (saddle.d[active] @ kl_per_prompt[active])) if saddle.eta else 0.0,
+        kl_term=float(saddle.sft_weight * (saddle.d[active] @ kept[active])) if saddle.eta else 0.0,
         likelihood_term=float(saddle.weights @ likelihood),
         support_term=support_term,
         eta_beta=saddle.sft_weight,
         infeasibility=infeasibility,
+        modulus=modulus,
     )
+
+
+def least_modulus(divergence: Divergence, log_measure: Array, d: Array) -> Array:
+    """Return the least modulus of the prompts with weight, (...,); log_measure: (..., X, A), d: (..., X)."""
+    mass = np.exp(log_measure)
+    moduli = divergence.modulus(np.where(mass > 0, mass, np.inf).min(axis=-1), mass.sum(axis=-1))
+    return np.asarray(np.where(d > 0, moduli, np.inf).min(axis=-1))
+
+
+def has_dual(shape: MarginShape) -> bool:
+    """Return whether the shape's Fenchel-Young loss is known at every p."""
+    return type(shape).dual is not MarginShape.dual
 
 
 def _check_signs(saddle: Saddle) -> None:
     """Refuse a saddle for which a term of the gap could be negative: a sum would hide one behind the others."""
+    checks.positive("saddle.objective.beta", getattr(saddle.objective, "beta", 1.0))  # before the link asks
     require_solvable(saddle.objective, "saddle.objective")
     check_reward_class(saddle.reward_class)
     _check_least("saddle.objective.eta", checks.finite("saddle.objective.eta", saddle.eta))
-    checks.positive("saddle.objective.beta", saddle.beta)
     checks.probabilities("saddle.base", saddle.base)
     checks.probabilities("saddle.weights", saddle.weights)
     _check_least("saddle.d", checks.finite("saddle.d", saddle.d))

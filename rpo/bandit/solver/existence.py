@@ -14,6 +14,7 @@ from scipy.sparse.csgraph import breadth_first_order, connected_components
 from rpo.bandit.solver.blocks import PromptBlock, blocks
 from rpo.bandit.solver.saddle import Saddle
 from rpo.core import checks
+from rpo.core.checks import Array
 
 BoolArray = NDArray[np.bool_]
 FLAT = 1e-9  # of a slope, relative to the comparisons' weight: rounding of the linear program
@@ -35,14 +36,19 @@ def minimizer_exists(saddle: Saddle) -> Existence:
     With a penalty (eta > 0 and d_x > 0): every response is in supp(pi_base), or beats, through a
     chain of wins, one that is. Without: every component of the prompt's comparison graph is strongly
     connected (Ford 1957). A loss that grows on both sides of a margin makes a comparison count both ways; where one
-    falls on the right, a linear program finds whether any direction falls for ever.
+    falls on the right, a linear program finds whether any direction falls for ever. A piecewise linear loss alone
+    that does not fall for ever has a minimiser.
     """
     checks.instance("saddle", saddle, Saddle)
     slopes = saddle.margin_shape.slopes or (-1.0, 0.0)
     right = slopes[1]
     for block in blocks(saddle):
         x, wins = block.prompt, win_graph(block)
-        if right < 0 and (falling := _falling(block, slopes, saddle.eta * block.d)) is not None:
+        size, falling = block.support.size, None
+        if right < 0:
+            won = csr_array((block.weights, (block.chosen, block.rejected)), shape=(size, size))
+            falling = falling_pair(won, block.base, slopes, saddle.eta * block.d)
+        if falling is not None:
             winner, loser = (int(block.support[a]) for a in falling)
             return Existence(
                 False,
@@ -53,6 +59,8 @@ def minimizer_exists(saddle: Saddle) -> Existence:
             )
         if right != 0:
             wins = wins + wins.T
+        if (saddle.eta == 0 or block.d == 0) and saddle.margin_shape.piecewise_linear:
+            continue
         if saddle.eta == 0 or block.d == 0:
             stranded = _not_strongly_connected(wins)
             if stranded is not None:
@@ -84,14 +92,13 @@ def win_graph(block: PromptBlock) -> Any:
     return csr_array((np.ones(block.chosen.size, dtype=bool), (block.chosen, block.rejected)), shape=(size, size))
 
 
-def _falling(block: PromptBlock, slopes: tuple[float, float], pull: float) -> tuple[int, int] | None:
+def falling_pair(won: Any, base: Array, slopes: tuple[float, float], pull: float) -> tuple[int, int] | None:
     """Return a pair (winner, loser) along whose margin a loss that falls on the right does so for ever; None for none.
 
     A linear program: the least slope at infinity over directions d in [-1, 1]^S, where a margin of direction t adds
-    max(left t, right t) and the penalty pull * (max(d) - <base, d>).
+    max(left t, right t) and the penalty pull * (max(d) - <base, d>). won: sparse (S, S), shares of wins. base: (S,).
     """
-    size, (left, right) = block.support.size, slopes
-    won = csr_array((block.weights, (block.chosen, block.rejected)), shape=(size, size))
+    size, (left, right) = base.size, slopes
     first, second = np.nonzero(np.triu((won + won.T).toarray() > 0))
     forth, back = won[first, second], won[second, first]
     edges = first.size
@@ -107,8 +114,8 @@ def _falling(block: PromptBlock, slopes: tuple[float, float], pull: float) -> tu
         format="csr",
     )
     bounds = [(-1.0, 1.0)] * size + [(None, None)] * (edges + 1)
-    found = linprog(np.r_[-pull * block.base, ones, pull], A_ub=below, b_ub=np.zeros(below.shape[0]), bounds=bounds)
-    if found.fun >= -FLAT * float(block.weights.sum()):
+    found = linprog(np.r_[-pull * base, ones, pull], A_ub=below, b_ub=np.zeros(below.shape[0]), bounds=bounds)
+    if found.fun >= -FLAT * float(won.sum()):
         return None
     steepest = int(np.argmin(found.x[size : size + edges]))
     pair = int(first[steepest]), int(second[steepest])

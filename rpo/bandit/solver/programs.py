@@ -10,7 +10,6 @@ import cvxpy as cp
 import numpy as np
 from scipy.sparse import csr_array
 
-from rpo.bandit.reward_class import Box, LinearBall
 from rpo.bandit.solver.saddle import Saddle
 from rpo.core.checks import Array
 
@@ -29,79 +28,70 @@ class ProgramResult:
 
 
 def solve_reward_program(saddle: Saddle, *, solver: str = "CLARABEL", **options: Any) -> ProgramResult:
-    """Solve min over R of the reward side: `logistic` and `log_sum_exp` atoms.
+    """Solve min over R of the reward side: for RPO `logistic` and `log_sum_exp` atoms.
 
     Returns the reward table (X, A), clipped into the class, and the value of phi.
     """
     entries, column = _entries(saddle)
     size = len(entries[0])
     reward_class = saddle.reward_class
-    constraints: list[Any] = []
-    if isinstance(reward_class, LinearBall):
-        theta = cp.Variable(reward_class.features.shape[2])
-        r = reward_class.features[entries] @ theta
-        constraints = [cp.norm(theta, 2) <= reward_class.radius]
-    else:
-        r = cp.Variable(size)
-        if isinstance(reward_class, Box):
-            constraints = [r >= 0, r <= reward_class.bound]
+    r, constraints, read = reward_class.variables(entries)
     beta = saddle.beta
     scaled = r / beta
-    base_logps = []
+    base_values = []
     prompts = np.flatnonzero(saddle.d > 0)
     for x in prompts:
         mine = np.flatnonzero(entries[0] == x)
-        log_reference, base = saddle.log_reference[x, entries[1][mine]], saddle.base[x, entries[1][mine]]
-        linear = base @ (scaled[mine] + log_reference)
-        base_logps.append(linear - cp.log_sum_exp(scaled[mine] + log_reference))
+        log_measure, base = saddle.log_measure[x, entries[1][mine]], saddle.base[x, entries[1][mine]]
+        added, best = saddle.divergence.reply_program(scaled[mine], log_measure)
+        base_values.append(base @ (scaled[mine] + added) - best)
     margins = _differences(saddle, column, size) @ r / beta
-    loss, _ = saddle.objective.terms(margins, cp.hstack(base_logps), saddle.weights, saddle.d[prompts])
-    if not isinstance(reward_class, (Box, LinearBall)):
-        # A reward is free up to a constant a prompt; pin one entry so that the minimiser is unique.
-        constraints = [r[np.flatnonzero(entries[0] == x)[0]] == 0 for x in np.unique(entries[0])]
+    if np.any(saddle.offset):
+        margins = margins - saddle.offset / beta
+    loss, _ = saddle.objective.terms(margins, cp.hstack(base_values), saddle.weights, saddle.d[prompts])
     problem = cp.Problem(cp.Minimize(loss), constraints)
     status = _run(problem, solver, options)
     if status not in USABLE or r.value is None:
         return ProgramResult(status, float("nan"))
-    table = np.zeros(saddle.base.shape)
-    if isinstance(reward_class, LinearBall):
-        norm = float(np.linalg.norm(theta.value))
-        table = reward_class.reward(theta.value * min(1.0, reward_class.radius / max(norm, 1e-300)))
-    else:
-        table[entries] = np.clip(r.value, 0.0, reward_class.bound) if isinstance(reward_class, Box) else r.value
-    return ProgramResult(status, float(problem.value) + saddle.constant, reward=table)
+    return ProgramResult(status, float(problem.value) + saddle.constant, reward=read(saddle.base.shape))
 
 
 def solve_policy_program(saddle: Saddle, *, solver: str = "CLARABEL", **options: Any) -> ProgramResult:
-    """Solve max over (pi, p) of the policy side: `rel_entr` and `entr` atoms, S_R as a norm or an equality.
+    """Solve max over (pi, p) of the policy side: for RPO `rel_entr` and `entr` atoms; S_R as a norm or an equality.
 
-    Returns pi (X, A), pi_ref where a prompt has no weight, p (K,) and the value of phi. At eta = 0
-    the policy does not enter: only p is returned.
+    For shapes that have a `dual`. Returns pi (X, A), pi_ref where a prompt has no weight, p (K,) and the value of phi.
+    At eta = 0 the policy does not enter: only p is returned.
     """
     reward_class = saddle.reward_class
     entries, column = _entries(saddle)
     size = len(entries[0])
     p = cp.Variable(saddle.weights.size)
     g = _differences(saddle, column, size).T @ cp.multiply(saddle.weights, p)
-    value = saddle.weights @ (cp.entr(p) + cp.entr(1 - p))
+    shape = saddle.margin_shape
+    value = saddle.weights @ shape.dual(p)
+    if np.any(saddle.offset):
+        value = value + (saddle.weights * saddle.offset) @ p
     constraints: list[Any] = []
+    low, high = (-slope for slope in reversed(shape.slopes or (-np.inf, np.inf)))
+    if shape.smoothed(1.0) is not None:  # the dual of a smooth shape ends where its slopes do
+        constraints = [p >= low, p <= high]
     pi = None
     if saddle.eta > 0:
         pi = cp.Variable(size)
         d = saddle.d[entries[0]]
-        weighted = np.flatnonzero(d > 0)
-        reference = np.exp(saddle.log_reference[entries])
-        value = value - saddle.sft_weight * (d[weighted] @ cp.rel_entr(pi[weighted], reference[weighted]))
+        if not saddle.divergence.interior:  # the others' atoms are infinite below zero
+            constraints.append(pi >= 0)
+        measure = np.exp(saddle.log_measure[entries])
+        for x in np.flatnonzero(saddle.d > 0):
+            mine = np.flatnonzero(entries[0] == x)
+            kept = saddle.divergence.program(pi[mine], measure[mine])
+            value = value - saddle.sft_weight * saddle.d[x] * kept
         g = g - cp.multiply(saddle.eta * d, pi - saddle.base[entries])
-        if isinstance(reward_class, (Box, LinearBall)):  # g = 0 implies it for the unconstrained class
+        if reward_class.bounded:  # g = 0 implies it for the unconstrained class
             member = csr_array((np.ones(size), (entries[0], np.arange(size))), shape=(len(saddle.d), size))
             constraints.append(member[np.unique(entries[0])] @ pi == 1)
-    if isinstance(reward_class, Box):
-        value = value - reward_class.bound * cp.sum(cp.pos(g))
-    elif isinstance(reward_class, LinearBall):
-        value = value - reward_class.radius * cp.norm(reward_class.features[entries].T @ g, 2)
-    else:
-        constraints.append(g == 0)
+    support, needed = reward_class.support(g, entries)
+    value, constraints = value - support, constraints + needed
     problem = cp.Problem(cp.Maximize(value), constraints)
     status = _run(problem, solver, options)
     if status not in USABLE or p.value is None:
@@ -113,7 +103,7 @@ def solve_policy_program(saddle: Saddle, *, solver: str = "CLARABEL", **options:
         policy = policy / policy.sum(axis=1, keepdims=True)
     # The solver's own value: at a pi of -1e-11 the atoms of problem.value answer -inf.
     value_reached = float(problem.solution.opt_val)
-    return ProgramResult(status, value_reached, policy=policy, p=np.clip(p.value, 0.0, 1.0))
+    return ProgramResult(status, value_reached, policy=policy, p=np.clip(p.value, low, high))
 
 
 def installed_solvers() -> list[str]:

@@ -1,7 +1,7 @@
 """The reward side, minimised by Newton's method: prompt by prompt (tables), or in theta (the ball).
 
-Derivatives in r: the preference term's through its shape's own; the SFT term's gradient is
-eta d (pi_r - pi_base) and its Hessian (eta d / beta) (diag(pi_r) - pi_r pi_r').
+Derivatives in r: the preference term's through its shape's own; the penalty's gradient is eta d (pi_r - pi_base) and
+its Hessian (eta d / beta) (diag(v) - v v' / sum v), v the slopes of pi_r, which for the KL are pi_r itself.
 """
 
 from __future__ import annotations
@@ -11,33 +11,28 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.special import logsumexp
 
 from rpo.bandit.data import Index
-from rpo.bandit.reward_class import Box, LinearBall, Unconstrained
+from rpo.bandit.reward_class import LinearBall
 from rpo.bandit.solver.blocks import PromptBlock, blocks
 from rpo.bandit.solver.existence import comparison_components, win_graph
 from rpo.bandit.solver.newton import Derivatives, minimize_ball, minimize_box
 from rpo.bandit.solver.saddle import Saddle
 from rpo.core.checks import Array
+from rpo.core.divergences import Divergence
 from rpo.core.errors import NoMinimizer
-from rpo.core.links import LogRatio
-from rpo.core.numerics import log_softmax
-from rpo.core.objectives import Anchor, require_margin_shape
+from rpo.core.links import Link
+from rpo.core.objectives import Anchor, Objective, require_margin_shape
 from rpo.core.progress import track
-from rpo.core.shapes import Logistic
+from rpo.core.shapes import Shape
 
 MANY_PROMPTS = 1000  # from which their progress is shown
 
 
-def derivatives(objective: Any, block: PromptBlock, r: Array) -> Derivatives:
+def derivatives(objective: Objective, block: PromptBlock, r: Array) -> Derivatives:
     """Return value, gradient (S,) and Hessian (S, S) of one prompt's part of the loss in r (S,)."""
-    beta, size, pull = objective.link.beta, block.support.size, objective.anchor.weight
-    margins = (r[block.chosen] - r[block.rejected]) / beta
-    logps = log_softmax(block.log_reference + r / beta)
-    base_logps = np.array([block.base @ logps])
-    value, _ = objective.terms(margins, base_logps, block.weights, np.array([block.d]))
-
+    beta, size, anchor = objective.link.beta, block.support.size, objective.anchor
+    margins = (r[block.chosen] - r[block.rejected] - block.offset) / beta
     slope, curvature = require_margin_shape(objective).derivatives(margins, beta)
     slope, curvature = block.weights * slope / beta, block.weights * curvature / beta**2
     ends = np.concatenate([block.chosen, block.rejected])
@@ -46,15 +41,58 @@ def derivatives(objective: Any, block: PromptBlock, r: Array) -> Derivatives:
     cells = np.concatenate([ends * (size + 1), ends * size + others])
     hessian = _sums(cells, np.concatenate([curvature, curvature, -curvature, -curvature]), size * size)
     hessian = hessian.reshape(size, size)
-    if pull > 0:
-        policy = np.exp(logps)
-        weight = pull * block.d / beta
-        gradient = gradient + weight * (policy - block.base)
-        spread = np.outer(policy, -policy)  # in place: for thousands of responses each (S, S) array counts
-        spread.flat[:: size + 1] += policy
-        spread *= weight / beta
+    base_value = np.zeros(1)
+    if anchor.weight > 0:
+        base_value, pulled, spread = _penalty(anchor.divergence, beta, anchor.weight, block, r)
+        gradient = gradient + pulled
         hessian += spread
+    value, _ = objective.terms(margins, base_value, block.weights, np.array([block.d]))
     return float(value), gradient, hessian
+
+
+def _penalty(
+    divergence: Divergence, beta: float, weight: float, block: PromptBlock, r: Array
+) -> tuple[Array, Array, Array]:
+    """Return the base value v of pi_r, (1,), and gradient (S,) and Hessian (S, S) of -weight * d * v in r (S,)."""
+    reply = divergence.reply(r / beta, block.log_measure)
+    value = divergence.base_value(block.base, reply.logps, block.log_measure, reply.s)
+    scale = weight * block.d / beta
+    spread = np.outer(reply.slope, -reply.slope)  # in place: for thousands of responses each (S, S) array counts
+    if not isinstance(reply.total, float):
+        spread /= reply.total
+    spread.flat[:: r.size + 1] += reply.slope
+    spread *= scale / beta
+    return value[None], scale * (reply.policy - block.base), spread
+
+
+def pessimism(divergence: Divergence, beta: float, block: PromptBlock, r: Array) -> Derivatives:
+    """Return value, gradient and Hessian of the penalty alone, at weight one: what breaks the ties at eta = 0."""
+    base_value, gradient, hessian = _penalty(divergence, beta, 1.0, block, r)
+    return float(-block.d * base_value[0]), gradient, hessian
+
+
+@dataclass(frozen=True)
+class Smoothed(Objective):
+    """An objective whose loss has a kink, with its corner rounded."""
+
+    of: Objective
+    width: float
+
+    @property
+    def link(self) -> Link:
+        """That of the objective."""
+        return self.of.link
+
+    @property
+    def shape(self) -> Shape:
+        """A smooth one, `width` from the objective's."""
+        shape = require_margin_shape(self.of)
+        return shape.smoothed(self.width) or shape
+
+    @property
+    def anchor(self) -> Anchor:
+        """That of the objective."""
+        return self.of.anchor
 
 
 def _sums(index: Index, values: Array, size: int) -> Array:
@@ -66,18 +104,16 @@ def minimize_reward_side(saddle: Saddle, start: Array | None = None) -> Array:
     """Return the minimising reward table, (X, A); at eta = 0 the most pessimistic of the minimisers.
 
     start: (X, A) in the class; zeros by default. A constant a prompt is free: unconstrained rewards are
-    normalised to r = beta log(pi / pi_ref), a box's to start at 0. Entries outside the support and
+    normalised to r = beta f'(pi / pi_ref), a box's to start at 0. Entries outside the support and
     prompts without weight are 0.
     """
     reward_class = saddle.reward_class
     table = np.zeros(saddle.base.shape) if start is None else start
-    if isinstance(reward_class, LinearBall):
-        theta = _ball(saddle, reward_class, reward_class.parameters(table))
-        if saddle.eta == 0:
-            theta = _pessimistic_theta(saddle, reward_class, theta)
-        return reward_class.reward(theta)
+    if reward_class.linear_in is not None:
+        ball: Any = reward_class
+        theta = _ball(saddle, ball, ball.parameters(table))
+        return ball.reward(_pessimistic_theta(saddle, ball, theta) if saddle.eta == 0 else theta)
     reward = np.zeros(saddle.base.shape)
-    bound = reward_class.bound if isinstance(reward_class, Box) else np.inf
     known: dict[bytes, Array] = {}
     prompts = len(saddle.d)
     for block in track(blocks(saddle), "Newton's method, prompts", show=None if prompts > MANY_PROMPTS else False):
@@ -85,20 +121,19 @@ def minimize_reward_side(saddle: Saddle, start: Array | None = None) -> Array:
         # Prompts with the same data, such as one comparison of two texts each, have the same answer.
         same = _digest(block, begin) if prompts > 1 else b""
         if same not in known:
-            known[same] = _minimize_block(saddle, block, begin, bound)
+            known[same] = _minimize_block(saddle, block, begin)
         reward[block.prompt, block.support] = known[same]
     return reward
 
 
-def _minimize_block(saddle: Saddle, block: PromptBlock, start: Array, bound: float) -> Array:
-    """Return one prompt's rewards, (S,), within [0, bound], or normalised to beta log(pi / pi_ref)."""
-    lower = np.zeros(block.support.size) if np.isfinite(bound) else np.full(block.support.size, -np.inf)
-    upper = np.full(block.support.size, bound)
+def _minimize_block(saddle: Saddle, block: PromptBlock, start: Array) -> Array:
+    """Return one prompt's rewards, (S,), within the class's limits, or normalised to beta f'(pi / pi_ref)."""
+    lower, upper = (np.full(block.support.size, limit) for limit in saddle.reward_class.limits)
     r = minimize_box(lambda r: derivatives(saddle.objective, block, r), start, lower, upper).x
     if saddle.eta == 0:
         r = _pessimistic_shift(saddle, block, r, lower, upper)
-    if isinstance(saddle.reward_class, Unconstrained):
-        return np.asarray(r - saddle.beta * logsumexp(block.log_reference + r / saddle.beta))
+    if not saddle.reward_class.bounded:
+        return np.asarray(r - saddle.beta * saddle.divergence.shift(r / saddle.beta, block.log_measure))
     return np.asarray(r - r.min())  # a constant a prompt is free; the box always has room for this one
 
 
@@ -124,28 +159,9 @@ def _ball(saddle: Saddle, reward_class: LinearBall, start: Array) -> Array:
     return minimize_ball(total, start, reward_class.radius).x
 
 
-@dataclass(frozen=True)
-class PenaltyAlone:
-    """-E_base[log pi_r], times one: what breaks the tie among maximum-likelihood rewards at eta = 0."""
-
-    beta: float
-    eta: float = 1.0
-    sft_weight: float = 1.0
-    shape = Logistic()
-    anchor = Anchor(weight=1.0)
-
-    @property
-    def link(self) -> LogRatio:
-        """Rewards of this beta."""
-        return LogRatio(beta=self.beta)
-
-    def terms(self, margins: Array, base_logps: Array, weights: Array, base_weights: Array) -> tuple[Any, None]:
-        return (base_weights * -base_logps).sum(-1), None
-
-
 def _pessimistic_shift(saddle: Saddle, block: PromptBlock, r: Array, lower: Array, upper: Array) -> Array:
-    """Shift each component of the comparison graph to minimise -E_base[r] + beta log sum pi_ref exp(r / beta)."""
-    beta = saddle.beta
+    """Shift each component of the comparison graph to minimise the penalty, Omega*(r) - E_base[r]."""
+    beta, divergence = saddle.beta, saddle.divergence
     component = comparison_components(win_graph(block))
     indicator = (component[:, None] == np.arange(component.max() + 1)[None, :]).astype(float)
     if indicator.shape[1] == 1 or block.d == 0:
@@ -160,14 +176,17 @@ def _pessimistic_shift(saddle: Saddle, block: PromptBlock, r: Array, lower: Arra
                 "pi_base gives that component no mass, so the most pessimistic reward is minus infinity. "
                 "Use Box(R), or a base of full support such as base='reference'."
             )
-        log_mass = np.array([logsumexp((block.log_reference + r / beta)[component == c]) for c in range(mass.size)])
-        return np.asarray(r + beta * (np.log(mass) - log_mass)[component])
+        # A component of the reference that answers with all its mass, times the base's: it answers with the base's.
+        for c, share in enumerate(mass):
+            mine = component == c
+            r[mine] -= beta * divergence.shift(r[mine] / beta, block.log_measure[mine] - np.log(share))
+        return r
     penalty = replace(block, weights=np.zeros(0), chosen=block.chosen[:0], rejected=block.rejected[:0], d=1.0)
     low = np.array([(lower - r)[component == c].max() for c in range(indicator.shape[1])])
     high = np.array([(upper - r)[component == c].min() for c in range(indicator.shape[1])])
 
     def in_shift(c: Array) -> Derivatives:
-        value, g, h = derivatives(PenaltyAlone(beta), penalty, r + indicator @ c)
+        value, g, h = pessimism(divergence, beta, penalty, r + indicator @ c)
         return value, indicator.T @ g, indicator.T @ h @ indicator
 
     shift = minimize_box(in_shift, np.zeros(low.size), np.minimum(low, 0.0), np.maximum(high, 0.0)).x
@@ -192,12 +211,11 @@ def _pessimistic_theta(saddle: Saddle, reward_class: LinearBall, theta: Array) -
         if block.d > 0:
             bare = replace(block, weights=np.zeros(0), chosen=block.chosen[:0], rejected=block.rejected[:0])
             parts.append((bare, phi[block.prompt, block.support]))
-    penalty = PenaltyAlone(saddle.beta)
 
     def in_free(c: Array) -> Derivatives:
         value, gradient, hessian = 0.0, np.zeros(c.size), np.zeros((c.size, c.size))
         for block, features in parts:
-            v, g, h = derivatives(penalty, block, features @ (theta + free @ c))
+            v, g, h = pessimism(saddle.divergence, saddle.beta, block, features @ (theta + free @ c))
             pulled = features @ free
             value, gradient, hessian = value + v, gradient + pulled.T @ g, hessian + pulled.T @ h @ pulled
         return value, gradient, hessian

@@ -1,5 +1,7 @@
 """The saddle function phi(pi, r) of the paper, with everything it depends on resolved to arrays.
 
+The paper's divergence is the KL and its loss Bradley-Terry's; here both are the objective's (docs/theory.md, 9 and 11).
+
 Shapes: X prompts, A responses, K distinct (prompt, chosen, rejected) triples. Rewards in log-odds.
 """
 
@@ -10,17 +12,17 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy.special import entr, rel_entr
 
 from rpo.bandit.data import Index, PreferenceCounts
 from rpo.bandit.problem import ContextualBandit
-from rpo.bandit.reward_class import LinearBall, RewardClass, check_reward_class
+from rpo.bandit.reward_class import RewardClass, check_reward_class
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.columns import Columns
+from rpo.core.divergences import KL, Divergence
 from rpo.core.errors import InvalidArgument
-from rpo.core.numerics import log_softmax, sigmoid
-from rpo.core.objectives import DPO, RPO, LossTerms, Objective, Solvable, require_margin_shape, require_objective
+from rpo.core.objectives import LossTerms, Objective, require_margin_shape, require_objective
+from rpo.core.replies import Reply
 from rpo.core.shapes import Logistic, MarginShape
 
 PROMPT_WEIGHTS = ("data", "population")
@@ -29,7 +31,7 @@ MAX_RESPONSES = 10_000  # at one prompt: Newton's method holds five (S, S) array
 
 @dataclass(frozen=True, eq=False)
 class Saddle:
-    """phi(pi, r) = eta (E[<pi - pi_base, r>] - beta E[KL(pi || pi_ref)]) + L_D(r).
+    """phi(pi, r) = eta (E[<pi - pi_base, r>] - beta E[D_f(pi || pi_ref)]) + L_D(r).
 
     log_reference, base: (X, A). d: (X,), prompt weights of the penalty. prompt, chosen, rejected,
     weights: (K,), weights = n / N. Source: paper, Eq. (3.1)-(3.3), (5.4).
@@ -57,30 +59,52 @@ class Saddle:
 
     @property
     def eta(self) -> float:
-        """Weight of the reward penalty: RPO's own, and the SFT term's over beta for another objective."""
-        own = self.objective
-        return own.eta if isinstance(own, Solvable) and type(own) in (RPO, DPO) else self.sft_weight / self.beta
+        """Weight of the reward penalty."""
+        return self.objective.reward_penalty
+
+    @property
+    def divergence(self) -> Divergence:
+        """What holds the policy to the reference: that of the link."""
+        return getattr(self.objective.link, "divergence", KL())
 
     @cached_property
     def support(self) -> Any:
         """(X, A) bool: responses to which the reference gives mass."""
         return np.isfinite(self.log_reference)
 
+    @cached_property
+    def log_measure(self) -> Array:
+        """(X, A), log of what the divergence is measured against: pi_ref, or without a reference one a response."""
+        if getattr(self.objective.link, "reference", True):
+            return self.log_reference
+        return np.where(self.support, 0.0, -np.inf)
+
+    @cached_property
+    def offset(self) -> Any:
+        """What a loss of one margin asks each chosen response to win by, (K,); 0 where nothing."""
+        shape = self.objective.shape
+        asked = shape.offset(self.columns(self.log_reference)) if isinstance(shape, MarginShape) else None
+        return 0.0 if asked is None else np.broadcast_to(asked, self.weights.shape)
+
     def margins(self, reward: Array) -> Array:
-        """Return z = r(x, w) - r(x, l), (K,)."""
-        return np.asarray(reward[self.prompt, self.chosen] - reward[self.prompt, self.rejected])
+        """Return z = r(x, w) - r(x, l) - offset, (K,)."""
+        return np.asarray(reward[self.prompt, self.chosen] - reward[self.prompt, self.rejected] - self.offset)
+
+    def reply(self, reward: Array) -> Reply:
+        """Return pi_r, the inner maximiser: pi_ref (f')^{-1}(r / beta - Z), for the KL the Gibbs policy."""
+        return self.divergence.reply(reward / self.beta, self.log_measure)
 
     def gibbs_logps(self, reward: Array) -> Array:
-        """Return log pi_r, (X, A): pi_r proportional to pi_ref exp(r / beta), the inner maximiser."""
-        return np.asarray(log_softmax(self.log_reference + reward / self.beta))
+        """Return log pi_r, (X, A)."""
+        return self.reply(reward).logps
 
     def gibbs(self, reward: Array) -> Array:
         """Return pi_r, (X, A)."""
-        return np.asarray(np.exp(self.gibbs_logps(reward)))
+        return self.reply(reward).policy
 
-    def base_cross_entropy(self, logps: Array) -> Array:
-        """Return E_{a ~ base}[logps(x, a)], (X,); zero base mass counts zero even where logps is -inf."""
-        return np.where(self.base > 0, self.base * np.where(self.base > 0, logps, 0.0), 0.0).sum(axis=1)
+    def base_value(self, logps: Array, s: Array | None = None) -> Array:
+        """Return minus what the anchor weighs, (X,): E_base[log pi], or `Divergence.base_value` of another one."""
+        return self.objective.anchor.divergence.base_value(self.base, logps, self.log_measure, s)
 
     def log_ratio(self, logps: Array) -> Array:
         """Return h = log(pi / pi_ref), (X, A), zero outside the support; logps: log pi, (X, A)."""
@@ -88,7 +112,7 @@ class Saddle:
 
     def loss(self, logps: Array) -> tuple[Any, LossTerms]:
         """Return the objective (loss, terms) of a policy given as log pi, (X, A): docs/theory.md, section 4."""
-        return self.objective.loss(self.columns(logps), self.base_cross_entropy(logps), self.weights, self.d)
+        return self.objective.loss(self.columns(logps), self.base_value(logps), self.weights, self.d)
 
     def columns(self, logps: Array) -> Columns:
         """Return the comparisons as an objective reads them, K of two responses of one token; logps: log pi, (X, A)."""
@@ -102,19 +126,16 @@ class Saddle:
 
     @property
     def constant(self) -> float:
-        """eta * beta * E_base[log pi_ref]: reward side minus loss at the Gibbs policy."""
+        """Reward side minus loss at pi_r: for the KL eta * beta * E_base[log pi_ref], else 0."""
         if self.eta == 0:
             return 0.0
-        return float(self.sft_weight * (self.d @ self.base_cross_entropy(self.log_reference)))
+        return float(self.sft_weight * (self.d @ self.base_value(self.log_measure)))
 
     def reward_side(self, reward: Array) -> float:
-        """Return max over pi of phi(pi, r), as the loss at the Gibbs policy plus `constant`."""
-        loss, _ = self.objective.terms(
-            self.margins(reward) / self.beta,
-            self.base_cross_entropy(self.gibbs_logps(reward)),
-            self.weights,
-            self.d,
-        )
+        """Return max over pi of phi(pi, r), as the loss at pi_r plus `constant`."""
+        reply = self.reply(reward)
+        base_value = self.base_value(reply.logps, reply.s)
+        loss, _ = self.objective.terms(self.margins(reward) / self.beta, base_value, self.weights, self.d)
         return float(loss) + self.constant
 
     def multiplier(self, policy: Array, p: Array) -> Array:
@@ -123,9 +144,11 @@ class Saddle:
 
     def policy_side(self, policy: Array, p: Array, support_value: float) -> float:
         """Return min over R of phi(pi, r) bounded below through p (K,), given S_R(g)."""
-        kl = self.d @ rel_entr(policy, np.exp(self.log_reference)).sum(axis=1)
-        entropy = self.weights @ (entr(p) + entr(1.0 - p))
-        return float(-self.sft_weight * kl + entropy - support_value)
+        import cvxpy  # the shape's dual is an expression
+
+        kept = self.d @ self.divergence.from_reference(policy, self.log_measure)
+        dual = self.weights @ (self.margin_shape.dual(cvxpy.Constant(p)).value + p * self.offset)
+        return float(-self.sft_weight * kept + dual - support_value)
 
     def balanced_policy(self, p: Array) -> Array:
         """Return the policy that makes g = 0: pi_base + (1 / (N eta d)) sum_k n_k p_k delta_k, (X, A).
@@ -138,8 +161,6 @@ class Saddle:
 
     def losing_probabilities(self, reward: Array) -> Array:
         """Return p = -shape'(z), (K,): the maximiser of the conjugate form; for Bradley-Terry sigmoid(-z)."""
-        if self.is_likelihood:
-            return np.asarray(sigmoid(-self.margins(reward)))
         return -self.margin_shape.derivatives(self.margins(reward), 1.0)[0]
 
     @property
@@ -160,6 +181,19 @@ class Saddle:
         return table
 
 
+def require_on_table(value: object, name: str = "objective") -> Objective:
+    """Return `value`, or refuse an objective that reads what a table does not have."""
+    objective = require_objective(value, name)
+    if absent := sorted(objective.needs - {"reference", "lengths"}):
+        raise InvalidArgument(
+            name,
+            expected="a loss of log-probabilities alone: a table has no batches and no scores",
+            got=f"{objective.label}, which reads {', '.join(absent)}",
+            remedy="Train a language model with it; a loss whose shift follows the policy has a fixed point only.",
+        )
+    return objective
+
+
 def build_saddle(
     problem: ContextualBandit,
     data: PreferenceCounts,
@@ -177,7 +211,7 @@ def build_saddle(
     checks.one_of("prompt_weights", prompt_weights, PROMPT_WEIGHTS)
     checks.instance("problem", problem, ContextualBandit)
     checks.instance("data", data, PreferenceCounts)
-    require_objective(objective)
+    require_on_table(objective)
     check_reward_class(reward_class)
     shape = problem.reference.shape
     if (data.num_prompts, data.num_responses) != shape:
@@ -187,8 +221,8 @@ def build_saddle(
             got=f"{data.num_prompts} prompts and {data.num_responses} responses",
             remedy="Pass num_prompts and num_responses of the problem when counting.",
         )
-    if isinstance(reward_class, LinearBall):
-        checks.has_shape("reward_class.features", reward_class.features, (*shape, None))
+    if reward_class.linear_in is not None:
+        checks.has_shape("reward_class.features", reward_class.linear_in, (*shape, None))
     support = problem.reference > 0
     largest = int(support.sum(axis=1).max())
     if largest > MAX_RESPONSES:

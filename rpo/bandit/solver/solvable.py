@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
+from rpo.core import shapes
 from rpo.core.divergences import KL
 from rpo.core.errors import InvalidArgument
 from rpo.core.links import LogRatio
-from rpo.core.objectives import DPO, RPO, Objective, check_objective, require_objective
+from rpo.core.objectives import Objective, require_objective
 from rpo.core.shapes import MarginShape
 
 
 def require_solvable(value: object, name: str = "objective") -> Objective:
     """Return `value`, or refuse an objective whose maximin is not the convex program that `solve` certifies.
 
-    What is taken: a convex loss of the margin of rewards beta * log(pi / pi_ref), of known slopes, and an SFT term of
-    weight >= 0 (docs/theory.md, section 9). cvxpy must agree that the loss is convex. Raises InvalidArgument.
+    What is taken: a convex loss of the margin of rewards beta * f'(pi / pi_ref), of known slopes, and a penalty of
+    weight >= 0 by the same divergence (docs/theory.md, sections 9 and 11). cvxpy must agree that the loss is convex.
+    Raises InvalidArgument.
     """
-    if type(value) in (RPO, DPO):
-        return check_objective(value, name)
     objective = require_objective(value, name)
-    shape, link = objective.shape, objective.link
+    shape, link, anchor = objective.shape, objective.link, objective.anchor
     wrong = ""
-    if not (isinstance(link, LogRatio) and isinstance(link.divergence, KL) and link.reference and not link.per_token):
-        wrong = "rewards that are not beta * log(pi / pi_ref)"
+    if unknown := objective.needs - {"reference", "lengths"}:
+        wrong = f"{', '.join(sorted(unknown))}, which a table does not have"
+    elif not isinstance(link, LogRatio):
+        wrong = "rewards that are not beta * f'(pi / pi_ref)"
     elif not (isinstance(shape, MarginShape) and shape.convex and shape.invariant):
         wrong = "a loss that is not declared a convex function of the difference of two rewards"
     elif shape.slopes is None:
         wrong = "a loss whose slopes towards infinity are not declared"
     elif not _proven_convex(shape):
         wrong = "a loss declared convex that cvxpy's rules do not find convex"
-    elif not (objective.anchor.weight >= 0 and objective.preference_weight == 1.0):
+    elif not (anchor.weight >= 0 and objective.preference_weight == 1.0):
         wrong = "an SFT term of negative weight, or a preference term of a weight other than one"
+    elif anchor.weight and anchor.divergence != link.divergence:
+        wrong = "an SFT term that is not the penalty of its divergence (rpo.FRPO has that)"
     if wrong:
         raise InvalidArgument(
             name,
@@ -40,7 +44,16 @@ def require_solvable(value: object, name: str = "objective") -> Objective:
     return objective
 
 
+def is_dpo(objective: Objective) -> bool:
+    """Whether the preference term is DPO's: the likelihood of rewards beta * log(pi / pi_ref)."""
+    link, shape = objective.link, objective.shape
+    kl = isinstance(link, LogRatio) and isinstance(link.divergence, KL) and link.reference
+    return kl and isinstance(shape, shapes.Logistic) and shape.is_likelihood
+
+
 def _proven_convex(shape: MarginShape) -> bool:
-    import cvxpy  # heavy, and needed for objectives other than the package's two alone
+    if type(shape).__module__ == shapes.__name__:  # the package's own declarations are held by tests
+        return True
+    import cvxpy  # heavy, and needed for shapes of a user alone
 
     return bool(shape.of_margin(cvxpy.Variable(1)).is_convex())

@@ -19,10 +19,10 @@ from rpo.core.records import environment, staged_output, write_json
 from rpo.eval.gold.settings import GoldStudy, method_name
 from rpo.eval.gold.study import policy_folder, read_stage
 from rpo.plotting import COLORS, CYCLE, NORMAL_95, new_figure, page, save, style
-from rpo.plotting.overoptimization import REFERENCE, curves, fits, overoptimization, root_scale
+from rpo.plotting.overoptimization import KL, REFERENCE, REWARDS, curves, fits, overoptimization, root_scale
 
 MARKER = "report.json"
-KL, GOLD, PROXY = "kl/reference", "reward/gold", "reward/proxy"
+GOLD, PROXY = REWARDS
 BEST = "best-of-n"
 PANELS = {
     GOLD: "gold reward, pi_ref's SD",

@@ -20,6 +20,7 @@ from rpo.llm.data.pairs import PreparedPairs, TokenizedPair
 
 QUANTILES = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 SHOWN_CHARACTERS = 600
+LABELS = {True: b"desirable", False: b"undesirable"}
 Z95 = 1.959963984540054
 
 
@@ -46,9 +47,10 @@ class LengthBias:
 class DataCheck:
     """The state of a prepared dataset. lengths: quantiles in tokens, by part.
 
-    Counts of pairs unless named otherwise. duplicates: repeat an earlier pair. contradictions: pairs
-    of a prompt that occur both ways round. empty_responses, missing_ends, several_ends: responses
-    without a token but the end, without an end token, with an end token before their last.
+    Counts of pairs, or of responses alone, unless named otherwise; unpaired: how many are alone, desirable: how many of
+    those. duplicates: repeat an earlier one. contradictions: pairs of a prompt that occur both ways round, responses
+    alone that occur with both labels. length_bias: None for responses alone. empty_responses, missing_ends,
+    several_ends: responses without a token but the end, without an end token, with an end token before their last.
     unknown_tokens: tokens the tokenizer has no word for. samples: as text, end and boundary marked.
     """
 
@@ -65,7 +67,9 @@ class DataCheck:
     missing_ends: int
     several_ends: int
     unknown_tokens: int
-    length_bias: LengthBias
+    unpaired: int
+    desirable: int
+    length_bias: LengthBias | None
     samples: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -76,7 +80,9 @@ class DataCheck:
     def render(self) -> str:
         """Return the report as plain text, at most about 100 columns wide but for the samples."""
         bias, report = self.length_bias, self.report
-        rows = [f"{report['rows']} rows, {self.pairs} pairs"]
+        each = 1 if self.unpaired else 2
+        alone = f"{self.pairs} responses alone, {self.desirable} of them desirable"
+        rows = [f"{report['rows']} rows, " + (alone if self.unpaired else f"{self.pairs} pairs")]
         rows += [f"  refused: {count} ({reason})" for reason, count in report["refused"].items()]
         if report["dropped_too_long"]:
             rows.append(f"  dropped as too long: {report['dropped_too_long']}")
@@ -95,7 +101,12 @@ class DataCheck:
             "occur both ways round": self.contradictions,
             "boundary moved by a merge": report["boundary_merges"],
         }
-        rows += ["", "pairs"] + [f"  {name:<30}{n:>8}  {_percent(n, self.pairs)}" for name, n in counts.items()]
+        if self.unpaired:
+            counts = {name.replace("chosen ", ""): n for name, n in counts.items() if "rejected" not in name}
+            counts["occur with both labels"] = counts.pop("occur both ways round")
+        rows += ["", "rows" if self.unpaired else "pairs"] + [
+            f"  {name:<30}{n:>8}  {_percent(n, self.pairs)}" for name, n in counts.items()
+        ]
         counts = {
             "empty": self.empty_responses,
             "without an end token": self.missing_ends,
@@ -104,16 +115,20 @@ class DataCheck:
             "rewritten by the template": report["rewritten"],
             "of several messages": report["several_messages"],
         }
-        rows += ["", "responses (two a pair)"]
-        rows += [f"  {name:<30}{n:>8}  {_percent(n, 2 * self.pairs)}" for name, n in counts.items()]
-        rows += [
-            "",
-            f"prompts: {self.distinct_prompts} distinct, the most frequent in {self.most_repeated_prompt} pairs",
-            f"length: chosen longer in {bias.chosen_longer}, rejected longer in {bias.rejected_longer}, "
-            f"equal in {bias.equal}",
-            f"  share of longer chosen {bias.share:.3f}, 95% interval [{bias.low:.3f}, {bias.high:.3f}]; "
-            f"mean difference {bias.mean_difference:+.1f} tokens; rank correlation {bias.rank_correlation:+.3f}",
-        ]
+        rows += ["", "responses" + ("" if self.unpaired else " (two a pair)")]
+        rows += [f"  {name:<30}{n:>8}  {_percent(n, each * self.pairs)}" for name, n in counts.items()]
+        often = f"the most frequent in {self.most_repeated_prompt} {'rows' if self.unpaired else 'pairs'}"
+        rows += ["", f"prompts: {self.distinct_prompts} distinct, {often}"]
+        rows += (
+            []
+            if bias is None
+            else [
+                f"length: chosen longer in {bias.chosen_longer}, rejected longer in {bias.rejected_longer}, "
+                f"equal in {bias.equal}",
+                f"  share of longer chosen {bias.share:.3f}, 95% interval [{bias.low:.3f}, {bias.high:.3f}]; "
+                f"mean difference {bias.mean_difference:+.1f} tokens; rank correlation {bias.rank_correlation:+.3f}",
+            ]
+        )
         others = {
             "columns that nothing reads": report["unused_columns"],
             "left out by the template": report["unwritten"],
@@ -143,14 +158,16 @@ def check_pairs(
     if tokenizer is not None and tokenizer.eos_token_id is not None:
         ends.add(tokenizer.eos_token_id)
     unknown = None if tokenizer is None else tokenizer.unk_token_id
-    lengths = np.empty((len(prepared), 3), dtype=np.int64)
+    unpaired = sum(pair.label is not None for pair in prepared)
+    each = 1 if unpaired else 2
+    lengths = np.empty((len(prepared), 1 + each), dtype=np.int64)
     prompts: Counter[bytes] = Counter()
     seen: Counter[tuple[bytes, bytes, bytes]] = Counter()
     empty = missing = several = unknowns = 0
     for k, pair in enumerate(prepared):
-        parts = (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)
+        parts = (pair.prompt_ids, *pair.own)
         lengths[k] = [len(ids) for ids in parts]
-        digests = tuple(map(_digest, parts))
+        digests = tuple(map(_digest, parts)) + (() if pair.label is None else (LABELS[pair.label],))
         prompts[digests[0]] += 1
         seen[digests] += 1  # type: ignore[index]
         for ids in parts[1:]:
@@ -169,12 +186,16 @@ def check_pairs(
         "most_repeated_prompt": max(prompts.values()),
         "duplicates": sum(count - 1 for count in seen.values()),
         "identical": sum(count for (_, a, b), count in seen.items() if a == b),
-        "contradictions": sum(count for (p, a, b), count in seen.items() if a != b and (p, b, a) in seen),
+        "contradictions": sum(
+            count for key, count in seen.items() if (other := _contrary(key)) != key and other in seen
+        ),
         "empty_responses": empty,
         "missing_ends": missing,
         "several_ends": several,
         "unknown_tokens": unknowns,
-        "length_bias": length_bias(lengths[:, 1], lengths[:, 2]),
+        "unpaired": unpaired,
+        "desirable": sum(bool(pair.label) for pair in prepared),
+        "length_bias": None if unpaired else length_bias(lengths[:, 1], lengths[:, 2]),
     }
     places = np.linspace(0, len(prepared) - 1, shown).round().astype(int)
     rendered = tuple(_sample(prepared[int(k)], tokenizer, ends) for k in dict.fromkeys(places.tolist()))
@@ -216,35 +237,52 @@ def _warnings(found: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None) 
     """Return a plain sentence for each thing that deserves a look before training."""
     pairs, report, bias = found["pairs"], found["report"], found["length_bias"]
     truncated = report["chosen_truncated"] + report["rejected_truncated"]
+    each = 1 if found["unpaired"] else 2
     unexplained = found["missing_ends"] - truncated - report["cut_when_made"]
     several = {name: count for name, count in report["formats"].items() if count}
     conditions = {
-        f"{_percent(truncated, 2 * pairs)} of the responses lost their end to max_length": truncated > 0.1 * pairs,
+        f"{_percent(truncated, each * pairs)} of the responses lost their end to max_length": truncated > 0.1 * pairs,
         f"{unexplained} responses lack an end token though nothing cut them": unexplained > 0,
         f"{found['several_ends']} responses have an end token before their last": found["several_ends"] > 0,
         f"{found['identical']} pairs prefer a response to itself": found["identical"] > 0,
-        f"{found['contradictions']} pairs occur both ways round": found["contradictions"] > 0,
+        f"{found['contradictions']} "
+        + ("rows occur with both labels" if found["unpaired"] else "pairs occur both ways round"): found[
+            "contradictions"
+        ]
+        > 0,
+        "all rows have one label": found["unpaired"] > 0 and found["desirable"] in (0, pairs),
         f"{found['unknown_tokens']} tokens are unknown to the tokenizer": found["unknown_tokens"] > 0,
         f"{report['rewritten']} responses were changed by the chat template": report["rewritten"] > 0,
-        f"the longer response is chosen in {bias.share:.0%} of the pairs; length may be what is learned": bias.low
-        > 0.6,
-        f"the shorter response is chosen in {1 - bias.share:.0%} of the pairs; length may be what is learned": bias.high
-        < 0.4,
         f"rows are of several formats: {several}": len(several) > 1,
         "rows are plain text although the tokenizer has a chat template; the model sees no turns": bool(
             several.get("text") and tokenizer is not None and tokenizer.chat_template
         ),
     }
+    if bias is not None:
+        sides = {"longer": (bias.share, bias.low > 0.6), "shorter": (1 - bias.share, bias.high < 0.4)}
+        for side, (share, holds) in sides.items():
+            conditions[f"the {side} response is chosen in {share:.0%} of the pairs; length may be what is learned"] = (
+                holds
+            )
     return [sentence for sentence, holds in conditions.items() if holds]
 
 
 def _quantiles(lengths: NDArray[np.int64]) -> dict[str, dict[str, int]]:
-    parts = {"prompt": lengths[:, 0], "chosen": lengths[:, 1], "rejected": lengths[:, 2]}
+    names = ("prompt", "chosen", "rejected") if lengths.shape[1] == 3 else ("prompt", "response")
+    parts = dict(zip(names, lengths.T, strict=True))
     parts["longest"] = lengths[:, 0] + lengths[:, 1:].max(axis=1)
     return {
         part: {name: int(np.quantile(values, q, method="nearest")) for name, q in QUANTILES.items()}
         for part, values in parts.items()
     }
+
+
+def _contrary(key: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """Return what contradicts a row: the pair the other way round, the response with the other label."""
+    prompt, first, second = key
+    if second in LABELS.values():
+        return prompt, first, LABELS[second != LABELS[True]]
+    return prompt, second, first
 
 
 def _digest(ids: tuple[int, ...]) -> bytes:
@@ -271,7 +309,8 @@ def _sample(pair: TokenizedPair, tokenizer: PreTrainedTokenizerBase | None, ends
     prompt = text(pair.prompt_ids)
     rows = [f"row {pair.row}"]
     rows.append("  prompt   " + (prompt if len(prompt) <= SHOWN_CHARACTERS else "..." + prompt[-SHOWN_CHARACTERS:]))
-    for name, ids in (("chosen", pair.chosen_ids), ("rejected", pair.rejected_ids)):
+    names = ("chosen", "rejected") if pair.label is None else ("good" if pair.label else "bad",)
+    for name, ids in zip(names, pair.own, strict=True):
         complete = ids[-1] in ends
         words = text(ids[:-1] if complete else ids)
         if len(words) > SHOWN_CHARACTERS:

@@ -1,6 +1,7 @@
 """Pairs and what is known about them, put together into batches of tensors.
 
-Shapes: B pairs; m responses per prompt, the chosen one first, then the rejected, then those under pi_base.
+Shapes: B pairs, or responses alone; m responses per prompt: the K that are compared, then those under pi_base, then one
+to another prompt.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ CHOSEN, REJECTED = 0, 1
 
 
 def group_of(pair: TokenizedPair) -> PromptGroup:
-    """Return the prompt with its m responses: chosen, rejected, then those under pi_base."""
+    """Return the prompt with its m responses: its own, then the further ones."""
     return PromptGroup(pair.prompt_ids, pair.responses, pair.scored)
 
 
 class PairDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """N pairs with the log-probabilities known before training, in nats.
 
-    reference_logps: (N, 2), of chosen and rejected under the reference, or None where it is asked batch by
-    batch. start_logps: (N, 2), under the policy as training began, where that is not the reference.
+    reference_logps: (N, K), of chosen and rejected under the reference, and further to the right of the response to
+    another prompt; or None where it is asked batch by batch. start_logps: (N, K), under the policy as training began,
+    where that is not the reference.
     """
 
     def __init__(
@@ -63,8 +65,9 @@ class PairCollator:
 
     group_of: the prompt and responses scored of a pair. tokens_of: how many tokens of a pair a token mean
     is taken over. positions: how many tokens the model has positions for, None for any number; longer pairs are
-    refused (InvalidArgument). Beside the path's inputs: "weights" and "tokens" (B,) float64, "rows" (B,), and the
-    (B, 2) log-probabilities a `PairDataset` knows.
+    refused (InvalidArgument). Beside the path's inputs: "weights" and "tokens" (B,) float64, "rows" (B,), the
+    log-probabilities a `PairDataset` knows, and where the data have them "labels" (B,) of responses alone and "scores"
+    (B, K), float64.
     """
 
     path: ScoringPath
@@ -82,6 +85,10 @@ class PairCollator:
             "tokens": torch.tensor([self.tokens_of(pair) for pair in pairs], dtype=torch.float64),
             "rows": torch.tensor([pair.row for pair in pairs]),
         }
+        if pairs[0].label is not None:
+            batch["labels"] = torch.tensor([pair.label for pair in pairs], dtype=torch.float64)
+        if pairs[0].scores:
+            batch["scores"] = torch.tensor([pair.scores for pair in pairs], dtype=torch.float64)
         for name in ("reference_logps", "start_logps"):
             if name in items[0]:
                 batch[name] = torch.from_numpy(np.stack([item[name] for item in items]))
@@ -128,4 +135,6 @@ def data_digest(data: Any) -> str:
         digest.update(np.float64(pair.weight).tobytes())
         for mask in pair.scored:
             digest.update(mask or b"all")
+        for known in (pair.label, *pair.scores):
+            digest.update(b"" if known is None else np.float64(known).tobytes())
     return digest.hexdigest()

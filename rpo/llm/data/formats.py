@@ -23,6 +23,8 @@ from rpo.llm.data.report import RefusedRow, shown
 from rpo.llm.data.shared import common_length, shared_text
 
 TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+LABEL = "label"
+SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))  # under either pair of names
 OPTIONS = ("tools", "chat_template_kwargs")
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 
@@ -41,9 +43,9 @@ class Response(NamedTuple):
 class Preference:
     """A row understood: kind "text" (strings), "chat" (messages) or "tokens" (ids).
 
-    responses: chosen, rejected, then those of the base column. prompt_given: it has a column of its own.
-    nulls: arguments
-    of tool calls and fields of tools that were None and are left out. extra: columns that nothing here reads.
+    responses: chosen, rejected, then those of the base column; or one alone, whose label says whether it is desirable.
+    scores: of chosen and rejected. prompt_given: it has a column of its own. nulls: arguments of tool calls and fields
+    of tools that were None and are left out. extra: columns that nothing here reads.
     """
 
     kind: str
@@ -56,21 +58,33 @@ class Preference:
     prompt_given: bool = True
     nulls: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
+    label: bool | None = None
+    scores: tuple[float, ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The name of each response, for messages."""
+        if self.label is not None:
+            return ("completion",)
         return ("chosen", "rejected", *(f"base response {k}" for k in range(len(self.responses) - 2)))
 
 
 def read_preference(
-    row: Any, index: int, *, base_column: str | None = None, weight_column: str | None = None
+    row: Any,
+    index: int,
+    *,
+    base_column: str | None = None,
+    weight_column: str | None = None,
+    unpaired: bool = False,
+    scores: bool = False,
 ) -> Preference:
     """Return the record of one row: standard or conversational, explicit or implicit prompt, or token ids.
 
-    index: position in the source, for messages. base_column: a response or a list of them.
+    index: position in the source, for messages. base_column: a response or a list of them. unpaired: also rows of a
+    prompt, one completion and its label. scores: read score_chosen and score_rejected (or chosen_score and
+    rejected_score), the first above the second.
     Raises RefusedRow for missing columns, wrong types, wrong roles, empty responses, images and sound.
-    Source: TRL, "Dataset formats", preference.
+    Source: TRL, "Dataset formats", preference and unpaired preference.
     """
     if not isinstance(row, Mapping):
         raise RefusedRow(
@@ -79,11 +93,13 @@ def read_preference(
         )  # fmt: skip
     reader = _Reader(row, index)
     reader.refuse_media()
-    tokens = any(name in row for name in TOKEN_COLUMNS)
-    names = TOKEN_COLUMNS if tokens else ("prompt", "chosen", "rejected")
+    single = unpaired and not {"chosen", "chosen_ids"} & set(row) and bool({"completion", "completion_ids"} & set(row))
+    tokens = any(name in row for name in (*TOKEN_COLUMNS, *(("completion_ids",) if single else ())))
+    ids = "_ids" if tokens else ""
+    names = [f"{name}{ids}" for name in ("prompt", *(("completion",) if single else ("chosen", "rejected")))]
     values = [reader.value(name) for name in names[1:]]
     base = [] if base_column is None else reader.base(base_column)
-    prompt = reader.value(names[0]) if tokens or "prompt" in row else None
+    prompt = reader.value(names[0]) if tokens or single or "prompt" in row else None
     columns = [*names[1:], *([str(base_column)] * len(base))]
     tools, nulls = None, 0
     if not tokens:
@@ -101,9 +117,12 @@ def read_preference(
         if tools:
             remedy = "Write the row as messages; if its texts have the tools already, remove the column."
             reader.refuse("tools", "unwritten", "messages, whose chat template writes tools", "plain text", remedy)
-    flags = [reader.cut(name) for name in ("chosen", "rejected")] + reader.base_cuts(base_column, len(base))
-    used = {*names, *(() if tokens else OPTIONS), base_column, weight_column}
-    used |= {f"{name}_finish_reason" for name in ("chosen", "rejected", base_column)}
+    whose = [name.removesuffix("_ids") for name in names[1:]]
+    flags = [reader.cut(name) for name in whose] + reader.base_cuts(base_column, len(base))
+    used = {*names, *(() if tokens else OPTIONS), base_column, weight_column, *((LABEL,) if single else ())}
+    used |= {f"{name}_finish_reason" for name in (*whose, base_column)} | (
+        set(reader.score_columns()) if scores else set()
+    )
     return Preference(
         kind=kind,
         row=index,
@@ -115,6 +134,8 @@ def read_preference(
         prompt_given=names[0] in row,
         nulls=nulls,
         extra={name: value for name, value in row.items() if name not in used},
+        label=reader.label() if single else None,
+        scores=reader.scores() if scores else (),
     )
 
 
@@ -132,6 +153,8 @@ class _Reader:
         if column not in self.row:
             columns = ", ".join(map(repr, self.row))
             remedy = "Rename your columns to prompt, chosen and rejected (or prompt_ids, chosen_ids and rejected_ids)."
+            if any(name.startswith("completion") for name in map(str, self.row)):
+                remedy += " Completions alone are for rpo.SFT, with labels for rpo.KTO and rpo.BCO."
             self.refuse(column, "missing_column", f"a column {column!r}", f"columns {columns}", remedy)
         value = self.row[column]
         if is_absent(value):
@@ -171,12 +194,37 @@ class _Reader:
         several = isinstance(value, list) and value and all(isinstance(item, (str, list, tuple)) for item in value)
         return list(value) if several else [value]
 
+    def label(self) -> bool:
+        """Return whether a response alone is desirable."""
+        value = plain(self.row.get(LABEL))
+        if not (isinstance(value, (bool, int, float)) and value in (0, 1)):
+            self.refuse(LABEL, "label", "True or False, or 1 or 0", shown(value), "Say whether it is a good answer.")
+        return bool(value)
+
+    def scores(self) -> tuple[float, ...]:
+        """Return the scores of chosen and rejected, the first above the second."""
+        columns = self.score_columns()
+        first, second = (self.number(self.value(column)) for column in columns)
+        if not (math.isfinite(first - second) and first > second):
+            remedy = "Remove ties and rows whose scores contradict the preference."
+            self.refuse(", ".join(columns), "scores", "finite numbers, the first larger", f"{first}, {second}", remedy)
+        return first, second
+
+    def score_columns(self) -> tuple[str, str]:
+        """Return the names of the columns of scores."""
+        return next((names for names in SCORES if names[0] in self.row), SCORES[0])
+
+    @staticmethod
+    def number(value: Any) -> float:
+        """Return a float, NaN for what is no number."""
+        try:
+            return math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            return math.nan
+
     def weight(self, column: str) -> float:
         value = self.value(column)
-        try:
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
+        number = self.number(value)
         if not (math.isfinite(number) and number > 0):
             self.refuse(column, "weight", "a finite number > 0", shown(value), "Remove rows that should not count.")
         return number
@@ -234,7 +282,7 @@ class _Reader:
         ]
         turns = [self.messages(name, value) for name, value in zip(columns, values, strict=True)]
         if not given:
-            prompt = self.shared_turns(prompt, turns[0], turns[1])
+            prompt = self.shared_turns(prompt, turns[0], turns[min(1, len(turns) - 1)])
         if not prompt or prompt[-1]["role"] == "assistant":
             got = "no message" if not prompt else "one that ends with an assistant message"
             remedy = "Let chosen and rejected share the turns before the answer, and differ in the answer."

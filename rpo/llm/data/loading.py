@@ -11,12 +11,13 @@ from typing import Any
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument, MissingDependency
+from rpo.llm.data.formats import LABEL, TOKEN_COLUMNS
 from rpo.llm.data.messages import plain, stored_messages
 from rpo.llm.data.report import SourceRow, shown
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 # Columns of a CSV that are never prose, so that JSON in them is meant as JSON.
-JSON_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "completions", "responses", "scores")
+JSON_COLUMNS = (*TOKEN_COLUMNS, "completion_ids", "completions", "responses", "scores", LABEL)
 
 
 class Rows:

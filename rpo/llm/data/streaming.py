@@ -80,7 +80,11 @@ def stream_pairs(
     base_column: str | None = None,
     weight_column: str | None = None,
     chat_template: str | None = None,
+    unpaired: bool = False,
+    scores: bool = False,
 ) -> PairStream:
     """Return the rows as a torch IterableDataset of pairs; arguments as of `prepare_pairs`. Raises the same."""
     limits = Limits(max_length, max_prompt_length, truncation_mode)
-    return PairStream(rows, PairEncoder(tokenizer, limits, on_refused, base_column, weight_column, chat_template))
+    read = {"unpaired": unpaired, "scores": scores}
+    encoder = PairEncoder(tokenizer, limits, on_refused, base_column, weight_column, chat_template, **read)
+    return PairStream(rows, encoder)

@@ -31,6 +31,8 @@ def prepare_pairs(
     base_column: str | None = None,
     weight_column: str | None = None,
     chat_template: str | None = None,
+    unpaired: bool = False,
+    scores: bool = False,
     progress: bool | None = None,
 ) -> PreparedPairs:
     """Return the rows as tokenised pairs, with a report of everything cut, merged or left out.
@@ -38,11 +40,13 @@ def prepare_pairs(
     rows: dicts in any of TRL's preference formats, or already tokenised (the tokenizer may be None
     then). max_length, max_prompt_length, truncation_mode: see `Limits`. on_refused: "error" raises
     at the first row that cannot be used, "drop" counts it. base_column: further responses, for
-    pi_base. weight_column: a number > 0 a pair. chat_template: in place of the tokenizer's own.
-    progress: None draws a bar only on a terminal. Raises RefusedRow, InvalidArgument.
+    pi_base. weight_column: a number > 0 a pair. chat_template: in place of the tokenizer's own. unpaired, scores: as of
+    `read_preference`; rows are all pairs or all responses alone. progress: None draws a bar only on a terminal.
+    Raises RefusedRow, InvalidArgument.
     """
     limits = Limits(max_length, max_prompt_length, truncation_mode)
-    encoder = PairEncoder(tokenizer, limits, on_refused, base_column, weight_column, chat_template)
+    read = {"unpaired": unpaired, "scores": scores}
+    encoder = PairEncoder(tokenizer, limits, on_refused, base_column, weight_column, chat_template, **read)
     checks.iterable("rows", rows)
     report = DataReport()
     pairs = PreparedPairs(encoder.encode(enumerate(track(rows, "Tokenizing", show=progress)), report), report)
@@ -64,6 +68,9 @@ class PairEncoder:
         base_column: str | None = None,
         weight_column: str | None = None,
         chat_template: str | None = None,
+        *,
+        unpaired: bool = False,
+        scores: bool = False,
     ) -> None:
         checks.one_of("on_refused", on_refused, ("error", "drop"))
         if tokenizer is not None:
@@ -73,8 +80,10 @@ class PairEncoder:
             if text is not None:
                 checks.instance(name, text, str)
         self._limits, self._drop = limits, on_refused == "drop"
-        self._columns = {"base_column": base_column, "weight_column": weight_column}
+        self._columns: dict[str, Any] = {"base_column": base_column, "weight_column": weight_column}
+        self._columns |= {"unpaired": unpaired, "scores": scores}
         self._base_count: int | None = None
+        self._single: bool | None = None
         self._tokenizer = tokenizer
         self._bos = None if tokenizer is None else tokenizer.bos_token_id
         if tokenizer is not None:
@@ -98,10 +107,18 @@ class PairEncoder:
                 yield pair
 
     def _pair(self, record: Preference, report: DataReport) -> TokenizedPair | None:
-        if self._base_count not in (None, len(record.responses) - 2):
+        single = record.label is not None
+        if self._single not in (None, single):
+            raise RefusedRow(
+                record.row, "completion" if single else "chosen", reason="mixed",
+                expected="a pair, as in the first row" if single else "a completion and its label, as in the first row",
+                got="a completion and its label" if single else "a pair", remedy="Train on one kind at a time.",
+            )  # fmt: skip
+        own = 1 if single else 2
+        if self._base_count not in (None, len(record.responses) - own):
             raise RefusedRow(
                 record.row, str(self._columns["base_column"]), reason="base_count",
-                expected=f"{self._base_count} responses, as in the first row", got=len(record.responses) - 2,
+                expected=f"{self._base_count} responses, as in the first row", got=len(record.responses) - own,
                 remedy="Give every row the same number.",
             )  # fmt: skip
         text: Rendered | None = None
@@ -114,7 +131,9 @@ class PairEncoder:
             text = self._rendered(record)
             prompt, full, ends, moved, masks = self._tokenized(record, text)
         # Counted only now, when nothing can refuse the row any more.
-        self._base_count = len(record.responses) - 2
+        self._base_count, self._single = len(record.responses) - own, single
+        report.unpaired += single
+        report.desirable += bool(record.label)
         report.formats[record.kind] += 1
         report.count_columns(record.extra, None if text is None else text.prompt)
         report.prompts_inferred += not record.prompt_given
@@ -135,12 +154,13 @@ class PairEncoder:
         report.truncated += len(short) < len(prompt) or any(cuts)
         report.prompts_truncated += len(short) < len(prompt)
         report.chosen_truncated += cuts[0]
-        report.rejected_truncated += cuts[1]
-        report.base_truncated += any(cuts[2:])
-        report.identical += responses[0] == responses[1]
+        report.rejected_truncated += any(cuts[1:own])
+        report.base_truncated += any(cuts[own:])
+        report.identical += not single and responses[0] == responses[1]
         masks = tuple(mask and mask[: len(ids)] for mask, ids in zip(masks, responses, strict=True)) if masks else ()
-        chosen, rejected, *base = responses
-        return TokenizedPair(short, chosen, rejected, record.row, tuple(base), record.weight, masks)
+        rejected = () if single else responses[1]
+        base, extra = tuple(responses[own:]), (masks, record.label, record.scores)
+        return TokenizedPair(short, responses[0], rejected, record.row, base, record.weight, *extra)
 
     def _given(self, record: Preference) -> tuple[Ids, list[Ids]]:
         """Return ids that came tokenised, all of them inside the vocabulary."""

@@ -43,8 +43,12 @@ class ReferencePass:
         *,
         file: Path | None = None,
         strict: bool = True,
+        mismatched: bool = False,
     ) -> NDArray[Any]:
-        """Return the log-probabilities of chosen and rejected, (N, 2), nats; random states stay as they are."""
+        """Return the log-probabilities of the pairs' own responses, (N, K), nats; random states stay as they are.
+
+        mismatched: with that of the last response, which is to another prompt, to their right.
+        """
         self._same_on_every_process(reference)
         autocast = AUTOCAST_DTYPES.get(self.accelerator.mixed_precision)
         cache = LogpCache(CacheKey.of(reference, self.path, self.tokenizer, autocast_dtype=autocast))
@@ -54,7 +58,7 @@ class ReferencePass:
             except CacheMismatch:
                 if strict:
                     raise
-        groups = [PromptGroup(pair.prompt_ids, pair.responses[:2], pair.scored[:2]) for pair in pairs]
+        groups = [compared(pair, mismatched) for pair in pairs]
         with rng_kept(reference.model), on_device(reference.model, self.accelerator.device):
             precompute(
                 reference,
@@ -102,6 +106,12 @@ class ReferencePass:
                 got=f"{len(found)} different ones",
                 remedy="With FSDP set fsdp_cpu_ram_efficient_loading to false.",
             )
+
+
+def compared(pair: TokenizedPair, mismatched: bool) -> PromptGroup:
+    """Return a pair's prompt with its own responses, and the last of the further ones where it is asked for."""
+    own, last = len(pair.own), -1 if mismatched else len(pair.responses)
+    return PromptGroup(pair.prompt_ids, (*pair.own, *pair.responses[last:]), (*pair.scored[:own], *pair.scored[last:]))
 
 
 class on_device(AbstractContextManager[None]):

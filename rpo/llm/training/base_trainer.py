@@ -41,6 +41,7 @@ class SafeTrainer(Trainer):
     """
 
     self_check_results: dict[str, Any]
+    carried: dict[str, float]  # numbers that an update hands to the next, in checkpoints too
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -85,14 +86,18 @@ class SafeTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the metrics gathered since the last training log."""
         if "loss" in logs:
-            logs |= self.train_meter.drain(self.accelerator)
+            logs |= self.summary(self.train_meter.drain(self.accelerator))
         super().log(logs, start_time)
+
+    def summary(self, means: dict[str, float]) -> dict[str, float]:
+        """Return what is logged of the means over a logging interval or an evaluation."""
+        return means
 
     def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Evaluate; every metric gathered on the way is in the result, under the prefix."""
         self.eval_meter = Meter()
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        gathered = self.eval_meter.drain(self.accelerator)
+        gathered = self.summary(self.eval_meter.drain(self.accelerator))
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in gathered.items()})
         return output
 
@@ -181,6 +186,7 @@ class SafeTrainer(Trainer):
                 run = self.run_identity() | {
                     "resumable": not self.args.save_only_model,
                     "self_check": self.self_check_results,  # made once, at step 0: later records show it too
+                    "carried": self.carried,
                 }
                 write_manifest(folder, jsonable(run), checksums=self.checksums)
         except (
@@ -229,6 +235,7 @@ class SafeTrainer(Trainer):
         self.before_training(resuming=True)
         self._require_same_run(checkpoint, stored)
         self.self_check_results = dict(stored.get("self_check", {}))
+        self.carried = dict(stored.get("carried", {}))
         finished = self._finished(checkpoint)
         if finished is not None:
             return finished

@@ -65,6 +65,7 @@ class PairTrainer(TokenBudget, SafeTrainer):
         self.objective, self.tokenizer, self.path = objective, processing_class, collator.path
         self.data_reports: dict[str, dict[str, Any]] = {}
         self.self_check_results: dict[str, Any] = {}
+        self.carried: dict[str, float] = {}
         self._checked = not args.self_check
         self._eval_totals: torch.Tensor | None = None
         self._digest: str | None = None
@@ -124,6 +125,11 @@ class PairTrainer(TokenBudget, SafeTrainer):
         """The column of responses that are scored besides chosen and rejected."""
         return None
 
+    @property
+    def reads(self) -> dict[str, bool]:
+        """What is read of rows beside prompts and pairs of responses: options of `prepare_pairs`."""
+        return {}
+
     def check_data(self, pairs: Sequence[TokenizedPair], counts: dict[str, Any]) -> dict[str, Any]:
         """Return what was found about the data. Raises SelfCheckFailed."""
         return check_data(pairs, counts, self.eos_token_ids)
@@ -144,6 +150,7 @@ class PairTrainer(TokenBudget, SafeTrainer):
                 "base_column": self.base_column,
                 "weight_column": args.weight_column,
                 "chat_template": args.chat_template,
+                **self.reads,
             }
             if not hasattr(rows, "__len__"):
                 return stream_pairs(rows, self.tokenizer, **options)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -15,48 +15,45 @@ from rpo.core.reduction import over_tokens
 from rpo.llm.data.pairs import TokenizedPair
 
 
-class BaseLogps(NamedTuple):
-    """base_logps (B,), reduced already, and base_lengths (B,) of one token each, by which the objective divides."""
-
-    logps: torch.Tensor
-    lengths: torch.Tensor
-
-
 @dataclass(frozen=True)
 class BaseSlots:
     """Weights over the sources "chosen", "rejected", "column" and "reference", summing to one.
 
-    num_samples: how many of the m responses were sampled from the reference. Source: paper, Remark 5.4.
+    num_samples: how many of the m responses were sampled from the reference. others: how many come after them, under
+    no pi_base. Source: paper, Remark 5.4.
     """
 
     sources: dict[str, float]
     num_samples: int
+    others: int = 0
 
     def weights(self, m: int) -> list[float]:
         """Return the weight of each of a prompt's m responses."""
         sampled = self.num_samples if "reference" in self.sources else 0
-        given = m - 2 - sampled
+        given = m - 2 - sampled - self.others
         share = [self.sources.get("chosen", 0.0), self.sources.get("rejected", 0.0)]
         share += [self.sources.get("column", 0.0) / given] * given if given else []
-        return share + ([self.sources.get("reference", 0.0) / sampled] * sampled if sampled else [])
+        share += [self.sources.get("reference", 0.0) / sampled] * sampled if sampled else []
+        return share + [0.0] * self.others
 
     def tokens_of(self, pair: TokenizedPair) -> float:
-        """Return pi_base's mean length at a pair's prompt, in tokens."""
+        """Return pi_base's mean length at a pair's prompt, in tokens; of a response alone its own."""
+        if pair.label is not None:
+            return pair.lengths[0]
         weights = self.weights(len(pair.responses))
         return sum(weight * length for weight, length in zip(weights, pair.lengths, strict=True))
 
     def reduce(
         self, logps: torch.Tensor, lengths: torch.Tensor, sft_reduction: str, mean_length: torch.Tensor
-    ) -> BaseLogps:
-        """Return what the objective reduces to its SFT term.
+    ) -> torch.Tensor:
+        """Return what the SFT term is minus the mean of, (B,): log-probabilities under pi_base, reduced over tokens.
 
         logps, lengths: (B, m), nats and tokens. mean_length: tokens, over the global batch, so that
         "batch_token_mean" does not depend on how it is split.
         """
         weights = torch.tensor(self.weights(logps.shape[1]), dtype=logps.dtype, device=logps.device)
         # Each response by its own length before they are mixed: a mean of means, not the mixed sum by a mixed length.
-        mixed = (over_tokens(logps, lengths, sft_reduction, mean_length) * weights).sum(1)
-        return BaseLogps(mixed, torch.ones_like(mixed))
+        return (over_tokens(logps, lengths, sft_reduction, mean_length) * weights).sum(1)
 
 
 def with_samples(pairs: Sequence[TokenizedPair], samples: Sequence[Sequence[Any]]) -> list[TokenizedPair]:

@@ -26,11 +26,14 @@ class Meter:
             self._totals[name] = self._totals[name] + pair if name in self._totals else pair
 
     def drain(self, accelerator: Any) -> dict[str, float]:
-        """Return the mean of every metric over all processes, and forget them; every process must call."""
+        """Return the mean of every metric over all processes, those without any weight left out, and forget them.
+
+        Every process must call.
+        """
         if not self._totals:
             return {}
         names = sorted(self._totals)
         table = torch.stack([self._totals[name] for name in names])
         self._totals = {}
         table = accelerator.reduce(table, reduction="sum")
-        return {name: (row[0] / row[1]).item() for name, row in zip(names, table, strict=True)}
+        return {name: (row[0] / row[1]).item() for name, row in zip(names, table, strict=True) if row[1] > 0}

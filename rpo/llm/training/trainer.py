@@ -1,6 +1,7 @@
 """`PreferenceTrainer`: an objective of `rpo.core` on a causal language model, on transformers' Trainer.
 
-Shapes: B pairs of a micro-batch; m responses per prompt: chosen, rejected, then those under pi_base.
+Shapes: B groups of a micro-batch, pairs or responses alone; m responses per prompt: the K = 2 or 1 that the objective
+compares, then those under pi_base, then one to another prompt where the objective asks for it.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from transformers import PreTrainedModel
 from rpo.core.columns import Columns
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import LossTerms, Objective
-from rpo.llm.data import PairStream, PreparedPairs
+from rpo.llm.data import PairStream, PreparedPairs, TokenizedPair
 from rpo.llm.data.collate import CHOSEN, REJECTED, PairCollator, PairDataset
+from rpo.llm.data.mismatched import with_mismatched
 from rpo.llm.diagnostics import displacement_values, split_gradients
 from rpo.llm.logps.packing import choose_path
 from rpo.llm.logps.scoring import ScoringPath, pad_token
-from rpo.llm.models import load_tokenizer
+from rpo.llm.models import load_tokenizer, positions_of
 from rpo.llm.models.adapters import with_adapter
 from rpo.llm.models.movement import load_to_train
 from rpo.llm.models.soundness import require_causal
@@ -42,7 +44,8 @@ class PreferenceTrainer(PairTrainer):
     (ref_adapter_name names another of its adapters). train_dataset, eval_dataset: whatever
     `load_preferences` takes, or `prepare_pairs` returns. processing_class: the tokenizer. objective: any method of
     `rpo.methods` or one of your own; by default the RPO that `args` describes. Where it needs no reference, none is
-    scored or kept. peft_config: trains an adapter. path: how log-probabilities are computed. Raises InvalidArgument
+    scored or kept; where its losses are of single responses, such as KTO's, rows of a prompt, a completion and its
+    label will do. peft_config: trains an adapter. path: how log-probabilities are computed. Raises InvalidArgument
     and the errors of the data; `train` raises SelfCheckFailed too.
     """
 
@@ -66,7 +69,10 @@ class PreferenceTrainer(PairTrainer):
         check_objects(model, processing_class, peft_config, callbacks)
         resolved = args.resolve_objective(objective)
         self.needs_reference = "reference" in resolved.needs
-        self.base = BaseSlots(args.base_slots(resolved.anchor.role), args.base_num_samples)
+        self.needs_mismatched = "mismatched" in resolved.needs
+        self.base = BaseSlots(
+            args.base_slots(resolved.anchor.role), args.base_num_samples, others=int(self.needs_mismatched)
+        )
         self._base_column = args.base_column if "column" in self.base.sources else None
         if isinstance(model, (str, Path)):
             processing_class = load_tokenizer(model) if processing_class is None else processing_class
@@ -107,9 +113,18 @@ class PreferenceTrainer(PairTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        if args.precompute_ref_log_probs and any(
-            isinstance(data, PairStream) for data in (self.train_dataset, *self._evaluations())
-        ):
+        streams = any(isinstance(data, PairStream) for data in (self.train_dataset, *self._evaluations()))
+        if streams and self.needs_mismatched:
+            raise InvalidArgument(
+                "train_dataset",
+                expected=f"data that are not streamed with {type(resolved).__name__}, which exchanges their responses",
+                got="a stream",
+                remedy="Load the data without streaming.",
+            )
+        self._shift_totals: torch.Tensor | None = None
+        if resolved.shape.shift is not None:
+            self.carried["shift"] = 0.0  # as at pi = pi_ref
+        if args.precompute_ref_log_probs and streams:
             raise InvalidArgument(
                 "precompute_ref_log_probs",
                 expected="False for a streaming dataset",
@@ -124,6 +139,37 @@ class PreferenceTrainer(PairTrainer):
     def base_column(self) -> str | None:
         """The column of responses under pi_base, where the objective asks for one."""
         return self._base_column
+
+    @property
+    def reads(self) -> dict[str, bool]:
+        """Responses alone, where the objective takes them; scores, where it asks for them."""
+        return {"unpaired": self.objective.takes_unpaired, "scores": "scores" in self.objective.needs}
+
+    def _prepare(self, name: str, data: Any, args: Any) -> Any:
+        prepared = super()._prepare(name, data, args)
+        if isinstance(prepared, PairDataset) and len(prepared):
+            self._require_fields(prepared.pairs[0], args)
+        return prepared
+
+    def _require_fields(self, first: TokenizedPair, args: Any) -> None:
+        """Refuse pairs without what the objective reads, and settings that responses alone give no sense to."""
+        name = type(self.objective).__name__
+        if "scores" in self.objective.needs and not first.scores:
+            remedy = "Pass rows with score_chosen and score_rejected, or prepare_pairs(..., scores=True)."
+            raise InvalidArgument("train_dataset", expected=f"scores, which {name} reads", got="none", remedy=remedy)
+        if first.label is None:
+            return
+        if not self.objective.takes_unpaired:
+            remedy = "Pass rows of prompt, chosen and rejected, or use rpo.KTO or rpo.BCO."
+            raise InvalidArgument(
+                "train_dataset", expected=f"pairs, which {name} compares", got="responses alone", remedy=remedy
+            )
+        for setting in ("displacement_threshold", "gradient_diagnostics_steps"):
+            if getattr(args, setting):
+                raise InvalidArgument(
+                    setting, expected="none with responses alone", got=getattr(args, setting),
+                    remedy="It is about pairs; leave it out.",
+                )  # fmt: skip
 
     def _evaluations(self) -> list[Any]:
         return list(self.eval_dataset.values()) if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
@@ -172,11 +218,16 @@ class PreferenceTrainer(PairTrainer):
                 seed=args.seed,
             )
             data.pairs = PreparedPairs(with_samples(data.pairs, drawn))
+        if self.needs_mismatched:
+            limits = [limit for limit in (args.max_length, positions_of(self.model)) if limit is not None]
+            data.pairs = PreparedPairs(with_mismatched(data.pairs, min(limits, default=None)))
         if args.precompute_ref_log_probs and self.needs_reference:
             # A file of our own from an earlier run in this folder gives way; one that was named does not.
             file = Path(args.output_dir) / CACHE_NAME if given is None else given
             strict = given is not None
-            data.known["reference_logps"] = scorer.logps(self.reference, data.pairs, file=file, strict=strict)
+            data.known["reference_logps"] = scorer.logps(
+                self.reference, data.pairs, file=file, strict=strict, mismatched=self.needs_mismatched
+            )
         # Where the policy started is known from the reference, or scored where displacement is to be measured.
         separate = self.needs_reference and not self.starts_at_reference
         watched = not self.needs_reference and args.displacement_threshold is not None
@@ -231,32 +282,59 @@ class PreferenceTrainer(PairTrainer):
         self, scores: torch.Tensor, inputs: dict[str, torch.Tensor], weights: torch.Tensor, totals: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the objective's value, its terms, and what TRL logs, with displacement since the start."""
-        columns = self._columns(scores, inputs)
-        mean_length = totals[1] / totals[0]
-        base = self.base.reduce(scores, inputs["lengths"], self.objective.anchor.reduction, mean_length)
-        lengths = columns.lengths or (None, None)
-        loss, terms = self.objective(
-            *columns.logps,
-            *(columns.reference or ()),
-            base_logps=base.logps,
-            base_lengths=base.lengths,
-            chosen_lengths=lengths[CHOSEN],
-            rejected_lengths=lengths[REJECTED],
-            weights=weights,
-        )
-        detached = columns.with_logps(tuple(column.detach() for column in columns.logps))
-        if self.model.training:
-            self._at_training_step(detached, terms, weights)
-        return loss, self._metrics(detached, terms, inputs)
-
-    def _columns(self, scores: torch.Tensor, inputs: dict[str, torch.Tensor]) -> Columns:
-        """Return what the objective reads of the pairs: K = 2 columns of each field, each (B,)."""
         reference = None
         if self.needs_reference:
             cached = inputs.get("reference_logps")
-            reference = (self._live_reference(inputs) if cached is None else cached.to(scores))[:, :2].unbind(1)
-        lengths = inputs["lengths"][:, :2].unbind(1)
-        return Columns(logps=scores[:, :2].unbind(1), reference=reference, lengths=lengths)
+            reference = self._live_reference(inputs) if cached is None else cached.to(scores)
+        columns = self._columns(scores, reference, inputs)
+        base = None
+        if columns.labels is None:
+            mean_length = totals[1] / totals[0]
+            base = self.base.reduce(scores, inputs["lengths"], self.objective.anchor.reduction, mean_length)
+        loss, terms = self.objective.loss(columns, base, weights)
+        detached = columns.with_logps(tuple(column.detach() for column in columns.logps))
+        if self.model.training:
+            self._at_training_step(detached, terms, weights)
+            self._add_to_shift(detached, scores.detach(), reference, inputs)
+        return loss, self._metrics(detached, terms, inputs)
+
+    def _columns(
+        self, scores: torch.Tensor, reference: torch.Tensor | None, inputs: dict[str, torch.Tensor]
+    ) -> Columns:
+        """Return what the objective reads of the groups: K columns of each field, each (B,)."""
+        labels, given = inputs.get("labels"), inputs.get("scores")
+        k = 2 if labels is None else 1
+        return Columns(
+            logps=scores[:, :k].unbind(1),
+            reference=None if reference is None else reference[:, :k].unbind(1),
+            lengths=inputs["lengths"][:, :k].unbind(1),
+            scores=None if given is None else given.to(scores).unbind(1),
+            labels=None if labels is None else labels.to(scores),
+            shift=self.carried.get("shift"),
+        )
+
+    # --- what one update hands to the next -----------------------------------------------------------
+
+    def _add_to_shift(
+        self, columns: Columns, scores: torch.Tensor, reference: torch.Tensor | None, inputs: dict[str, torch.Tensor]
+    ) -> None:
+        """Add a micro-batch to the sums that the next update's shift is made of."""
+        shift, link = self.objective.shape.shift, self.objective.link
+        if shift is None:
+            return
+        mismatched = None
+        if self.needs_mismatched:
+            last = [None if field is None else (field[:, -1],) for field in (reference, inputs["lengths"])]
+            (mismatched,) = link(Columns(logps=(scores[:, -1],), reference=last[0], lengths=last[1]))
+        totals = torch.stack(shift.totals(link(columns), columns.labels, mismatched, inputs["weights"]))
+        self._shift_totals = totals if self._shift_totals is None else self._shift_totals + totals
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        shift = self.objective.shape.shift
+        if shift is not None and self._shift_totals is not None:
+            totals = self.accelerator.reduce(self._shift_totals, reduction="sum").tolist()
+            self.carried["shift"], self._shift_totals = shift.updated(self.carried["shift"], totals), None
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _live_reference(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         if self._reference_is_gone:
@@ -267,16 +345,21 @@ class PreferenceTrainer(PairTrainer):
                 remedy="Pass it to the trainer at first, or set precompute_ref_log_probs=False.",
             )
         with torch.no_grad(), self.accelerator.autocast():
-            return self.reference.logps(self.path, inputs)[:, :2]
+            return self.reference.logps(self.path, inputs)
 
     # --- what is logged and checked ----------------------------------------------------------------
 
     def _metrics(self, columns: Columns, terms: LossTerms, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        chosen, rejected = columns.logps
+        metrics = {"loss/preference": terms.preference}
+        if columns.shift is not None:
+            metrics["rewards/shift"] = terms.preference.new_tensor(self.objective.link.beta * columns.shift)
         rewards = self.objective.rewards(columns)
+        if columns.labels is not None:
+            self._add_by_label(columns, rewards[0], inputs["weights"])
+            return metrics
+        chosen, rejected = columns.logps
         lengths = inputs["lengths"][:, :2]
-        metrics = {
-            "loss/preference": terms.preference,
+        metrics |= {
             "loss/sft": terms.sft,
             "rewards/chosen": rewards[CHOSEN],
             "rewards/rejected": rewards[REJECTED],
@@ -296,6 +379,20 @@ class PreferenceTrainer(PairTrainer):
             rounding = 5e-3 if self._half_precision else 1e-6
             metrics |= displacement_values(*change, *lengths.unbind(1), rounding=rounding)
         return metrics
+
+    def _add_by_label(self, columns: Columns, rewards: torch.Tensor, weights: torch.Tensor) -> None:
+        """Add the metrics of responses alone: means over the desirable, and over the others."""
+        meter = self.train_meter if self.model.training else self.eval_meter
+        (logps,), (lengths,) = columns.logps, columns.lengths or ()
+        for side, counted in (("chosen", columns.labels), ("rejected", 1.0 - columns.labels)):
+            found = {f"rewards/{side}": rewards, f"logps/{side}": logps, f"logps/{side}_per_token": logps / lengths}
+            meter.add(found, weights * counted)
+
+    def summary(self, means: dict[str, float]) -> dict[str, float]:
+        """Return what is logged: of responses alone also the difference between the two means of rewards."""
+        if {"rewards/chosen", "rewards/rejected"} <= set(means) and "rewards/margins" not in means:
+            means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
+        return means
 
     def _at_training_step(self, columns: Columns, terms: LossTerms, weights: torch.Tensor) -> None:
         """Check the start, before the first update; measure the two gradients, where it is their turn."""
@@ -320,10 +417,8 @@ class PreferenceTrainer(PairTrainer):
         if columns.reference is None:
             return
         expected = (weights * self.objective.at_reference(columns)).sum().item()
-        arrays = [
-            tuple(c.double().cpu().numpy() for c in field or ()) for field in (columns.reference, columns.lengths)
-        ]
-        _, slope, _ = self.objective.derivatives(Columns(logps=arrays[0], reference=arrays[0], lengths=arrays[1]))
+        at_reference = columns.with_logps(columns.reference).map(lambda column: column.double().cpu().numpy())
+        _, slope, _ = self.objective.derivatives(at_reference)
         self.self_check_results |= check_start(
             torch.stack(columns.logps, 1),
             torch.stack(tuple(columns.reference), 1),
