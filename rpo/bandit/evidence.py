@@ -19,7 +19,7 @@ from rpo.bandit.solver.existence import minimizer_exists
 from rpo.bandit.table_loss import PromptSlopes, TableLoss
 from rpo.core.checks import Array
 from rpo.core.divergences import KL
-from rpo.core.links import LogRatio
+from rpo.core.links import LogRatio, WeighedReference
 from rpo.core.numerics import kl_divergence
 from rpo.core.shapes import Hinge, Logistic, MarginShape, Pointwise, Shape, Square
 
@@ -90,9 +90,9 @@ def loss_gap(loss: TableLoss, parameters: Array) -> tuple[float, str]:
     if objective.convex_in_policy:
         return sum(map(_policy_gap, loss.slopes(parameters))), "policy"
     link, shape, pull = objective.link, objective.shape, objective.anchor.weight
-    kl = isinstance(link, LogRatio) and isinstance(link.divergence, KL)
+    known = type(link) in (LogRatio, WeighedReference)  # a subclass may link in another way
     differences = isinstance(shape, MarginShape) and shape.invariant
-    if not (isinstance(link, LogRatio) and (kl or (differences and not pull)) and proven_convex(shape)):
+    if not (known and (link.affine or (differences and not pull)) and proven_convex(shape)):
         return math.inf, ""
     total = 0.0
     for prompt in loss.slopes(parameters):
