@@ -20,11 +20,12 @@ from rpo.bandit.solver.solvable import proven_convex
 from rpo.bandit.table_loss import PromptSlopes, TableLoss
 from rpo.core.checks import Array
 from rpo.core.divergences import KL
-from rpo.core.links import LogRatio
+from rpo.core.links import LogRatio, WeighedReference
 from rpo.core.numerics import kl_divergence
 from rpo.core.shapes import MarginShape
 
 MAX_SPECTRUM = 2000  # parameters whose Hessian is decomposed
+TRIED = 32  # flat directions, each for two values of the loss
 FLAT = 1e-7  # of the largest eigenvalue, or of beta^2, which curvature is of the order of
 VISIBLE, ROUNDING = 1e-13, 1e-14  # of a change of the loss
 CURVED = 1e-12  # of a slope: a smaller change is rounding
@@ -90,9 +91,9 @@ def loss_gap(loss: TableLoss, parameters: Array) -> tuple[float, str]:
     if objective.convex_in_policy:
         return sum(map(_policy_gap, loss.slopes(parameters))), "policy"
     link, shape, pull = objective.link, objective.shape, objective.anchor.weight
-    kl = isinstance(link, LogRatio) and isinstance(link.divergence, KL)
+    known = type(link) in (LogRatio, WeighedReference)  # a subclass may link in another way
     differences = isinstance(shape, MarginShape) and shape.invariant
-    if not (isinstance(link, LogRatio) and (kl or (differences and not pull)) and proven_convex(shape)):
+    if not (known and (link.affine or (differences and not pull)) and proven_convex(shape)):
         return math.inf, ""
     total = 0.0
     for prompt in loss.slopes(parameters):
@@ -171,8 +172,9 @@ def _beyond(loss: TableLoss, parameters: Array) -> tuple[str, float, bool]:
     flat = FLAT * max(float(np.abs(eigenvalues).max()), loss.objective.link.beta**2)
     directions = seen @ vectors[:, np.abs(eigenvalues) <= flat]
     parts = directions * (directions.T @ parameters)
+    furthest = np.argsort(-np.abs(parts).max(axis=0, initial=0.0))[:TRIED]
     scale, least = max(1.0, abs(value)), float(eigenvalues[0])
-    for way in (parts.sum(axis=1), *parts.T):
+    for way in (parts.sum(axis=1), *parts.T[furthest]):
         before, beyond = (loss.value(parameters + step * way) for step in (-0.75, 0.25))
         if before > value + VISIBLE * scale and beyond <= value + ROUNDING * scale:
             return "the loss keeps falling as logits part for ever", least, least < -flat
