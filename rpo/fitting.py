@@ -6,12 +6,11 @@ import os
 from typing import Any
 
 from rpo.core.errors import InvalidArgument
-from rpo.core.likelihoods import SFT, BradleyTerry
 from rpo.core.objectives import Objective, check_objective, require_objective
 from rpo.core.records import Run
 
 
-def fit(policy: Any, data: Any, objective: Objective | SFT | BradleyTerry | None = None, **options: Any) -> Run:
+def fit(policy: Any, data: Any, objective: Objective | None = None, **options: Any) -> Run:
     """Minimise `objective` on preference `data` over `policy` and return its `Run`.
 
     policy: `problem.softmax_policy()` or `problem.linear_softmax_policy()` (options of
@@ -36,9 +35,8 @@ def fit(policy: Any, data: Any, objective: Objective | SFT | BradleyTerry | None
     if isinstance(policy, (str, os.PathLike)) or hasattr(policy, "generate"):
         from rpo.llm.training.fitting import fit as fit_llm
 
-        if objective is not None and not isinstance(objective, (SFT, BradleyTerry)):
-            require_objective(objective)
-        return fit_llm(policy, data, objective, **options)
+        checked = None if objective is None else require_objective(objective)
+        return fit_llm(policy, data, checked, **options)
     raise InvalidArgument(
         "policy",
         expected="a TabularSoftmaxPolicy, a LinearSoftmaxPolicy, an EnumerableLM or a language model",

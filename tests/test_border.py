@@ -241,10 +241,16 @@ CALLS = {
         chosen_lengths=LENGTHS,
     ),
     "SFT": call(SFT, "reduction", reduction="sequence_sum"),
-    "SFT()": call(SFT(), "policy_logps", "lengths", policy_logps=LOGPS, lengths=LENGTHS),
+    "SFT()": call(
+        SFT(), "policy_chosen_logps", "chosen_lengths", policy_chosen_logps=LOGPS, chosen_lengths=LENGTHS
+    ),
     "BradleyTerry": call(BradleyTerry, "center_rewards_coefficient", center_rewards_coefficient=0.1),
     "BradleyTerry()": call(
-        BradleyTerry(), "chosen_rewards", "rejected_rewards", chosen_rewards=LOGPS, rejected_rewards=LOGPS
+        BradleyTerry(),
+        "policy_chosen_logps",
+        "policy_rejected_logps",
+        policy_chosen_logps=LOGPS,
+        policy_rejected_logps=LOGPS,
     ),
     "from_official": call(conversions.from_official, "beta", "eta", beta=0.5, eta=0.2),
     "from_authors_averaged": call(

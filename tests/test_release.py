@@ -67,7 +67,7 @@ def test_the_wheel_runs_from_a_fresh_environment(tmp_path: Path) -> None:
     borrowed = "import sys, pathlib; print(next(p for p in sys.path if p.endswith('site-packages')))"
     site = Path(subprocess.run([python, "-c", borrowed], check=True, capture_output=True, text=True).stdout.strip())
     (site / "borrowed.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     where = [python, "-c", "import rpo; print(rpo.__file__, rpo.__version__)"]
     shown = subprocess.run(where, cwd=tmp_path, env=clean, check=True, capture_output=True, text=True).stdout.split()
     assert Path(shown[0]).is_relative_to(fresh) and shown[1] == rpo.__version__

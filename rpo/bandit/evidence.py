@@ -50,6 +50,9 @@ def table_evidence(loss: TableLoss, parameters: Array, *, slope: float, converge
     numbers: dict[str, Any] = {"gradient": slope}
     if np.isfinite(gap):
         numbers |= {"gap": gap, "bound": bound}
+    pull = loss.objective.anchor.weight
+    if bound == "log-probabilities" and np.isfinite(gap) and pull and loss.objective.shape.invariant:
+        numbers["tv_bound"] = min(1.0, math.sqrt(gap / (2.0 * pull)))
     proved = gap <= RELATIVE_GAP * max(1.0, abs(value))
     away = "" if proved and bound == "rewards" else _no_minimiser(loss)
     if not (proved or converged):

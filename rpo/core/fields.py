@@ -29,7 +29,7 @@ Finite = Annotated[float, _finite]
 Reduction = Annotated[str, _reduction]
 
 
-def check_fields(instance: Any) -> None:
+def check_fields(instance: object) -> None:
     """Hold every field of a frozen dataclass to the checks of its annotation, and keep what they return.
 
     A check takes (name, value) and returns the value, or refuses it. Raises InvalidArgument.

@@ -91,6 +91,22 @@ class WeighedReference(Link):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeadScores(Link):
+    """The scores of a reward model's head, which stand in the columns in place of log-probabilities."""
+
+    beta: float = 1.0
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """A head in place of a language model's."""
+        return frozenset({"head"})
+
+    def __call__(self, columns: Columns) -> tuple[Any, ...]:
+        """Return the scores as they are."""
+        return columns.logps
+
+
+@dataclass(frozen=True, kw_only=True)
 class LogOdds(Link):
     """log(p / (1 - p)), p the geometric mean of the response's token probabilities.
 

@@ -191,7 +191,7 @@ class Objective(ABC):
     def __call__(
         self,
         policy_chosen_logps: Any,
-        policy_rejected_logps: Any,
+        policy_rejected_logps: Any = None,
         reference_chosen_logps: Any = None,
         reference_rejected_logps: Any = None,
         *,
@@ -206,10 +206,11 @@ class Objective(ABC):
     ) -> tuple[Any, LossTerms]:
         """Return (loss, LossTerms) of a batch of N pairs; NumPy arrays or torch tensors (autograd).
 
-        *_logps: (N,), summed over tokens, nats. *_lengths: (N,), tokens > 0, where the objective needs them, or the
-        reduction of its anchor does. weights: (N,), summing to one; None for the mean. *_scores: (N,), the chosen ones
-        above the rejected, and shift: of the batches before (`rpo.core.shifts`), where the objective needs them. Raises
-        InvalidArgument for wrong shapes, weights or missing inputs.
+        *_logps: (N,), summed over tokens, nats; the rejected ones unless nothing is compared. *_lengths: (N,), tokens >
+        0, where the objective needs them, or the reduction of its anchor does. weights: (N,), summing to one; None for
+        the mean. *_scores: (N,), the chosen ones above the rejected, and shift: of the batches before
+        (`rpo.core.shifts`), where the objective needs them. Raises InvalidArgument for wrong shapes, weights or missing
+        inputs.
         """
         named = {
             "policy_chosen_logps": policy_chosen_logps,
@@ -258,7 +259,7 @@ class Objective(ABC):
         if "shift" in self.needs:
             checks.finite("shift", shift, shape=())
         columns = Columns(
-            logps=(policy, logps["policy_rejected_logps"]),
+            logps=tuple(logps[name] for name in logps if name.startswith("policy")),
             reference=None
             if reference_chosen_logps is None
             else (logps["reference_chosen_logps"], logps["reference_rejected_logps"]),
@@ -281,7 +282,8 @@ class Objective(ABC):
             )
         if base_logps is not None:
             of_base = _like(whose, of_base, base_logps)
-            base_logps = reduced(base_logps, of_base, weights, anchor.reduction, whose=whose, setting="sft_reduction")
+            setting = "sft_reduction" if hasattr(self, "sft_reduction") else "reduction"
+            base_logps = reduced(base_logps, of_base, weights, anchor.reduction, whose=whose, setting=setting)
         return self.loss(columns, base_logps, weights)
 
     def to_dict(self) -> dict[str, Any]:
@@ -289,6 +291,8 @@ class Objective(ABC):
         return _described(self)
 
     def _asks_for(self, name: str) -> bool:
+        if name == "policy_rejected_logps":
+            return self.shape.compares
         return name.startswith("policy") or "reference" in self.needs
 
     def _total(self, preference: Any, base_logps: Any, weights: Any, base_weights: Any) -> tuple[Any, LossTerms]:
@@ -471,6 +475,18 @@ def require_sft(objective: Objective) -> Objective:
             remedy="rpo.bandit takes it; on a language model use FRPO with divergence=KL(), which is RPO.",
         )
     return objective
+
+
+def require_comparison(objective: Objective) -> Objective:
+    """Return the objective, or refuse one that compares no log-probabilities: SFT, or a reward model's."""
+    if objective.shape.compares and "head" not in objective.needs:
+        return objective
+    raise InvalidArgument(
+        "objective",
+        expected="a preference objective on log-probabilities",
+        got=type(objective).__name__,
+        remedy="SFT is for SFTTrainer, BradleyTerry for RewardTrainer; rpo.fit takes all of them.",
+    )
 
 
 # The two objectives of the paper, which sweeps, bounds and comparisons are about.

@@ -26,12 +26,13 @@ class Shape(ABC):
     """Values of a link -> one loss per group, (N,).
 
     convex: in the implicit rewards. invariant: the same when a constant is added to all rewards of a group, so that
-    responses in no group feel no pull. unpaired: whether it takes a response alone, K = 1, by its label. shift: what is
-    subtracted from the values, as the batches before say; None for nothing.
+    responses in no group feel no pull. compares: whether rewards are read at all. unpaired: whether it takes a response
+    alone, K = 1, by its label. shift: what is subtracted from the values, as the batches before say; None for nothing.
     """
 
     convex: bool = False
     invariant: bool = False
+    compares: bool = True
     unpaired: bool = False
     shift: Shift | None = None
 
@@ -351,3 +352,40 @@ class ChosenDown(Shape):
         """Return the losses (N,) of pairs."""
         chosen, rejected = values
         return numerics.sigmoid(beta * chosen) + numerics.sigmoid(beta * (rejected - chosen))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CenteredLogistic(Shape):
+    """softplus(-(r_w - r_l)) + coefficient * (r_w + r_l)^2: a reward model's, whose rewards are kept around zero."""
+
+    coefficient: float = 0.0
+    convex = True
+
+    @property
+    def invariant(self) -> bool:  # type: ignore[override]
+        """Whether nothing is centered."""
+        return not self.coefficient
+
+    def __call__(self, values: tuple[Any, ...], beta: float, columns: Columns) -> Any:
+        """Return the losses (N,) of pairs."""
+        chosen, rejected = (beta * value for value in values)
+        loss = numerics.softplus(-(chosen - rejected))
+        # At 0 centering is left out: 0 * inf would be NaN.
+        return loss + self.coefficient * self.centering(chosen, rejected) if self.coefficient else loss
+
+    @staticmethod
+    def centering(chosen: Any, rejected: Any) -> Any:
+        """Return (r_w + r_l)^2."""
+        return numerics.square(chosen + rejected)
+
+
+class NoComparison(Shape):
+    """Zero: an objective that is its anchor alone."""
+
+    convex = True
+    invariant = True
+    compares = False
+
+    def __call__(self, values: tuple[Any, ...], beta: float, columns: Columns) -> Any:
+        """Return zeros (N,)."""
+        return 0.0 * values[0]

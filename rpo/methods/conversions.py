@@ -42,7 +42,7 @@ LOSSES: dict[str, Callable[[float, float, float], Objective]] = {
 KTO_REMEDY = "Use KTO, whose z0 is that of the update before over its global batch, not of the micro-batch at hand."
 SMOOTHED = ("robust", "exo_pair")
 OTHERS: dict[str, str] = {
-    "bco_pair": "BCO takes a moving mean off each reward, which TRL's bco_pair does not.",
+    "bco_pair": "It is rpo.BCO times two and without the shift; rpo.BCO has the paper's.",
     "sppo_hard": "It fits each log-ratio to +-1 / (2 beta), which no registered method does.",
     "aot": "It sorts the batch, so that its loss is no mean over pairs.",
     "aot_unpaired": "It sorts the batch, so that its loss is no mean over pairs.",

@@ -10,6 +10,7 @@ from scipy.special import xlogy
 import rpo
 from rpo.bandit import ContextualBandit, PreferenceCounts, Unconstrained, fit, instances, minimizer_exists
 from rpo.bandit.evidence import _beyond, loss_gap
+from rpo.bandit.metrics import total_variation
 from rpo.bandit.solver.saddle import build_saddle
 from rpo.bandit.table_loss import TableLoss
 from rpo.core import numerics
@@ -28,7 +29,8 @@ def made(kind: type[Objective]) -> Objective:
     return kind(**given, **({"base": "reference"} if "base" in named else {}))
 
 
-METHODS = {name: made(method.load()) for name, method in registry.METHODS.items()}
+ON_TABLES = ("certified", "stationary")
+METHODS = {name: made(row.load()) for name, row in registry.METHODS.items() if row.evidence in ON_TABLES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,17 +100,17 @@ BOUNDED = [name for name, row in registry.METHODS.items() if row.evidence == "ce
 def test_gap_is_never_negative_and_bounds_the_distance_to_the_least_loss(
     problem: ContextualBandit, pairs: PreferenceCounts, name: str
 ) -> None:
-    """At 300 tables from 1e-6 to 1 nat away from the best found: gap >= loss - best, and finite near it."""
+    """At 120 tables from 1e-6 to 1 nat away from the best found: gap >= loss - best, and finite near it."""
     objective = METHODS[name]
     loss, run = loss_of(problem, pairs, objective), fit(problem.softmax_policy(), pairs, objective, max_steps=5_000)
     rng, end, finite = np.random.default_rng(0), run.arrays["parameters"].ravel(), 0
     for scale in (1e-6, 1e-3, 0.03, 0.1, 0.3, 1.0):
-        for _ in range(50):
+        for _ in range(20):
             at = end + rng.normal(scale=scale, size=end.size)
             gap = loss_gap(loss, at)[0]
             assert gap >= max(0.0, loss.value(at) - run.loss) - 1e-14
             finite += np.isfinite(gap)
-    assert finite >= 50 or name == "SLiC"
+    assert finite >= 20 or name == "SLiC"
 
 
 @pytest.mark.parametrize("name", ["RPO", "DPO", "IPO", "SimPO", "FDPO", "CPO", "ASFT"])
@@ -175,6 +177,21 @@ def test_certificate_at_a_table_where_it_is_known_by_hand() -> None:
     # ASFT, weight 1/2, at pi = (1/2, 1/2): -gradient is (1.5 t / x - .5 (1 - t) / (1 - x), the same turned round), so
     # (2.2, -.2) of mean 1: the gap is 1.2.
     assert loss_gap(loss_of(problem, pairs, rpo.ASFT(weight=0.5)), np.zeros(2)) == (pytest.approx(1.2), "policy")
+
+
+@pytest.mark.parametrize("steps", [3, 5, 8, 500])
+def test_total_variation_bound_of_an_anchored_loss_holds_on_the_way_down(
+    problem: ContextualBandit, pairs: PreferenceCounts, steps: int
+) -> None:
+    """Steepest descent, stopped early: the optimum that `solve` certifies is no further off than the run says."""
+    objective = RPO(beta=0.5, eta=2.0, base="reference")
+    theory = rpo.bandit.solve(problem, pairs, objective, reward_class=Unconstrained())
+    optimizer = "gradient_descent" if steps < 500 else "newton"
+    run = fit(problem.softmax_policy(), pairs, objective, optimizer=optimizer, learning_rate=1.0, max_steps=steps)
+    distance = float(pairs.prompt_frequencies @ total_variation(theory.policy, run.policy))
+    assert distance <= run.certificate["tv_bound"] + 1e-9
+    assert 0.01 * run.certificate["tv_bound"] <= distance or run.certificate["tv_bound"] < 1e-6
+    assert run.evidence == ("certified" if steps == 500 else "none")
 
 
 def test_a_policy_of_shared_parameters_is_not_certified_by_bounds_over_all_tables(
@@ -330,13 +347,13 @@ def test_an_emptied_response_leaves_the_infimum_certified_and_not_attained() -> 
 
 
 def test_running_away_is_seen_wherever_the_theorem_says_so() -> None:
-    """Sixty random comparison graphs of five responses: Ford's condition, against how the loss goes on beyond the end.
+    """Forty random comparison graphs of five responses: Ford's condition, against how the loss goes on beyond the end.
 
     The second knows neither graphs nor shapes.
     """
     rng, found = np.random.default_rng(0), []
     problem = ContextualBandit(d0=[1.0], reference=np.full((1, 5), 0.2), reward_bound=1.0)
-    for _ in range(60):
+    for _ in range(40):
         wins = rng.integers(1, 9, size=(1, 5, 5)) * (rng.random((1, 5, 5)) < 0.4) * (1 - np.eye(5))
         pairs = PreferenceCounts.from_wins(wins)
         run = fit(problem.softmax_policy(), pairs, DPO(beta=1.0), proxy_reward=None)
@@ -345,7 +362,7 @@ def test_running_away_is_seen_wherever_the_theorem_says_so() -> None:
         assert (_beyond(loss, run.arrays["parameters"].ravel())[0] == "") == exists
         assert run.evidence == ("certified" if exists else "infimum approached")
         found.append(exists)
-    assert 10 < sum(found) < 50
+    assert 8 < sum(found) < 32
 
 
 def test_a_loss_without_a_floor_is_not_certified_on_its_way_down() -> None:

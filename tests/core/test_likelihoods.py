@@ -33,10 +33,10 @@ def test_sft_is_the_hand_derived_value(reduction, plain, weighted) -> None:
     """NumPy and torch, the mean and weights (1/4, 3/4)."""
     sft = SFT(reduction=reduction)
     for kind in (np.asarray, torch.tensor):
-        loss, terms = sft(kind(LOGPS), lengths=kind(LENGTHS))
+        loss, terms = sft(kind(LOGPS), chosen_lengths=kind(LENGTHS))
         assert float(loss) == float(terms.sft) == pytest.approx(plain, rel=1e-14)
-        assert math.isnan(terms.preference)
-        loss, _ = sft(kind(LOGPS), lengths=kind(LENGTHS), weights=kind(WEIGHTS))
+        assert float(terms.preference) == 0.0
+        loss, _ = sft(kind(LOGPS), chosen_lengths=kind(LENGTHS), weights=kind(WEIGHTS))
         assert float(loss) == pytest.approx(weighted, rel=1e-14)
 
 
@@ -48,7 +48,7 @@ def test_sft_is_the_sft_term_of_rpo(reduction) -> None:
     lengths = rng.integers(1, 9, size=7)
     logps = torch.tensor(-rng.gamma(3.0, 2.0, size=7), requires_grad=True)
     others = [torch.tensor(row) for row in -rng.gamma(3.0, 2.0, size=(3, 7))]
-    ours, _ = SFT(reduction=reduction)(logps, lengths=lengths, weights=weights)
+    ours, _ = SFT(reduction=reduction)(logps, chosen_lengths=lengths, weights=weights)
     objective = RPO(beta=0.5, eta=0.2, sft_reduction=reduction)
     theirs = objective(logps, *others, chosen_lengths=lengths, weights=weights)[1].sft
     assert ours.item() == theirs.item()
@@ -60,7 +60,7 @@ def test_bradley_terry_is_the_hand_derived_value() -> None:
     for kind in (np.asarray, torch.tensor):
         loss, terms = BradleyTerry()(kind(CHOSEN), kind(REJECTED))
         assert float(loss) == float(terms.preference) == pytest.approx(MEAN, rel=1e-14)
-        assert float(terms.centering) == pytest.approx((4 + LN3**2) / 2, rel=1e-14)
+        assert math.isnan(terms.sft)
         loss, _ = BradleyTerry()(kind(CHOSEN), kind(REJECTED), weights=kind(WEIGHTS))
         assert float(loss) == pytest.approx(LN2 / 4 + 3 * math.log(4 / 3) / 4, rel=1e-14)
         loss, _ = BradleyTerry(center_rewards_coefficient=0.1)(kind(CHOSEN), kind(REJECTED))
@@ -97,7 +97,7 @@ def test_likelihood_is_maximal_at_the_empirical_log_odds() -> None:
 def test_half_precision_is_promoted_and_float64_stays() -> None:
     for given, kept in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
         logps = torch.tensor(LOGPS, dtype=given)
-        assert SFT()(logps, lengths=LENGTHS)[0].dtype == kept
+        assert SFT()(logps, chosen_lengths=LENGTHS)[0].dtype == kept
         assert BradleyTerry()(logps, logps)[0].dtype == kept
 
 
@@ -105,14 +105,14 @@ def test_half_precision_is_promoted_and_float64_stays() -> None:
     ("call", "name"),
     [
         (lambda: SFT(reduction="sum"), "reduction"),
-        (lambda: SFT()(LOGPS), "lengths"),
-        (lambda: SFT()(LOGPS, lengths=[2, 0]), "lengths"),
-        (lambda: SFT()(LOGPS, lengths=[2, 3, 4]), "lengths"),
-        (lambda: SFT()(LOGPS[:0], lengths=[]), "policy_logps"),
+        (lambda: SFT()(LOGPS), "chosen_lengths"),
+        (lambda: SFT()(LOGPS, chosen_lengths=[2, 0]), "chosen_lengths"),
+        (lambda: SFT()(LOGPS, chosen_lengths=[2, 3, 4]), "chosen_lengths"),
+        (lambda: SFT()(LOGPS[:0], chosen_lengths=[]), "policy_chosen_logps"),
         (lambda: SFT(reduction="sequence_sum")(LOGPS, weights=[1.0, 1.0]), "weights"),
         (lambda: BradleyTerry(center_rewards_coefficient=-1.0), "center_rewards_coefficient"),
-        (lambda: BradleyTerry()(CHOSEN[:, None], REJECTED), "chosen_rewards"),
-        (lambda: BradleyTerry()(CHOSEN, REJECTED[:1]), "rejected_rewards"),
+        (lambda: BradleyTerry()(CHOSEN[:, None], REJECTED), "policy_chosen_logps"),
+        (lambda: BradleyTerry()(CHOSEN, REJECTED[:1]), "policy_rejected_logps"),
         (lambda: BradleyTerry()(CHOSEN, REJECTED, weights=[0.5]), "weights"),
     ],
 )

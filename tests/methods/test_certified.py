@@ -8,7 +8,17 @@ import pytest
 from scipy.optimize import minimize
 
 import rpo
-from rpo.bandit import Box, ContextualBandit, LinearBall, PreferenceCounts, Unconstrained, fit, instances, solve
+from rpo.bandit import (
+    Box,
+    ContextualBandit,
+    LinearBall,
+    PreferenceCounts,
+    Unconstrained,
+    certify,
+    fit,
+    instances,
+    solve,
+)
 from rpo.bandit.batched import solve_batch
 from rpo.bandit.metrics import total_variation
 from rpo.core import divergences, numerics
@@ -144,6 +154,33 @@ def test_ninety_combinations_of_divergence_shape_and_class(
         pairs.wins()[None], objective, reference=problem.reference, reward_class=classes[kind], start=None
     )
     assert again.certified.all() and total_variation(again.policy[0], solution.policy).max() <= 1e-6
+
+
+@pytest.mark.parametrize("kind", ["all", "box", "ball"])
+@pytest.mark.parametrize("f", DIVERGENCES, ids=repr)
+def test_the_certificate_of_any_reward_bounds_what_it_is_said_to(
+    problem: ContextualBandit, pairs: PreferenceCounts, f: Divergence, kind: str
+) -> None:
+    """Thirty members of the class around the optimum: each gap is above F(r) - F(optimum), each term above zero.
+
+    The policy of r is within tv_bound of the optimum's. A dual point of one's own is bounded likewise.
+    """
+    classes = {"all": Unconstrained(), "box": Box(0.8), "ball": LinearBall(problem.features, 0.7)}
+    rng = np.random.default_rng(0)
+    best = solve(problem, pairs, Anchored(of=Logistic(), divergence=f), reward_class=classes[kind], method="newton")
+    for size in np.repeat([1e-3, 1e-2, 1e-1], 10):
+        if kind == "ball":
+            theta = classes[kind].parameters(best.reward) + size * rng.normal(size=3)
+            reward = classes[kind].reward(theta * min(1.0, 0.7 / np.linalg.norm(theta)))
+        else:
+            reward = best.reward + size * rng.normal(size=best.reward.shape)
+            reward = np.clip(reward, 0.0, 0.8) if kind == "box" else reward
+        for p in (None, np.clip(best.saddle.losing_probabilities(reward) + size * rng.normal(size=24), 0.0, 1.0)):
+            found = certify(best.saddle, reward, p=p)
+            assert min(found.kl_term, found.likelihood_term, found.support_term) >= 0.0
+            assert found.gap >= found.reward_value - best.certificate.reward_value - 1e-13
+            distance = best.saddle.d @ total_variation(best.saddle.gibbs(reward), best.policy)
+            assert distance <= found.tv_bound and (p is not None or found.likelihood_term <= 1e-15)
 
 
 @pytest.mark.parametrize("shape", ["logistic", "square"])

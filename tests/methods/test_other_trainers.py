@@ -119,7 +119,7 @@ REFUSED: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (from_ms_swift, {"rlhf_type": "simpo"}, "cpo_alpha"),
     (from_ms_swift, {"rlhf_type": "kto"}, "the update before"),
     (from_ms_swift, {"rlhf_type": "ppo"}, "rlhf_type: expected one of"),
-    (from_dpo_config, {"loss_type": "bco_pair"}, "BCO takes a moving mean off"),
+    (from_dpo_config, {"loss_type": "bco_pair"}, "without the shift"),
     (from_nemo_rl, {"preference_loss_weight": 2.0}, "multiply the learning rate"),
     (from_nemo_rl, {"preference_average_log_probs": True}, "per_token=True"),
     (from_axolotl, {"rl": "kto"}, "micro-batch at hand"),

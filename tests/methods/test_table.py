@@ -70,7 +70,7 @@ def logps(problem: ContextualBandit, parameters: Array) -> Array:
     return problem.softmax_policy().with_parameters(parameters.reshape(problem.reference.shape)).logps
 
 
-@pytest.mark.parametrize("name", ALL.keys() - METHODS.keys())
+@pytest.mark.parametrize("name", sorted(ALL.keys() - METHODS.keys()))
 def test_what_a_table_does_not_have_is_refused_by_name(
     problem: ContextualBandit, pairs: PreferenceCounts, name: str
 ) -> None:
@@ -125,6 +125,16 @@ def test_ipo_is_one_laplacian_solve(problem: ContextualBandit, pairs: Preference
         h = np.linalg.pinv(laplacian) @ (wins[x].sum(1) - wins[x].sum(0)) / (2 * 0.4)
         policy = problem.reference[x] * np.exp(h)
         assert run.policy[x] == pytest.approx(policy / policy.sum(), abs=1e-10)
+
+
+def test_sft_on_a_table_is_the_frequency_of_the_chosen_responses(
+    problem: ContextualBandit, pairs: PreferenceCounts
+) -> None:
+    run = fit(problem.softmax_policy(), pairs, rpo.SFT())
+    assert run.status == "converged"
+    assert run.policy == pytest.approx(pairs.response_frequencies("chosen"), abs=1e-7)
+    with pytest.raises(InvalidArgument, match="got BradleyTerry .*which reads head"):
+        fit(problem.softmax_policy(), pairs, rpo.BradleyTerry())
 
 
 def test_conservative_labels_are_dpo_on_split_counts(problem: ContextualBandit, pairs: PreferenceCounts) -> None:

@@ -1,7 +1,10 @@
 """Methods on language models: the loss trained is the formula on every path, and the optimum that of the table."""
 
 import contextlib
+import copy
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import models_for_tests
 import numpy as np
@@ -17,9 +20,13 @@ from rpo.compare.with_trainer import fit_with_trainer
 from rpo.core.divergences import KL, ForwardKL, JensenShannon
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import Objective
+from rpo.llm.data import prepare_pairs
+from rpo.llm.data.collate import group_of
 from rpo.llm.data.pairs import PreparedPairs
+from rpo.llm.logps.scoring import PaddedPath
 from rpo.methods import registry
 
+EXAMPLES = Path(__file__).parents[2] / "examples" / "smollm2"
 LENGTH = 2
 # SimPO and the like divide by the length: on a table, whose responses have one token, its beta is half as large.
 CASES: dict[str, tuple[Objective, Objective]] = {
@@ -106,6 +113,41 @@ def alone(model: torch.nn.Module, pair, response) -> float:
         scores = model(ids).logits[0].double().log_softmax(-1)
     start = len(pair.prompt_ids) - 1
     return float(scores[range(start, start + len(response)), list(response)].sum())
+
+
+@pytest.mark.slow
+def test_a_step_of_smollm2_on_shared_prompts_is_its_padded_value_in_float64(tmp_path, smollm2) -> None:
+    """Every registered method, on three of the example's pairs cut to 32 tokens: the loss logged by one update.
+
+    The expected value is each formula on log-probabilities that the padded path gives in float64; 2e-4 is float32's
+    rounding of log-probabilities of some 50 nats.
+    """
+    model, tokenizer = smollm2
+    rows = [json.loads(line) for line in (EXAMPLES / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    pairs = prepare_pairs(rows[::90], tokenizer, max_length=32, scores=True, progress=False)
+    assert len(pairs) == 3
+    path = PaddedPath(tokenizer.pad_token_id)
+    with torch.no_grad():
+        wide = copy.deepcopy(model).double()
+        logps = path.logps(wide, path.collate([group_of(pair) for pair in pairs])).numpy()
+    lengths, scores = (np.array([getattr(p, n) for p in pairs], dtype=float) for n in ("lengths", "scores"))
+    shared = {"path": "shared", "max_steps": 1, "learning_rate": 0.0, "max_length": 32, "self_check": False}
+    shared["ref_logps_cache"] = str(tmp_path / "reference.safetensors")
+    for name, method in registry.METHODS.items():
+        objective = method.load()(**GIVEN.get(name, {}))
+        given = {"chosen_scores": scores[:, 0], "rejected_scores": scores[:, 1]} if "scores" in objective.needs else {}
+        given |= {"shift": 0.0} if "shift" in objective.needs else {}
+        reference = logps.T if "reference" in objective.needs else (None, None)
+        expected, terms = objective(
+            *logps.T, *reference, chosen_lengths=lengths[:, 0], rejected_lengths=lengths[:, 1], **given
+        )
+        one = trainer(tmp_path / name, pairs, model=model, objective=objective, processing_class=tokenizer, **shared)
+        assert one.path.name == "shared"
+        one.train()
+        logged = one.state.log_history[0]
+        assert logged["loss"] == pytest.approx(float(expected), rel=2e-4, abs=2e-5), name
+        assert logged["loss/preference"] == pytest.approx(float(terms.preference), rel=2e-4, abs=2e-5), name
+        assert 0 < logged["grad_norm"] < float("inf"), name
 
 
 def test_a_reference_is_refused_where_none_is_read(tmp_path) -> None:

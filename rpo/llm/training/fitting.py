@@ -15,9 +15,8 @@ from transformers import TrainingArguments
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument, OutputError
-from rpo.core.likelihoods import SFT, BradleyTerry
 from rpo.core.locks import STAGE, alone
-from rpo.core.objectives import Objective
+from rpo.core.objectives import Objective, require_objective
 from rpo.core.records import Run, check_output, jsonable, move_in
 from rpo.llm.training.arguments import own_config
 from rpo.llm.training.base_trainer import SafeTrainer
@@ -37,7 +36,7 @@ WEIGHTS = ("adapter_*", "model*.safetensors", "*.index.json")  # else the old wo
 def fit(
     model: Any,
     dataset: Any,
-    objective: Objective | SFT | BradleyTerry | None = None,
+    objective: Objective | None = None,
     *,
     output_dir: str | Path | None = None,
     eval_dataset: Any = None,
@@ -70,11 +69,7 @@ def fit(
             got="both (" + ", ".join([*training, *(["output_dir"] if output_dir else [])]) + ")",
             remedy="Put them all in args.",
         )
-    kinds: dict[type, tuple[type[Any], type[Any]]] = {
-        SFT: (SFTTrainer, SFTConfig),
-        BradleyTerry: (RewardTrainer, RewardConfig),
-    }
-    trainer_class, config_class = kinds.get(type(objective), (PreferenceTrainer, RPOConfig))
+    trainer_class, config_class = trainer_of(objective)
     if args is None:
         args = build_config(config_class, {"output_dir": str(output_dir or DEFAULT_FOLDER), **training})
     options: dict[str, Any] = {}
@@ -122,6 +117,18 @@ def fit(
             if isinstance(trainer, PreferenceTrainer):
                 trainer.reference.release()  # the adapter that was copied as reference is not part of the result
     return run
+
+
+def trainer_of(objective: Objective | None) -> tuple[type[Any], type[Any]]:
+    """Return the trainer of an objective and its arguments' class, by what it reads; None is the RPO of its arguments.
+
+    A loss of a head's scores trains a reward model, one that compares nothing learns responses. Raises InvalidArgument.
+    """
+    if objective is None:
+        return PreferenceTrainer, RPOConfig
+    if "head" in require_objective(objective).needs:
+        return RewardTrainer, RewardConfig
+    return (PreferenceTrainer, RPOConfig) if objective.shape.compares else (SFTTrainer, SFTConfig)
 
 
 def build_config(config_class: type[Any], fields: dict[str, Any]) -> Any:

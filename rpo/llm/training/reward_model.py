@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rpo.core import checks, numerics
+from rpo.core.columns import Columns
 from rpo.core.errors import InvalidArgument
 from rpo.core.likelihoods import BradleyTerry
 from rpo.core.progress import track
+from rpo.core.shapes import CenteredLogistic
 from rpo.llm.data import prepare_pairs
 from rpo.llm.data.collate import CHOSEN, REJECTED, PairCollator
 from rpo.llm.logps.scoring import PaddedPath, PromptGroup
@@ -120,10 +122,12 @@ class RewardTrainer(PairTrainer):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss, its terms, and the rewards with their margins and accuracies."""
         chosen, rejected = scores[:, CHOSEN], scores[:, REJECTED]
-        loss, terms = self.objective(chosen, rejected, weights=weights)
+        loss, _ = self.objective.loss(Columns(logps=(chosen, rejected)), weights=weights)
+        centering = numerics.weighted_mean(CenteredLogistic.centering(chosen, rejected), weights).detach()
+        coefficient = self.objective.center_rewards_coefficient
         metrics = {
-            "loss/preference": terms.preference,
-            "loss/centering": terms.centering,
+            "loss/preference": loss - coefficient * centering if coefficient else loss,
+            "loss/centering": centering,
             "rewards/chosen": chosen,
             "rewards/rejected": rejected,
             "rewards/margins": chosen - rejected,

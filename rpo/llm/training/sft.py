@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from rpo.core import checks
+from rpo.core.columns import Columns
 from rpo.core.errors import InvalidArgument
 from rpo.core.likelihoods import SFT
 from rpo.core.reduction import over_tokens
@@ -124,7 +125,7 @@ class SFTTrainer(PairTrainer):
         logps, lengths = scores[:, 0], inputs["lengths"][:, 0]
         # The mean length of the whole batch makes the tokens of every part of it count alike.
         values = over_tokens(logps, lengths, self.objective.reduction, totals[1] / totals[0])
-        loss, terms = self.objective(values, lengths=torch.ones_like(values), weights=weights)
+        loss, terms = self.objective.loss(Columns(logps=(logps,)), values, weights)
         metrics = {"loss/sft": terms.sft, "logps/response": logps, "logps/response_per_token": logps / lengths}
         return loss, metrics
 
