@@ -44,6 +44,8 @@ class Kind:
         """Return the class called `name`. Raises InvalidArgument."""
         if name in self.classes:
             return self.classes[name]()
+        if self.base is Objective and name in registry.REFUSED:
+            return registry.get(name)
         if ":" in name:
             found = imported(key, name)
             if isinstance(found, type) and issubclass(found, self.base):

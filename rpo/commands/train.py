@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,10 +12,9 @@ from jsonargparse import Namespace
 
 from rpo.commands.data_source import DataSource, load
 from rpo.core.errors import InvalidArgument, OutputError, RPOError
-from rpo.core.objectives import RPO, Objective
+from rpo.core.objectives import DPO, RPO, Objective
 
 if TYPE_CHECKING:
-    from rpo import SFT, BradleyTerry
     from rpo.core.records import Run
     from rpo.llm import RewardConfig, RPOConfig, SFTConfig
 
@@ -53,7 +53,7 @@ def train_command(
     model: str,
     dataset: str | DataSource | list[DataSource],
     training: RPOConfig | SFTConfig | RewardConfig,
-    objective: Objective | SFT | BradleyTerry = RPO(beta=0.1, eta=0.005),  # noqa: B008 (frozen)
+    objective: Objective = RPO(beta=0.1, eta=0.005),  # noqa: B008 (frozen)
     eval_dataset: str | DataSource | list[DataSource] | None = None,
     ref_model: str | None = None,
     lora: Lora | None = None,
@@ -118,11 +118,16 @@ def train_command(
 
 def depends(objective: type) -> dict[str, type]:
     """Return the class of `training`, which the objective's trainer decides."""
-    import rpo
-    from rpo import llm
+    from rpo.llm import RPOConfig
 
-    kinds: dict[type, type] = {rpo.SFT: llm.SFTConfig, rpo.BradleyTerry: llm.RewardConfig}
-    return {"training": kinds.get(objective, llm.RPOConfig)}
+    if objective.__module__.startswith("rpo.methods") or objective in (RPO, DPO):
+        return {"training": RPOConfig}
+    from rpo.llm.training.fitting import trainer_of
+
+    with contextlib.suppress(RPOError, TypeError):  # a class of one's own may refuse what it is tried with
+        bare = [item.name for item in fields(objective) if item.default is item.default_factory]
+        return {"training": trainer_of(objective(**dict.fromkeys(bare, 0.1)))[1]}
+    return {"training": RPOConfig}
 
 
 def preflight(options: Namespace) -> list[RPOError]:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rpo.core import checks
+from rpo.core.fields import NonNegative, Reduction
 from rpo.core.links import HeadScores, Link, LogRatio
 from rpo.core.objectives import Anchor, Objective
-from rpo.core.reduction import SFT_REDUCTIONS
 from rpo.core.shapes import CenteredLogistic, NoComparison, Shape
 
 
@@ -23,10 +22,7 @@ class SFT(Objective):
     `RPO.sft_reduction`. Raises InvalidArgument. Source: paper, Eq. (4.8), second term.
     """
 
-    reduction: str = "batch_token_mean"
-
-    def __post_init__(self) -> None:
-        checks.one_of("reduction", self.reduction, SFT_REDUCTIONS)
+    reduction: Reduction = "batch_token_mean"
 
     @property
     def link(self) -> Link:
@@ -53,11 +49,7 @@ class BradleyTerry(Objective):
     Raises InvalidArgument. Source: paper, Eq. (3.2); centering: Eisenstein et al. 2023, Eq. 2.
     """
 
-    center_rewards_coefficient: float = 0.0
-
-    def __post_init__(self) -> None:
-        value = checks.nonnegative("center_rewards_coefficient", self.center_rewards_coefficient)
-        object.__setattr__(self, "center_rewards_coefficient", value)
+    center_rewards_coefficient: NonNegative = 0.0
 
     @property
     def link(self) -> Link:

@@ -60,8 +60,9 @@ class Anchor:
 class Objective(ABC):
     """A preference objective: the mean over pairs of shape(link(columns)), plus an anchor.
 
-    A method is a frozen dataclass of its own symbols that says which `link`, which `shape` and, where it has an SFT
-    term, which `anchor` and `preference_weight`; docs/guides/own_method.md shows one. Instances are called like `RPO`.
+    A method is a frozen dataclass of its own symbols, checked by their annotations (`rpo.core.fields`), that says which
+    `link`, which `shape` and, where it has an SFT term, which `anchor` and `preference_weight`;
+    docs/guides/own_method.md shows one. Instances are called like `RPO`.
     A subclass that overrides the formula itself is refused: solvers and trainers would not see what it does.
     """
 
@@ -365,6 +366,9 @@ def _base(name: str, value: object) -> str:
     return checks.one_of(name, value, BASES)
 
 
+Base = Annotated[str, _base]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RPO(_Likelihood):
     r"""Regularized Preference Optimization: DPO + eta * beta * SFT.
@@ -380,7 +384,7 @@ class RPO(_Likelihood):
     beta: Positive
     eta: Annotated[float, _pessimistic]
     sft_reduction: Reduction = "sequence_sum"
-    base: Annotated[str, _base] = "chosen"
+    base: Base = "chosen"
 
     @property
     def label(self) -> str:
@@ -412,7 +416,7 @@ class DPO(_Likelihood):
     """
 
     beta: Positive
-    base: Annotated[str, _base] = "chosen"
+    base: Base = "chosen"
 
     @property
     def eta(self) -> float:

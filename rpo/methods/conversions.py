@@ -39,6 +39,7 @@ LOSSES: dict[str, Callable[[float, float, float], Objective]] = {
     "apo_down": lambda beta, epsilon, tau: APODown(beta=beta),
     "discopop": lambda beta, epsilon, tau: DiscoPOP(beta=beta, tau=tau),
 }
+KTO_REMEDY = "Use KTO, whose z0 is that of the update before over its global batch, not of the micro-batch at hand."
 SMOOTHED = ("robust", "exo_pair")
 OTHERS: dict[str, str] = {
     "bco_pair": "It is rpo.BCO times two and without the shift; rpo.BCO has the paper's.",
@@ -148,6 +149,9 @@ def from_ms_swift(
     the token mean of the chosen responses. Raises InvalidArgument. Source: ms-swift, swift/arguments/rlhf_args.py and
     swift/rlhf_trainers/dpo_trainer.py.
     """
+    if rlhf_type == "kto":
+        expected = "a loss without statistics of the batch"
+        raise InvalidArgument("rlhf_type", expected=expected, got="'kto'", remedy=KTO_REMEDY)
     checks.one_of("rlhf_type", rlhf_type, ("dpo", "cpo", "simpo", "orpo"))
     temperature = checks.positive("beta", (2.0 if rlhf_type == "simpo" else 0.1) if beta is None else beta)
     if rlhf_type == "orpo":
@@ -222,8 +226,8 @@ def from_axolotl(
     Raises InvalidArgument. Source: Axolotl, src/axolotl/core/builders/rl.py and core/trainers/dpo/__init__.py.
     """
     if rl == "kto":
-        remedy = "Use rpo.KTO(beta=...) on rows of prompt, completion and label; its z0 is that of the update before."
-        raise InvalidArgument("rl", expected="a loss of pairs", got="'kto'", remedy=remedy)
+        expected = "a loss without statistics of the batch"
+        raise InvalidArgument("rl", expected=expected, got="'kto'", remedy=KTO_REMEDY)
     checks.one_of("rl", rl, ("dpo", "ipo", "simpo", "orpo"))
     for name, value in (("rpo_alpha", rpo_alpha), ("dpo_norm_loss", dpo_norm_loss or None)):
         if value is not None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Annotated
 
-from rpo.core import checks
 from rpo.core.divergences import KL, ChiSquaredKL, Divergence, JensenShannon, require_divergence, require_interior
+from rpo.core.fields import NonNegative
 from rpo.core.links import Link, LogRatio
-from rpo.core.objectives import BASES, Anchor
+from rpo.core.objectives import Anchor, Base
 from rpo.core.shapes import Logistic, Shape
 from rpo.methods.pairs import LogRatioMethod
+
+AnyDivergence = Annotated[Divergence, lambda _, value: require_divergence(value)]
+Interior = Annotated[Divergence, lambda _, value: require_interior(value)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +26,7 @@ class FDPO(LogRatioMethod):
     Source: Wang et al. 2024 (arXiv 2309.16240), Eq. 12.
     """
 
-    divergence: Divergence = field(default_factory=JensenShannon)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_interior(self.divergence)
+    divergence: Interior = field(default_factory=JensenShannon)
 
     @property
     def link(self) -> Link:
@@ -69,15 +69,9 @@ class FRPO(LogRatioMethod):
     the mean over pi_ref would be one over samples. Raises InvalidArgument. Source: docs/theory.md, section 11.
     """
 
-    eta: float
-    divergence: Divergence = field(default_factory=KL)
-    base: str = "chosen"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "eta", checks.nonnegative("eta", self.eta))
-        require_divergence(self.divergence)
-        checks.one_of("base", self.base, BASES)
+    eta: NonNegative
+    divergence: AnyDivergence = field(default_factory=KL)
+    base: Base = "chosen"
 
     @cached_property
     def link(self) -> Link:

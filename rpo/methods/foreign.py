@@ -29,8 +29,8 @@ OPTIONS: dict[str, str] = {
     "ld_alpha": "No method here weighs the tokens of a response apart, as LD-DPO does; RDPO corrects for length.",
     "use_weighting": "Weights by the policy's own probability (WPO) are not here; weight_column takes fixed ones.",
     "reference_free": "Use a method without a reference: SimPO, CPO, CPL, ORPO, ASFT, or SLiC with reference false.",
-    "desirable_weight": "KTO weighs single responses, not pairs; `rpo methods` lists what is here.",
-    "undesirable_weight": "KTO weighs single responses, not pairs; `rpo methods` lists what is here.",
+    "desirable_weight": "Use KTO, which has it as a field.",
+    "undesirable_weight": "Use KTO, which has it as a field.",
 }
 
 

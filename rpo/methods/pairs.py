@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
+from rpo.core.fields import Finite, Fraction, NonNegative, Positive, Reduction
 from rpo.core.links import Link, LogRatio, WeighedReference
 from rpo.core.objectives import Anchor, Objective
-from rpo.core.reduction import SFT_REDUCTIONS
 from rpo.core.shapes import Hinge, Logistic, LogisticExponential, ReverseLabels, Shape, Square
 
 
@@ -22,14 +23,14 @@ def noise_rate(name: str, value: object) -> float:
     return rate
 
 
+NoiseRate = Annotated[float, noise_rate]
+
+
 @dataclass(frozen=True, kw_only=True)
 class LogRatioMethod(Objective):
     """What the methods on beta * log(pi / pi_ref) share. beta: KL temperature, > 0. Raises InvalidArgument."""
 
-    beta: float = 0.1
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "beta", checks.positive("beta", self.beta))
+    beta: Positive = 0.1
 
     @property
     def link(self) -> Link:
@@ -45,11 +46,8 @@ class IPO(Objective):
     Raises InvalidArgument. Source: Azar et al. 2023 (arXiv 2310.12036), Eq. 17.
     """
 
-    tau: float = 0.1
+    tau: Positive = 0.1
     per_token: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "tau", checks.positive("tau", self.tau))
 
     @property
     def link(self) -> Link:
@@ -70,17 +68,11 @@ class SLiC(Objective):
     sft_weight: >= 0, of the chosen responses. Raises InvalidArgument. Source: Zhao et al. 2023 (arXiv 2305.10425).
     """
 
-    beta: float = 0.1
-    delta: float = 1.0
+    beta: Positive = 0.1
+    delta: Positive = 1.0
     reference: bool = True
-    sft_weight: float = 0.0
-    sft_reduction: str = "sequence_sum"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "beta", checks.positive("beta", self.beta))
-        object.__setattr__(self, "delta", checks.positive("delta", self.delta))
-        object.__setattr__(self, "sft_weight", checks.nonnegative("sft_weight", self.sft_weight))
-        checks.one_of("sft_reduction", self.sft_reduction, SFT_REDUCTIONS)
+    sft_weight: NonNegative = 0.0
+    sft_reduction: Reduction = "sequence_sum"
 
     @property
     def link(self) -> Link:
@@ -106,11 +98,7 @@ class ConservativeDPO(LogRatioMethod):
     Source: Mitchell 2023, "A note on DPO with noisy preferences", Eq. 3.
     """
 
-    epsilon: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "epsilon", noise_rate("epsilon", self.epsilon))
+    epsilon: NoiseRate = 0.1
 
     @property
     def shape(self) -> Shape:
@@ -126,11 +114,7 @@ class RobustDPO(LogRatioMethod):
     Raises InvalidArgument. Source: Ray Chowdhury et al. 2024 (arXiv 2403.00409), Eq. 12.
     """
 
-    epsilon: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "epsilon", noise_rate("epsilon", self.epsilon))
+    epsilon: NoiseRate = 0.1
 
     @property
     def shape(self) -> Shape:
@@ -146,11 +130,7 @@ class RDPO(LogRatioMethod):
     InvalidArgument. Source: Park et al. 2024 (arXiv 2403.19159); the sign follows from the reward r - alpha |y|.
     """
 
-    alpha: float
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "alpha", float(checks.finite("alpha", self.alpha, shape=())))
+    alpha: Finite
 
     @property
     def shape(self) -> Shape:
@@ -167,11 +147,7 @@ class ODPO(LogRatioMethod):
     Source: Amini et al. 2024 (arXiv 2402.10571), as its authors' code has it; the equation's number was not verified.
     """
 
-    alpha: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "alpha", checks.nonnegative("alpha", self.alpha))
+    alpha: NonNegative = 1.0
 
     @property
     def shape(self) -> Shape:
@@ -187,11 +163,7 @@ class GammaDPO(LogRatioMethod):
     Source: Chen et al. 2024 (arXiv 2405.19534), Eq. 4.
     """
 
-    gamma: float
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "gamma", checks.nonnegative("gamma", self.gamma))
+    gamma: NonNegative
 
     @property
     def link(self) -> Link:
@@ -211,11 +183,7 @@ class EXO(LogRatioMethod):
     epsilon: in (0, 1). Raises InvalidArgument. Source: Ji et al. 2024 (arXiv 2402.00856), Eq. 16.
     """
 
-    epsilon: float = 1e-3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "epsilon", checks.fraction("epsilon", self.epsilon))
+    epsilon: Fraction = 1e-3
 
     @property
     def shape(self) -> Shape:
@@ -230,11 +198,7 @@ class DiscoPOP(LogRatioMethod):
     tau: > 0. Raises InvalidArgument. Source: Lu et al. 2024 (arXiv 2406.08414), Eq. 5.
     """
 
-    tau: float = 0.05
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "tau", checks.positive("tau", self.tau))
+    tau: Positive = 0.05
 
     @property
     def shape(self) -> Shape:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rpo.core import checks, numerics
+from rpo.core import numerics
+from rpo.core.fields import Fraction, Positive
 from rpo.core.shapes import ChosenDown, Pointwise, Shape, Shifted
 from rpo.core.shifts import MismatchedKL, MovingMean
 from rpo.methods.pairs import LogRatioMethod
@@ -66,13 +67,8 @@ class KTO(LogRatioMethod):
     nothing. Raises InvalidArgument. Source: Ethayarajh et al. 2024 (arXiv 2402.01306), Eq. 7-8, as TRL computes it.
     """
 
-    desirable_weight: float = 1.0
-    undesirable_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("desirable_weight", "undesirable_weight"):
-            object.__setattr__(self, name, checks.positive(name, getattr(self, name)))
+    desirable_weight: Positive = 1.0
+    undesirable_weight: Positive = 1.0
 
     @property
     def shape(self) -> Shape:
@@ -94,11 +90,7 @@ class BCO(LogRatioMethod):
     Source: Jung et al. 2024 (arXiv 2404.04656), as quoted by a later paper; the paper itself was not read.
     """
 
-    decay: float = 0.9
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "decay", checks.fraction("decay", self.decay))
+    decay: Fraction = 0.9
 
     @property
     def shape(self) -> Shape:

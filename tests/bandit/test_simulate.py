@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -944,9 +944,9 @@ def test_one_spelling_of_a_value() -> None:
 def test_every_registered_method_enters_by_the_best_evidence_there_is() -> None:
     """What `solve` takes is its policy, with a gap; all else is where `fit` ends, on the same data, and its word."""
     problem = instances.coverage_skew(arms=4, skew=1.0, rng=0)
-    needed = {"RPO": {"beta": 0.3, "eta": 0.2}, "DPO": {"beta": 0.3}, "RDPO": {"alpha": 0.05}, "FRPO": {"eta": 0.2}}
-    tables = {name: method for name, method in METHODS.items() if method.evidence != ABSENT}
-    made = {name: method.load()(**needed.get(name, {})) for name, method in tables.items()}
+    kinds = {name: method.load() for name, method in METHODS.items() if method.evidence != ABSENT}
+    bare = {name: [f.name for f in fields(kind) if f.default is f.default_factory] for name, kind in kinds.items()}
+    made = {name: kind(**dict.fromkeys(bare[name], 0.2)) for name, kind in kinds.items()}
     frame = simulate(problem, made, {"n": [400]}, 1, rng=0, proxy=False).set_index("method")
     draw: Any = Cell(source(problem), {"n": 400}, [0], 0).draws[0]
     for name, objective in made.items():

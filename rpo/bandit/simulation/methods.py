@@ -256,8 +256,8 @@ def from_dict(entry: Any) -> tuple[str, Any]:
 
 def _named(name: str) -> Any:
     """Return the class or instance that a recipe calls `name`."""
-    if name in registry.METHODS:
-        return registry.METHODS[name].load()
+    if name in registry.METHODS or name in registry.REFUSED:
+        return registry.get(name)
     baselines = {info.method.__name__: info.method for info in list_baselines().values()}
     if name in baselines:
         return baselines[name]
