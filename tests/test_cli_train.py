@@ -281,6 +281,11 @@ def test_data_check_prints_and_writes_its_report(here: Path) -> None:
     assert "columns that nothing reads: question (1)" in shown and "nothing reads 'question'" in shown
     assert "row 1 (odd.jsonl, line 2), images" in shown
     assert "source: expected an existing file" in refusals("data", "check", "none.jsonl", "--model", "./model")[-1]
+    pairs = map(pair, range(3))
+    alone = [{"prompt": p["prompt"], "completion": p["chosen"], "label": k < 1} for k, p in enumerate(pairs)]
+    (here / "alone.jsonl").write_text("".join(json.dumps(row) + "\n" for row in alone))
+    shown = rpo("data", "check", "alone.jsonl", "--model", "./model").stdout
+    assert "3 rows, 3 responses alone, 1 of them desirable" in shown and "length: chosen" not in shown
 
 
 def test_generate_prints_or_writes_samples(here: Path) -> None:

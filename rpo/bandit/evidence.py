@@ -16,14 +16,16 @@ from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 from rpo.bandit.problem import TabularSoftmaxPolicy
 from rpo.bandit.solver.certificate import RELATIVE_GAP
 from rpo.bandit.solver.existence import minimizer_exists
+from rpo.bandit.solver.solvable import proven_convex
 from rpo.bandit.table_loss import PromptSlopes, TableLoss
 from rpo.core.checks import Array
 from rpo.core.divergences import KL
-from rpo.core.links import LogRatio
+from rpo.core.links import LogRatio, WeighedReference
 from rpo.core.numerics import kl_divergence
-from rpo.core.shapes import Hinge, Logistic, MarginShape, Pointwise, Shape, Square
+from rpo.core.shapes import MarginShape
 
 MAX_SPECTRUM = 2000  # parameters whose Hessian is decomposed
+TRIED = 32  # flat directions, each for two values of the loss
 FLAT = 1e-7  # of the largest eigenvalue, or of beta^2, which curvature is of the order of
 VISIBLE, ROUNDING = 1e-13, 1e-14  # of a change of the loss
 CURVED = 1e-12  # of a slope: a smaller change is rounding
@@ -89,32 +91,15 @@ def loss_gap(loss: TableLoss, parameters: Array) -> tuple[float, str]:
     if objective.convex_in_policy:
         return sum(map(_policy_gap, loss.slopes(parameters))), "policy"
     link, shape, pull = objective.link, objective.shape, objective.anchor.weight
-    kl = isinstance(link, LogRatio) and isinstance(link.divergence, KL)
+    known = type(link) in (LogRatio, WeighedReference)  # a subclass may link in another way
     differences = isinstance(shape, MarginShape) and shape.invariant
-    if not (isinstance(link, LogRatio) and (kl or (differences and not pull)) and proven_convex(shape)):
+    if not (known and (link.affine or (differences and not pull)) and proven_convex(shape)):
         return math.inf, ""
     total = 0.0
     for prompt in loss.slopes(parameters):
         free = differences and not pull * prompt.block.d
         total += _reward_gap(loss, prompt) if free else _log_probability_gap(prompt)
     return total, "log-probabilities" if pull or not differences else "rewards"
-
-
-def proven_convex(shape: Shape) -> bool:
-    """Return whether a shape that is declared convex is one of the package's, or convex by cvxpy's rules."""
-    if not shape.convex or type(shape) in (Logistic, Square, Hinge):
-        return shape.convex
-    import cvxpy  # heavy, and needed for the shapes of others alone
-
-    variable = cvxpy.Variable(1)
-    try:
-        if isinstance(shape, MarginShape):
-            return bool(shape.of_margin(variable).is_convex())
-        if type(shape) is Pointwise:
-            return bool(shape.chosen(variable).is_convex() and shape.rejected(variable).is_convex())
-    except Exception:  # a formula that cvxpy cannot read proves nothing, whatever it raises
-        return False
-    return False
 
 
 def _policy_gap(prompt: PromptSlopes) -> float:
@@ -187,8 +172,9 @@ def _beyond(loss: TableLoss, parameters: Array) -> tuple[str, float, bool]:
     flat = FLAT * max(float(np.abs(eigenvalues).max()), loss.objective.link.beta**2)
     directions = seen @ vectors[:, np.abs(eigenvalues) <= flat]
     parts = directions * (directions.T @ parameters)
+    furthest = np.argsort(-np.abs(parts).max(axis=0, initial=0.0))[:TRIED]
     scale, least = max(1.0, abs(value)), float(eigenvalues[0])
-    for way in (parts.sum(axis=1), *parts.T):
+    for way in (parts.sum(axis=1), *parts.T[furthest]):
         before, beyond = (loss.value(parameters + step * way) for step in (-0.75, 0.25))
         if before > value + VISIBLE * scale and beyond <= value + ROUNDING * scale:
             return "the loss keeps falling as logits part for ever", least, least < -flat

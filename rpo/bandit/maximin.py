@@ -41,7 +41,7 @@ PROGRAM_COMPARISONS, PROGRAM_PROMPTS = 30_000, 500
 class Solution:
     """A solved maximin with its evidence.
 
-    policy: (X, A), the Gibbs policy of `reward`, pi_ref at prompts without weight. reward: (X, A).
+    policy: (X, A), the best under `reward`, pi_ref at prompts without weight. reward: (X, A).
     certificate: of (reward, its own dual point). program_certificate: of the reward program's point
     (polished) against the policy program's; None where a program was not run. status: "certified" or
     "inaccurate"; message: one sentence. active: whether the class binds; multiplier: its L1 norm.
@@ -79,7 +79,7 @@ class Solution:
 
     @property
     def loss(self) -> float:
-        """The RPO loss at the optimum, comparable with a trained policy's: reward side minus constant."""
+        """The objective's loss at the optimum, comparable with a trained policy's: reward side minus constant."""
         return self.certificate.reward_value - self.saddle.constant
 
     def to_dict(self) -> dict[str, Any]:

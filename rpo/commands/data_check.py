@@ -60,6 +60,7 @@ def data_check_command(
         on_refused="drop",  # a report counts them
         base_column=base_column,
         weight_column=weight_column,
+        unpaired=True,
     )
     check = check_pairs(pairs, tokenizer, samples=samples)
     text = shown.text(check.render())

@@ -24,6 +24,11 @@ class Link(ABC):
         """Names of the columns read beside logps."""
         return frozenset()
 
+    @property
+    def affine(self) -> bool:
+        """Whether the values are affine in the log-probabilities, each in its own."""
+        return False
+
     @abstractmethod
     def __call__(self, columns: Columns) -> tuple[Any, ...]:
         """Return K values (N,), in any backend."""
@@ -51,6 +56,11 @@ class LogRatio(Link):
     def needs(self) -> frozenset[str]:
         """Reference log-probabilities, lengths, both or neither."""
         return frozenset(name for name, asked in (("reference", self.reference), ("lengths", self.per_token)) if asked)
+
+    @property
+    def affine(self) -> bool:
+        """Under the KL, whose link is h."""
+        return isinstance(self.divergence, KL)
 
     def __call__(self, columns: Columns) -> tuple[Any, ...]:
         """Return f'(exp(h)) of each response."""
@@ -82,6 +92,11 @@ class WeighedReference(Link):
     def needs(self) -> frozenset[str]:
         """Reference log-probabilities, unless they weigh nothing."""
         return frozenset({"reference"} if self.weight else ())
+
+    @property
+    def affine(self) -> bool:
+        """Yes."""
+        return True
 
     def __call__(self, columns: Columns) -> tuple[Any, ...]:
         """Return the weighed log-ratio of each response."""

@@ -126,7 +126,7 @@ class Objective(ABC):
         if not (isinstance(shape, MarginShape) and shape.convex and signs):
             return False
         falls = shape.rival < 1.0 and shape.slopes is not None and shape.slopes[1] <= 0
-        return (shape.invariant or falls) and isinstance(link, LogRatio) and isinstance(link.divergence, KL)
+        return (shape.invariant or falls) and link.affine
 
     @property
     def convex_in_policy(self) -> bool:

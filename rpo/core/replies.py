@@ -63,7 +63,7 @@ def normaliser(
             moved = z + excess / (mass * slope).sum(axis=1)
             moved = np.where((moved >= low) & (moved <= high), moved, 0.5 * (low + high))
             moved = np.where(excess == 0, z, moved)
-            near = np.abs(moved - z) <= EPS * np.maximum(1.0, np.abs(z))
+            near = np.abs(moved - z) <= 4.0 * EPS * np.maximum(1.0, np.abs(z))  # a step of rounding may go on for ever
             z = moved
             if near.all():
                 break

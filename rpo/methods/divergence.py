@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated
 
 from rpo.core.divergences import KL, ChiSquaredKL, Divergence, JensenShannon, require_divergence, require_interior
@@ -72,12 +73,12 @@ class FRPO(LogRatioMethod):
     divergence: AnyDivergence = field(default_factory=KL)
     base: Base = "chosen"
 
-    @property
+    @cached_property
     def link(self) -> Link:
         """f' of the ratio to the reference."""
         return LogRatio(beta=self.beta, divergence=self.divergence)
 
-    @property
+    @cached_property
     def shape(self) -> Shape:
         """Bradley-Terry's negative log-likelihood."""
         return Logistic()
@@ -87,7 +88,7 @@ class FRPO(LogRatioMethod):
         """Weight of the reward penalty, eta."""
         return self.eta
 
-    @property
+    @cached_property
     def anchor(self) -> Anchor:
         """The reward penalty."""
         return Anchor(role=self.base, weight=self.eta * self.beta, divergence=self.divergence)

@@ -14,6 +14,7 @@ from rpo.bandit.metrics import total_variation
 from rpo.bandit.solver.saddle import build_saddle
 from rpo.bandit.table_loss import TableLoss
 from rpo.core import numerics
+from rpo.core.columns import Columns
 from rpo.core.divergences import ForwardKL
 from rpo.core.errors import InvalidArgument
 from rpo.core.links import LogRatio
@@ -216,6 +217,23 @@ def test_a_shape_that_lies_about_its_convexity_is_not_certified() -> None:
     loss = loss_of(problem, pairs, Of(of=Lying(), weight=1.0))
     assert loss_gap(loss, np.zeros(2)) == (np.inf, "")
     assert fit(problem.softmax_policy(), pairs, Of(of=Lying(), weight=1.0)).evidence == "stationary"
+
+
+class Bent(LogRatio):
+    """A link of its own under a known name."""
+
+    def __call__(self, columns: Columns) -> tuple[Any, ...]:
+        return tuple(-numerics.square(logp) for logp in columns.logps)
+
+
+def test_a_subclass_of_a_known_link_is_not_certified() -> None:
+    class Odd(Of):
+        @property
+        def link(self) -> LogRatio:
+            return Bent(beta=1.0)
+
+    problem, pairs = two(0.7)
+    assert loss_gap(loss_of(problem, pairs, Odd(of=Logistic())), np.zeros(2)) == (np.inf, "")
 
 
 def test_signs_that_break_convexity_are_not_certified() -> None:

@@ -10,6 +10,7 @@ import torch
 from rpo.core import divergences
 from rpo.core.divergences import Divergence
 from rpo.core.errors import InvalidArgument
+from rpo.core.replies import normaliser
 
 ALL = (
     divergences.KL(),
@@ -215,3 +216,17 @@ def test_unnormalised_measures_and_responses_outside_the_support() -> None:
     assert divergences.KL().reply(r, np.zeros((1, 3))).policy == pytest.approx(softmax, rel=1e-12)
     # forward KL, one a response: pi_a = 1 / (1 - s_a) with s = r - Z; of two equal rewards each is 1/2 at s = -1.
     assert divergences.ForwardKL().reply(np.zeros((1, 2)), np.zeros((1, 2))).s == pytest.approx(-1.0, abs=1e-14)
+
+
+@every
+def test_the_normaliser_is_found_in_a_dozen_evaluations(f: Divergence) -> None:
+    """Newton's method on a convex sum; a stopping rule finer than rounding would run to the end instead."""
+    reference, scaled, _ = bandits(size=10, count=400)
+    calls = []
+
+    def ratio(s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        calls.append(s.shape)
+        return f.ratio(s)
+
+    normaliser(f.link, ratio, scaled, np.log(reference))
+    assert len(calls) <= 12

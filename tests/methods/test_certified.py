@@ -14,13 +14,17 @@ from rpo.bandit import (
     LinearBall,
     PreferenceCounts,
     Unconstrained,
+    build_saddle,
     certify,
     fit,
     instances,
     solve,
 )
 from rpo.bandit.batched import solve_batch
+from rpo.bandit.batched.cells import Cells
 from rpo.bandit.metrics import total_variation
+from rpo.bandit.solver.blocks import blocks
+from rpo.bandit.solver.reward_side import derivatives
 from rpo.core import divergences, numerics
 from rpo.core.divergences import KL, Divergence
 from rpo.core.errors import InvalidArgument, NoMinimizer
@@ -154,6 +158,45 @@ def test_ninety_combinations_of_divergence_shape_and_class(
         pairs.wins()[None], objective, reference=problem.reference, reward_class=classes[kind], start=None
     )
     assert again.certified.all() and total_variation(again.policy[0], solution.policy).max() <= 1e-6
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("f", INTERIOR, ids=repr)
+def test_derivatives_of_one_prompt_and_of_a_batch_are_those_of_the_value(f: Divergence, shape: str) -> None:
+    """Central differences of the reward side of one prompt; the batch's arrays are the single prompt's."""
+    problem = instances.random(prompts=1, arms=4, rng=1)
+    pairs = problem.sample_preferences(50, rng=2)
+    objective = Anchored(of=SHAPES[shape], divergence=f, weight=0.3)
+    saddle = build_saddle(problem, pairs, objective, Box(1.0))
+    (block,) = blocks(saddle)
+    r = np.random.default_rng(0).normal(size=4)
+    value, gradient, hessian = derivatives(objective, block, r)
+    for e in 1e-5 * np.eye(4):
+        ahead, behind = derivatives(objective, block, r + e), derivatives(objective, block, r - e)
+        assert (ahead[0] - behind[0]) / 2e-5 == pytest.approx(gradient @ e / 1e-5, rel=1e-6, abs=1e-9)
+        assert (ahead[1] - behind[1]) / 2e-5 == pytest.approx(hessian @ e / 1e-5, rel=1e-6, abs=1e-8)
+    first, second = np.triu_indices(4, k=1)
+    shares = pairs.wins() / pairs.n
+    compared = (shares[:, first, second] + shares[:, second, first]), shares[:, second, first]
+    cells = Cells(objective, 0.5, f, *compared, saddle.d, saddle.log_measure, saddle.base)
+    found = cells.evaluate(r[None], np.zeros(1, dtype=np.int64))
+    for ours, theirs in zip(found, (value, gradient, hessian), strict=True):
+        assert ours[0] == pytest.approx(theirs, rel=1e-11, abs=1e-13)
+
+
+def test_the_modulus_is_that_of_the_worst_prompt_with_weight() -> None:
+    """Forward KL, whose modulus is the least mass: 0.2, 0.1, and 0.01 without data; gap over 2 eta beta m."""
+    reference = [[0.2, 0.8], [0.9, 0.1], [0.01, 0.99]]
+    problem = ContextualBandit(d0=[0.3, 0.3, 0.4], reference=reference, reward_bound=1.0)
+    wins = np.zeros((3, 2, 2))
+    wins[:2, 0, 1], wins[:2, 1, 0] = 5.0, 3.0
+    objective = Anchored(of=Logistic(), divergence=divergences.ForwardKL())
+    pairs = PreferenceCounts.from_wins(wins)
+    for weights, least in (("data", 0.1), ("population", 0.01)):
+        found = build_saddle(problem, pairs, objective, Box(1.0), prompt_weights=weights)
+        bound = certify(found, np.full((3, 2), 0.5))
+        assert bound.modulus == pytest.approx(least, rel=1e-12)
+        assert bound.tv_bound == pytest.approx(min(1.0, np.sqrt(bound.gap / (2.0 * 0.1 * least))), rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["all", "box", "ball"])

@@ -31,6 +31,7 @@ LENGTH = 2
 # SimPO and the like divide by the length: on a table, whose responses have one token, its beta is half as large.
 CASES: dict[str, tuple[Objective, Objective]] = {
     "DPO": (rpo.DPO(beta=0.5),) * 2,
+    "RPO": (rpo.RPO(beta=0.5, eta=0.1, base="responses"),) * 2,
     "IPO": (rpo.IPO(tau=0.5),) * 2,
     "RobustDPO": (rpo.RobustDPO(beta=0.5, epsilon=0.1),) * 2,
     "ConservativeDPO": (rpo.ConservativeDPO(beta=0.5, epsilon=0.1),) * 2,
