@@ -18,16 +18,32 @@ from rpo.bandit.solver.saddle import build_saddle
 from rpo.compare.enumerable import EnumerableLM
 from rpo.core import checks
 from rpo.core.checks import Array
-from rpo.core.errors import NonFiniteLoss
-from rpo.core.objectives import Solvable, check_objective
+from rpo.core.columns import Columns
+from rpo.core.divergences import KL
+from rpo.core.errors import InvalidArgument, NonFiniteLoss
+from rpo.core.objectives import Objective, require_objective
 from rpo.core.progress import track
 from rpo.core.records import Run
+
+
+def _require_table(objective: object) -> None:
+    """Refuse what a table does not have: tokens, labels, what other batches say."""
+    found = require_objective(objective)
+    reduction = found.anchor.reduction
+    unknown = sorted(found.needs - {"reference", "lengths"}) + [reduction] * (reduction != "sequence_sum")
+    if unknown:
+        raise InvalidArgument(
+            "objective",
+            expected="one that reads log-probabilities of whole responses",
+            got=f"{found.label}, which reads {', '.join(unknown)}",
+            remedy="Train it by PreferenceTrainer.",
+        )
 
 
 def fit_language_model(
     lm: EnumerableLM,
     data: PreferenceCounts,
-    objective: Solvable,
+    objective: Objective,
     *,
     problem: ContextualBandit | None = None,
     start: EnumerableLM | None = None,
@@ -43,13 +59,15 @@ def fit_language_model(
 ) -> Run:
     """Train a copy of `lm` by AdamW on all pairs at once, the reference being `lm` as it is.
 
+    objective: any that `rpo.bandit.fit` takes; a response counts as one token there and here. Means under pi_base and
+    pi_ref are exact.
     The rate falls to zero along a cosine; no weight decay. Rates of 1e-2 and above can end at a
     stationary point that is not the optimum: hold the result against `solve`. problem: the bandit of `lm` (default
     `lm.bandit()`, without gold reward). start: whose weights to begin from, such as a policy trained at a
     neighbouring beta (default `lm`). proxy_reward: (X, A), None or "mle". extra_metrics: from
     log pi (X, A) to more columns of the history. Raises InvalidArgument, NonFiniteLoss.
     """
-    check_objective(objective)
+    _require_table(objective)
     total = checks.integer("steps", steps, minimum=1)
     rate = checks.positive("learning_rate", learning_rate)
     every = checks.integer("log_every", log_every, minimum=1)
@@ -73,18 +91,22 @@ def fit_language_model(
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=rate, betas=adam_betas, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
 
+    one = torch.ones(len(x), dtype=reference.dtype)
+    anchor = objective.anchor
+
+    def base_logps(logps: torch.Tensor) -> torch.Tensor:
+        if not isinstance(anchor.divergence, KL):
+            return anchor.divergence.sampled_base_value(logps - reference, base, reference.exp())[x]
+        return logps[x, chosen] if anchor.role == "chosen" else (base * logps).sum(-1)[x]
+
     def evaluate() -> tuple[Any, Any, torch.Tensor]:
         logps = policy.logps()
-        # pi_base = chosen needs nothing more: the objective takes the chosen log-probabilities.
-        base_logps = None if objective.base == "chosen" else (base * logps).sum(-1)[x]
-        loss, terms = objective(
-            logps[x, chosen],
-            logps[x, rejected],
-            reference[x, chosen],
-            reference[x, rejected],
-            base_logps=base_logps,
-            weights=weights,
+        columns = Columns(
+            logps=(logps[x, chosen], logps[x, rejected]),
+            reference=(reference[x, chosen], reference[x, rejected]),
+            lengths=(one, one),
         )
+        loss, terms = objective.loss(columns, base_logps(logps), weights)
         return loss, terms, logps
 
     history: list[dict[str, float]] = []

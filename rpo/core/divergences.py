@@ -22,6 +22,9 @@ from rpo.core.errors import InvalidArgument
 from rpo.core.jets import Jet
 from rpo.core.replies import Reply, normaliser
 
+# Nats beyond which a sampled log-ratio counts no more: exp of it, squared, has its place in float32 with room to spare.
+MOST_LOG_RATIO = 20.0
+
 
 class Divergence(ABC):
     """D_f(pi || pi_ref) = E_{pi_ref}[f(u)], f convex.
@@ -97,6 +100,16 @@ class Divergence(ABC):
         h = np.where(inside, logps - np.where(inside, log_reference, 0.0), 0.0)
         slope = self.link(h) if s is None else s
         return np.asarray(numerics.mean_under(base, slope) - numerics.mean_under(np.exp(log_reference), self.dual(h)))
+
+    def sampled_base_value(self, h: Any, base: Any, reference: Any) -> Any:
+        """Return `base_value`, (N,), from m responses with weights: h (N, m) and both weights (m,); any backend.
+
+        base, reference: of means under pi_base and pi_ref; where responses were drawn from pi_ref their weights are
+        1 over their number. For a fixed policy that is without bias but for the clip: h counts up to MOST_LOG_RATIO. A
+        policy trained on the same draws is held at them alone: what was not drawn is not penalised for its mass.
+        """
+        h = numerics.clip(h, -MOST_LOG_RATIO, MOST_LOG_RATIO)
+        return (self.link(h) * base - self.dual(h) * reference).sum(-1)
 
     def base_derivatives(self, base: Array, logps: Array, log_reference: Array) -> tuple[float, Array, Array]:
         """Return `base_value` of one prompt, and its first and second derivative in each log pi_a; all (A,), finite."""

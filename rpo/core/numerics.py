@@ -79,6 +79,11 @@ def relu(z: Any) -> Any:
     return sys.modules["cvxpy"].pos(z) if kind == "cvxpy" else z.relu() if kind == "torch" else np.maximum(z, 0.0)
 
 
+def clip(values: Any, low: float, high: float) -> Any:
+    """Return the values, no less than low and no more than high; NumPy and torch."""
+    return values.clip(low, high)
+
+
 def square(z: Any) -> Any:
     """Return z**2 elementwise."""
     return sys.modules["cvxpy"].square(z) if backend(z) == "cvxpy" else z * z

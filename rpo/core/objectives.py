@@ -465,14 +465,14 @@ def require_objective(value: object, name: str = "objective") -> Objective:
 
 
 def require_sft(objective: Objective) -> Objective:
-    """Return the objective, or refuse one whose anchor is no mean of log-probabilities, which pairs do not hold."""
+    """Return the objective, or refuse one whose anchor is no mean of log-probabilities of a base."""
     anchor = objective.anchor
     if anchor.weight and not isinstance(anchor.divergence, KL):
         raise InvalidArgument(
             "objective",
             expected="an SFT term of log-probabilities",
-            got=f"{objective.label}, whose penalty is a mean over all responses of the reference",
-            remedy="rpo.bandit takes it; on a language model use FRPO with divergence=KL(), which is RPO.",
+            got=f"{objective.label}, whose penalty is a mean over responses of the reference as well",
+            remedy="Use rpo.bandit, or PreferenceTrainer, which samples them; with divergence=KL() it is RPO.",
         )
     return objective
 

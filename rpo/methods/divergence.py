@@ -65,8 +65,10 @@ class FRPO(LogRatioMethod):
     $L(\pi) = E_D[\mathrm{softplus}(-\beta \Delta f'(u))] + \eta\beta (E_{ref}[u f'(u) - f(u)] - E_{base}[f'(u)])$.
     The second term is the Bregman divergence of pi from pi_base up to a constant, for the KL, and only there, RPO's SFT
     term. beta: > 0, comparable across divergences as for FDPO. eta: >= 0. base: as RPO's. With a divergence that gives
-    some responses no mass, ChiSquared(), only `rpo.bandit.solve` takes it; with any but the KL no language model, where
-    the mean over pi_ref would be one over samples. Raises InvalidArgument. Source: docs/theory.md, section 11.
+    some responses no mass, ChiSquared(), only `rpo.bandit.solve` takes it. On a language model the mean over pi_ref is
+    one over `base_num_samples` responses a prompt, drawn once before training, with log u cut at 20: a policy is held
+    at these draws, and mass it moves to what was not drawn goes unseen. Raises InvalidArgument. Source: docs/theory.md,
+    section 11.
     """
 
     eta: NonNegative

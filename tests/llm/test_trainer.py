@@ -271,6 +271,9 @@ def test_streaming(tmp_path):
     assert largest_difference(weights_of(run.model), expected) < 1e-11
     with pytest.raises(InvalidArgument, match="precompute_ref_log_probs: expected False for a streaming"):
         trainer(tmp_path, stream)
+    with pytest.raises(InvalidArgument, match="train_dataset: expected data that are not .* samples responses"):
+        sampled = RPO(beta=0.1, eta=0.05, base="reference")
+        trainer(tmp_path, stream, objective=sampled, precompute_ref_log_probs=False)
 
 
 @pytest.mark.parametrize("path", ["padded", "packed", "shared"])

@@ -42,7 +42,7 @@ def require_solvable(value: object, name: str = "objective") -> Objective:
             name,
             expected="an objective whose maximin is a convex program",
             got=f"{objective.label}: {wrong}",
-            remedy="rpo.fit minimises any objective, without a certificate.",
+            remedy="rpo.fit minimises any objective, and says what is known of where it ends.",
         )
     return objective
 

@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
 from rpo.core.errors import InvalidArgument
+from rpo.llm.data.collate import group_of
 from rpo.llm.data.pairs import TokenizedPair
 from rpo.llm.logps.scoring import PromptGroup, ScoringPath
 from rpo.llm.reference.cache import CacheKey, CacheMismatch, LogpCache, precompute
@@ -44,10 +45,12 @@ class ReferencePass:
         file: Path | None = None,
         strict: bool = True,
         mismatched: bool = False,
+        whole: bool = False,
     ) -> NDArray[Any]:
         """Return the log-probabilities of the pairs' own responses, (N, K), nats; random states stay as they are.
 
-        mismatched: with that of the last response, which is to another prompt, to their right.
+        mismatched: with that of the last response, which is to another prompt, to their right. whole: of all
+        responses, (N, m).
         """
         self._same_on_every_process(reference)
         autocast = AUTOCAST_DTYPES.get(self.accelerator.mixed_precision)
@@ -58,7 +61,7 @@ class ReferencePass:
             except CacheMismatch:
                 if strict:
                     raise
-        groups = [compared(pair, mismatched) for pair in pairs]
+        groups = [group_of(pair) if whole else compared(pair, mismatched) for pair in pairs]
         with rng_kept(reference.model), on_device(reference.model, self.accelerator.device):
             precompute(
                 reference,

@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
-from rpo.core.objectives import RPO, Objective, require_comparison, require_objective, require_sft
+from rpo.core.objectives import RPO, Objective, require_comparison, require_objective
 from rpo.core.records import check_file
 from rpo.llm.training.arguments import check_arguments, check_loading
 from rpo.methods.foreign import refuse
@@ -218,7 +218,7 @@ class RPOConfig(TrainerConfig):
                 got="both",
                 remedy="Leave one of them out.",
             )
-        return require_comparison(require_sft(require_objective(objective)))
+        return require_comparison(require_objective(objective))
 
     def base_slots(self, base: str) -> dict[str, float]:
         """Return the weight of each source of pi_base: {"chosen": 1.0} unless the objective says otherwise."""

@@ -6,11 +6,12 @@ Shapes: B pairs; m responses per prompt: chosen, rejected, those of a column, th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from rpo.core.divergences import KL, Divergence
 from rpo.core.reduction import over_tokens
 from rpo.llm.data.pairs import TokenizedPair
 
@@ -19,22 +20,41 @@ from rpo.llm.data.pairs import TokenizedPair
 class BaseSlots:
     """Weights over the sources "chosen", "rejected", "column" and "reference", summing to one.
 
-    num_samples: how many of the m responses were sampled from the reference. others: how many come after them, under
-    no pi_base. Source: paper, Remark 5.4.
+    num_samples: how many responses are sampled from the reference where any are. others: how many come after them,
+    under no pi_base. divergence: of the penalty; by any but the KL's, samples stand for the mean under the reference.
+    Source: paper, Remark 5.4.
     """
 
     sources: dict[str, float]
     num_samples: int
     others: int = 0
+    divergence: Divergence = field(default_factory=KL)
+
+    @property
+    def penalised(self) -> bool:
+        """Whether the term is a divergence's penalty, not an SFT term."""
+        return not isinstance(self.divergence, KL)
+
+    @property
+    def sampled(self) -> int:
+        """How many of the m responses are samples of the reference."""
+        return self.num_samples if self.penalised or "reference" in self.sources else 0
 
     def weights(self, m: int) -> list[float]:
         """Return the weight of each of a prompt's m responses."""
-        sampled = self.num_samples if "reference" in self.sources else 0
+        sampled = self.sampled
         given = m - 2 - sampled - self.others
         share = [self.sources.get("chosen", 0.0), self.sources.get("rejected", 0.0)]
         share += [self.sources.get("column", 0.0) / given] * given if given else []
         share += [self.sources.get("reference", 0.0) / sampled] * sampled if sampled else []
         return share + [0.0] * self.others
+
+    def penalty(self, logps: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        """Return the divergence's `base_value`, (B,), from samples; logps, reference: (B, m), nats."""
+        m = logps.shape[1]
+        samples = [0.0] * (m - self.sampled - self.others) + [1.0 / self.sampled] * self.sampled + [0.0] * self.others
+        weights = [logps.new_tensor(each) for each in (self.weights(m), samples)]
+        return self.divergence.sampled_base_value(logps - reference, *weights)
 
     def tokens_of(self, pair: TokenizedPair) -> float:
         """Return pi_base's mean length at a pair's prompt, in tokens; of a response alone its own."""

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from rpo.core.columns import Columns
+from rpo.core.divergences import KL
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import LossTerms, Objective
 from rpo.llm.data import PairStream, PreparedPairs, TokenizedPair
@@ -70,8 +71,12 @@ class PreferenceTrainer(PairTrainer):
         resolved = args.resolve_objective(objective)
         self.needs_reference = "reference" in resolved.needs
         self.needs_mismatched = "mismatched" in resolved.needs
+        anchor = resolved.anchor
         self.base = BaseSlots(
-            args.base_slots(resolved.anchor.role), args.base_num_samples, others=int(self.needs_mismatched)
+            args.base_slots(anchor.role),
+            args.base_num_samples,
+            others=int(self.needs_mismatched),
+            divergence=anchor.divergence if anchor.weight else KL(),
         )
         self._base_column = args.base_column if "column" in self.base.sources else None
         if isinstance(model, (str, Path)):
@@ -82,7 +87,7 @@ class PreferenceTrainer(PairTrainer):
         # Where the policy as given is the reference and its values are computed now, no second model is kept.
         kept = not args.precompute_ref_log_probs or args.kl_steps > 0
         self.starts_at_reference = ref_model is None and ref_adapter_name is None
-        used = self.needs_reference or args.kl_steps > 0 or "reference" in self.base.sources
+        used = self.needs_reference or args.kl_steps > 0 or self.base.sampled > 0
         if not used and not self.starts_at_reference:
             raise InvalidArgument(
                 "ref_model",
@@ -114,10 +119,13 @@ class PreferenceTrainer(PairTrainer):
             optimizers=optimizers,
         )
         streams = any(isinstance(data, PairStream) for data in (self.train_dataset, *self._evaluations()))
-        if streams and self.needs_mismatched:
+        if streams and (self.needs_mismatched or self.base.sampled):
+            doing = (
+                "exchanges their responses" if self.needs_mismatched else "samples responses to them before training"
+            )
             raise InvalidArgument(
                 "train_dataset",
-                expected=f"data that are not streamed with {type(resolved).__name__}, which exchanges their responses",
+                expected=f"data that are not streamed with {resolved.label}, which {doing}",
                 got="a stream",
                 remedy="Load the data without streaming.",
             )
@@ -209,7 +217,7 @@ class PreferenceTrainer(PairTrainer):
             batch_tokens=args.precompute_ref_batch_tokens,
             show=False if args.disable_tqdm else None,
         )
-        if "reference" in self.base.sources:
+        if self.base.sampled:
             drawn = scorer.samples(
                 self.reference,
                 data.pairs,
@@ -226,7 +234,12 @@ class PreferenceTrainer(PairTrainer):
             file = Path(args.output_dir) / CACHE_NAME if given is None else given
             strict = given is not None
             data.known["reference_logps"] = scorer.logps(
-                self.reference, data.pairs, file=file, strict=strict, mismatched=self.needs_mismatched
+                self.reference,
+                data.pairs,
+                file=file,
+                strict=strict,
+                mismatched=self.needs_mismatched,
+                whole=self.base.penalised,
             )
         # Where the policy started is known from the reference, or scored where displacement is to be measured.
         separate = self.needs_reference and not self.starts_at_reference
@@ -288,7 +301,9 @@ class PreferenceTrainer(PairTrainer):
             reference = self._live_reference(inputs) if cached is None else cached.to(scores)
         columns = self._columns(scores, reference, inputs)
         base = None
-        if columns.labels is None:
+        if columns.labels is None and reference is not None and self.base.penalised:
+            base = self.base.penalty(scores, reference)
+        elif columns.labels is None:
             mean_length = totals[1] / totals[0]
             base = self.base.reduce(scores, inputs["lengths"], self.objective.anchor.reduction, mean_length)
         loss, terms = self.objective.loss(columns, base, weights)
