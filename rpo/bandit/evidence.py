@@ -123,7 +123,8 @@ def _reward_gap(loss: TableLoss, prompt: PromptSlopes) -> float:
     """Return the bound for a loss of reward differences alone; inf where its slope outweighs its curvature."""
     block, shape, size = prompt.block, loss.objective.shape, prompt.block.support.size
     weights = loss.objective.preference_weight * block.weights
-    left, here, right = (shape.derivatives(prompt.margins + step, 1.0)[0] for step in (-1.0, 0.0, 1.0))  # type: ignore[attr-defined]
+    # Of the formula itself: a subclass may inherit the closed form of another.
+    left, here, right = (MarginShape.derivatives(shape, prompt.margins + step, 1.0)[0] for step in (-1.0, 0.0, 1.0))  # type: ignore[arg-type]
     slope = np.zeros(size)
     np.add.at(slope, block.chosen, weights * here)
     np.add.at(slope, block.rejected, -weights * here)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -48,9 +49,9 @@ class Kind:
             return registry.get(name)
         if ":" in name:
             found = imported(key, name)
-            if isinstance(found, type) and issubclass(found, self.base):
+            if isinstance(found, type) and issubclass(found, self.base) and _is_whole(found):
                 return found
-            expected = f"a subclass of {self.base.__module__}.{self.base.__name__}"
+            expected = f"a dataclass, a whole subclass of {self.base.__module__}.{self.base.__name__}"
             raise InvalidArgument(key, expected=expected, got=name, remedy="See docs/guides/own_method.md.")
         near = difflib.get_close_matches(name.lower(), [one.lower() for one in self.classes], n=3, cutoff=0.5)
         meant = [one for one in self.classes if one.lower() in near] or list(self.classes)
@@ -258,6 +259,10 @@ def objectives(also: Sequence[str] = ()) -> Kind:
     classes: dict[str, Callable[[], type]] = {name: method.load for name, method in registry.METHODS.items()}
     classes |= {name: lambda name=name: getattr(rpo, name) for name in also}  # type: ignore[misc]
     return Kind(base=Objective, classes=classes, noun="a method that `rpo methods` lists")
+
+
+def _is_whole(kind: type) -> bool:
+    return is_dataclass(kind) and not inspect.isabstract(kind)
 
 
 def _default(item: Any) -> Any:

@@ -16,7 +16,7 @@ from rpo.core.objectives import DPO, RPO, Objective
 
 if TYPE_CHECKING:
     from rpo.core.records import Run
-    from rpo.llm import RewardConfig, RPOConfig, SFTConfig
+    from rpo.llm.training.config import TrainerConfig
 
 # Training arguments that have an option of their own here.
 OWN_OPTIONS = {
@@ -52,7 +52,7 @@ class Lora:
 def train_command(
     model: str,
     dataset: str | DataSource | list[DataSource],
-    training: RPOConfig | SFTConfig | RewardConfig,
+    training: TrainerConfig,
     objective: Objective = RPO(beta=0.1, eta=0.005),  # noqa: B008 (frozen)
     eval_dataset: str | DataSource | list[DataSource] | None = None,
     ref_model: str | None = None,
@@ -118,7 +118,7 @@ def train_command(
 
 def depends(objective: type) -> dict[str, type]:
     """Return the class of `training`, which the objective's trainer decides."""
-    from rpo.llm import RPOConfig
+    from rpo.llm.training.config import RPOConfig
 
     if objective.__module__.startswith("rpo.methods") or objective in (RPO, DPO):
         return {"training": RPOConfig}

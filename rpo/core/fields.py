@@ -34,7 +34,7 @@ def check_fields(instance: object) -> None:
 
     A check takes (name, value) and returns the value, or refuses it. Raises InvalidArgument.
     """
-    for name, check in _checks(instance.__class__):  # type: ignore[arg-type]  # a class is hashable
+    for name, check in _checks(type(instance)):  # type: ignore[arg-type]  # a class is hashable
         object.__setattr__(instance, name, check(name, getattr(instance, name)))
 
 

@@ -316,7 +316,7 @@ def test_citation_and_changes_have_the_version_of_the_package() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert {"cff-version", "message", "title", "authors"} <= set(citation)  # what the format requires
     assert citation["version"] == rpo.__version__
-    assert f'version = "{rpo.__version__}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'version = { attr = "rpo.__version__" }' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert len(citation["preferred-citation"]["authors"]) == 8
     assert f"## {rpo.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 

@@ -446,11 +446,34 @@ def test_the_dual_of_a_shape_gives_the_shape_back(shape: MarginShape) -> None:
         assert short == pytest.approx(float(shape.of_margin(np.array(z))) - reached, abs=1e-9) and (short >= 0).all()
 
 
-class Lying(Logistic):
-    """Declared convex, and a square root."""
+class Lying(MarginShape):
+    """Declared convex, and concave."""
+
+    convex = True
+    slopes = (-1.0, 0.0)
 
     def of_margin(self, z: Any) -> Any:
         return -numerics.square(z)
+
+
+class Steeper(Logistic):
+    """A convex loss of its own, with the derivatives, slopes and dual of another."""
+
+    def of_margin(self, z: Any) -> Any:
+        return numerics.softplus(-2.0 * z)
+
+
+class Shifted(LogRatio):
+    """A link of its own under the name of a known one."""
+
+    def __call__(self, columns: Any) -> tuple[Any, ...]:
+        return tuple(2.0 * value for value in super().__call__(columns))
+
+
+class WithLink(Anchored):
+    @property
+    def link(self) -> LogRatio:
+        return Shifted(beta=self.beta)
 
 
 class Silent(MarginShape):
@@ -474,6 +497,8 @@ class SFTUnderAnother(Anchored):
     ("objective", "why"),
     [
         (Anchored(of=Lying()), "cvxpy's rules do not find convex"),
+        (Anchored(of=Steeper()), "derivatives, slopes or dual of another"),
+        (WithLink(of=Logistic()), "not beta"),
         (Anchored(of=Silent()), "slopes towards infinity are not declared"),
         (Anchored(of=Logistic(rival=0.5)), "not declared a convex function of the difference"),
         (Anchored(of=Logistic(), weight=-0.1), "negative weight"),

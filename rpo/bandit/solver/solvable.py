@@ -21,10 +21,14 @@ def require_solvable(value: object, name: str = "objective") -> Objective:
     wrong = ""
     if unknown := objective.needs - {"reference", "lengths"}:
         wrong = f"{', '.join(sorted(unknown))}, which a table does not have"
-    elif not isinstance(link, LogRatio):
+    elif type(link) is not LogRatio:
         wrong = "rewards that are not beta * f'(pi / pi_ref)"
+    elif inherits_another(link.divergence, "link"):
+        wrong = "a divergence of its own with the inverse, value or conjugate of another (subclass Divergence)"
     elif not (isinstance(shape, MarginShape) and shape.convex and shape.invariant):
         wrong = "a loss that is not declared a convex function of the difference of two rewards"
+    elif inherits_another(shape, "of_margin"):
+        wrong = "a loss of its own with the derivatives, slopes or dual of another (subclass MarginShape)"
     elif shape.slopes is None:
         wrong = "a loss whose slopes towards infinity are not declared"
     elif not proven_convex(shape):
@@ -41,6 +45,15 @@ def require_solvable(value: object, name: str = "objective") -> Objective:
             remedy="rpo.fit minimises any objective, without a certificate.",
         )
     return objective
+
+
+def inherits_another(part: object, formula: str) -> bool:
+    """Return whether a class writes its `formula` anew and inherits the rest from one with another formula.
+
+    The solver would use derivatives, slopes and conjugates that are not the formula's.
+    """
+    written = [kind for kind in type(part).__mro__ if formula in vars(kind)]
+    return len([kind for kind in written if not getattr(vars(kind)[formula], "__isabstractmethod__", False)]) > 1
 
 
 def is_dpo(objective: Objective) -> bool:
