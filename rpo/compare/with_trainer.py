@@ -84,12 +84,14 @@ def fit_with_trainer(
         run = record(trainer, trainer.train(), label=label or "transformer, RPOTrainer")
     table = policy.policy()
     run.arrays["policy"] = table / table.sum(axis=1, keepdims=True)
-    run.history.append({"step": steps, "loss": _loss(policy, lm, data, objective)})
+    run.history.append({"step": steps, "loss": _loss(policy, lm, data, objective, trainer.carried.get("shift"))})
     run.artifact = policy
     return run
 
 
-def _loss(policy: EnumerableLM, reference: EnumerableLM, data: PreferenceCounts, objective: Objective) -> float:
+def _loss(
+    policy: EnumerableLM, reference: EnumerableLM, data: PreferenceCounts, objective: Objective, shift: float | None
+) -> float:
     """Return the objective of the trained policy, in its own precision: Trainer's last log is of the step before."""
     logps, anchors = policy.logps().detach(), reference.logps().detach()
     x, w, y = data.prompt, data.chosen, data.rejected
@@ -104,6 +106,7 @@ def _loss(policy: EnumerableLM, reference: EnumerableLM, data: PreferenceCounts,
         rejected_lengths=length,
         base_lengths=length,
         base_logps=base[objective.anchor.role],
+        shift=shift,
         weights=np.asarray(data.weights),
     )
     return float(loss)

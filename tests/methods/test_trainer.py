@@ -65,6 +65,18 @@ def test_transformer_reaches_the_optimum_of_the_table(name: str) -> None:
     assert run.objective == on_model.to_dict()
 
 
+def test_an_enumerable_model_takes_an_objective_with_a_shift() -> None:
+    """Nothing on a table to hold it against: the run ends, and its last loss is the formula at the last shift."""
+    lm = tiny_gpt2(prompts=2, vocab_size=3, length=LENGTH, rng=0)
+    problem = lm.bandit(np.random.default_rng(1).uniform(0, 2, (2, 9)), reward_bound=2.0)
+    data, _ = connected_preferences(problem, 300, rng=2)
+    for objective, start in ((rpo.KTO(beta=0.5), 0.5), (rpo.BCO(beta=0.5), np.log(2.0))):
+        run = fit_with_trainer(lm, data, objective, steps=20)
+        losses = [row["loss"] for row in run.history]
+        assert losses[0] == pytest.approx(start, abs=1e-6) and losses[-1] < losses[0]
+    assert run.history[-2]["rewards/shift"] != 0
+
+
 GIVEN = {
     "RPO": {"beta": 0.3, "eta": 0.2},
     "FRPO": {"beta": 0.3, "eta": 0.2},
