@@ -42,7 +42,9 @@ def require_solvable(value: object, name: str = "objective") -> Objective:
             name,
             expected="an objective whose maximin is a convex program",
             got=f"{objective.label}: {wrong}",
-            remedy="rpo.fit minimises any objective, and says what is known of where it ends.",
+            remedy="Train it on a language model."
+            if unknown
+            else "rpo.fit minimises any objective, and says what is known of where it ends.",
         )
     return objective
 
