@@ -21,10 +21,13 @@ from rpo.llm.data.batching import BudgetCollator, TokenBudget
 from rpo.llm.data.collate import PairCollator, PairDataset, batch_totals, data_digest
 from rpo.llm.data.loading import SUFFIXES
 from rpo.llm.data.report import warn_of_unused_prompts
+from rpo.llm.logps.packing import choose_path
 from rpo.llm.logps.router import require_router_loss, router_losses, router_weight
+from rpo.llm.logps.scoring import ScoringPath, pad_token
 from rpo.llm.models import check_embeddings, disable_dropout, positions_of
 from rpo.llm.models.adapters import adapter_start
 from rpo.llm.models.movement import MovedShare, warn_of_half_precision
+from rpo.llm.reference.scoring_pass import on_device
 from rpo.llm.sampling import stop_token_ids
 from rpo.llm.training.arguments import check_fit, optimizer_settings
 from rpo.llm.training.base_trainer import SafeTrainer
@@ -32,6 +35,12 @@ from rpo.llm.training.config import TrainerConfig
 from rpo.llm.training.selfcheck import check_data, check_gradient
 
 logger = logging.getLogger(__name__)
+
+
+def default_path(model: Any, args: TrainerConfig, tokenizer: Any) -> ScoringPath:
+    """Return the path that `args` asks for, tried where and in what the model will be trained."""
+    with on_device(model, args.device):
+        return choose_path(model, pad_token(tokenizer), args.path, autocast_dtype=args.autocast_dtype)
 
 
 class PairTrainer(TokenBudget, SafeTrainer):

@@ -18,16 +18,14 @@ from rpo.core.reduction import over_tokens
 from rpo.llm.data import PreparedPairs, TokenizedPair, load_preferences
 from rpo.llm.data.collate import PairCollator
 from rpo.llm.data.responses import RESPONSES, response_rows
-from rpo.llm.logps.packing import choose_path
-from rpo.llm.logps.scoring import PromptGroup, ScoringPath, pad_token
+from rpo.llm.logps.scoring import PromptGroup, ScoringPath
 from rpo.llm.models import load_tokenizer
 from rpo.llm.models.adapters import with_adapter
 from rpo.llm.models.movement import load_to_train
 from rpo.llm.models.soundness import require_causal
-from rpo.llm.reference.scoring_pass import on_device
 from rpo.llm.training.arguments import check_objects, own_config
 from rpo.llm.training.config import TrainerConfig
-from rpo.llm.training.pair_trainer import PairTrainer
+from rpo.llm.training.pair_trainer import PairTrainer, default_path
 
 
 @dataclass
@@ -75,10 +73,7 @@ class SFTTrainer(PairTrainer):
         self.response = args.response
         require_causal(model)
         model = with_adapter(model, peft_config, seed=args.seed)
-        if path is None:
-            with on_device(model, args.device):
-                pad = pad_token(processing_class)
-                path = choose_path(model, pad, args.path, autocast_dtype=args.autocast_dtype)
+        path = default_path(model, args, processing_class) if path is None else path
         super().__init__(
             model,
             args,

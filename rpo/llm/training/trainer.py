@@ -21,18 +21,17 @@ from rpo.llm.data import PairStream, PreparedPairs, TokenizedPair
 from rpo.llm.data.collate import CHOSEN, REJECTED, PairCollator, PairDataset
 from rpo.llm.data.mismatched import with_mismatched
 from rpo.llm.diagnostics import displacement_values, split_gradients
-from rpo.llm.logps.packing import choose_path
 from rpo.llm.logps.scoring import ScoringPath, pad_token
 from rpo.llm.models import load_tokenizer, positions_of
 from rpo.llm.models.adapters import with_adapter
 from rpo.llm.models.movement import load_to_train
 from rpo.llm.models.soundness import require_causal
 from rpo.llm.reference import AsGiven, NoReference, Reference, resolve_reference
-from rpo.llm.reference.scoring_pass import CACHE_NAME, ReferencePass, on_device
+from rpo.llm.reference.scoring_pass import CACHE_NAME, ReferencePass
 from rpo.llm.training.arguments import check_objects, own_config
 from rpo.llm.training.callbacks import DisplacementEarlyStopping, SampledKLCallback
 from rpo.llm.training.config import RPOConfig
-from rpo.llm.training.pair_trainer import PairTrainer
+from rpo.llm.training.pair_trainer import PairTrainer, default_path
 from rpo.llm.training.pi_base import BaseSlots, with_samples
 from rpo.llm.training.selfcheck import check_start
 
@@ -103,10 +102,7 @@ class PreferenceTrainer(PairTrainer):
         else:
             self.reference = resolve_reference(model, ref_model, ref_adapter_name=ref_adapter_name)
         self._prepared = False
-        if path is None:
-            with on_device(model, args.device):  # so that kernels are tried where they will run
-                pad = pad_token(processing_class)
-                path = choose_path(model, pad, args.path, autocast_dtype=args.autocast_dtype)
+        path = default_path(model, args, processing_class) if path is None else path
         super().__init__(
             model,
             args,
