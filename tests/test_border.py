@@ -100,6 +100,12 @@ CALLS = {
         bandit.build_saddle, "problem", "data", "objective", "reward_class", **DATA_PAIR, objective=OBJECTIVE,
         reward_class=Box(2.0), prompt_weights="data",
     ),
+    "robust_policy": call(
+        bandit.robust_policy, "problem", "reward_class", "beta", "base", problem=PROBLEM, reward_class=Box(2.0),
+        beta=0.5, base="reference",
+    ),
+    "Hull": call(bandit.Hull, "rewards", rewards=REWARD[None]),
+    "Intervals": call(bandit.Intervals, "lower", "upper", lower=REWARD, upper=REWARD),
     "certify": call(bandit.certify, "saddle", "reward", saddle=SADDLE, reward=SOLUTION.reward, policy=UNIFORM),
     "minimizer_exists": call(bandit.minimizer_exists, "saddle", saddle=SADDLE),
     "policy_metrics": call(

@@ -10,7 +10,8 @@ from rpo.bandit.label_repair import flip_weakest, preference_strength, soft_labe
 from rpo.bandit.maximin import Solution, solve
 from rpo.bandit.metrics import policy_metrics, policy_outcome
 from rpo.bandit.problem import ContextualBandit, LinearSoftmaxPolicy, TabularSoftmaxPolicy
-from rpo.bandit.reward_class import Box, LinearBall, Unconstrained
+from rpo.bandit.reward_class import Box, Hull, Intervals, LinearBall, Unconstrained
+from rpo.bandit.robust import robust_policy
 from rpo.bandit.simulation import simulate
 from rpo.bandit.solver.certificate import Certificate, certify
 from rpo.bandit.solver.existence import Existence, minimizer_exists
@@ -25,6 +26,8 @@ __all__ = [
     "Certificate",
     "ContextualBandit",
     "Existence",
+    "Hull",
+    "Intervals",
     "LinearBall",
     "LinearSoftmaxPolicy",
     "PolicyResult",
@@ -52,6 +55,7 @@ __all__ = [
     "policy_outcome",
     "preference_strength",
     "read_preferences",
+    "robust_policy",
     "sample_wins",
     "simulate",
     "soft_labels",
