@@ -2,6 +2,7 @@
 
 from rpo.bandit import baselines, bounds, coverage, datasets, instances, plots
 from rpo.bandit.advisor import Advice, advise
+from rpo.bandit.annotators import AnnotatorGroups, annotator_groups
 from rpo.bandit.baseline import Baseline, PolicyResult
 from rpo.bandit.batched import BatchSolution, sample_wins, solve_batch
 from rpo.bandit.data import PreferenceCounts
@@ -20,6 +21,7 @@ from rpo.bandit.tables import PreferenceTable, bandit_from_preferences, read_pre
 
 __all__ = [
     "Advice",
+    "AnnotatorGroups",
     "Baseline",
     "BatchSolution",
     "Box",
@@ -38,6 +40,7 @@ __all__ = [
     "TabularSoftmaxPolicy",
     "Unconstrained",
     "advise",
+    "annotator_groups",
     "bandit_from_preferences",
     "baselines",
     "bounds",
