@@ -22,7 +22,7 @@ from rpo.bandit.solver.blocks import PromptBlock, blocks
 from rpo.bandit.solver.certificate import RELATIVE_GAP
 from rpo.bandit.solver.newton import Derivatives, minimize_box
 from rpo.bandit.solver.reward_side import derivatives
-from rpo.bandit.solver.saddle import build_saddle
+from rpo.bandit.solver.saddle import Saddle, build_saddle
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InaccurateSolution, InvalidArgument
@@ -73,7 +73,7 @@ class Members:
                 reward, gap, value = found.reward, found.certificate.gap, found.certificate.reward_value
             else:
                 prior = self.scale * child.normal(size=problem.reference.shape)
-                reward, gap, value = _from_prior(blocks(saddle), prior, self.ridge / data.n)
+                reward, gap, value = _from_prior(saddle, prior, self.ridge / data.n)
             rewards.append(reward - (saddle.base * reward).sum(axis=1, keepdims=True))
             gaps.append(gap)
             relative.append(gap / max(1.0, abs(value)))
@@ -126,20 +126,19 @@ def bootstrap(data: PreferenceCounts, generator: np.random.Generator) -> Prefere
     )
 
 
-def _from_prior(prompts: Any, prior: Array, ridge: float) -> tuple[Array, float, float]:
+def _from_prior(saddle: Saddle, prior: Array, ridge: float) -> tuple[Array, float, float]:
     """Return the most likely reward (X, A) under the prior, how far above the minimum it may be, and the value.
 
     The loss a pair is ridge-strongly convex, so that its excess is at most the squared gradient over twice the ridge.
     """
     reward, gap, value = prior.copy(), 0.0, 0.0
-    likelihood = DPO(beta=1.0)
 
     def penalised(block: PromptBlock, r: Array) -> Derivatives:
-        fit, gradient, hessian = derivatives(likelihood, block, r)
+        fit, gradient, hessian = derivatives(saddle.objective, block, r)
         away = r - prior[block.prompt, block.support]
         return fit + 0.5 * ridge * float(away @ away), gradient + ridge * away, hessian + ridge * np.eye(r.size)
 
-    for block in prompts:
+    for block in blocks(saddle):
         free = np.full(block.support.size, np.inf)
         found = minimize_box(partial(penalised, block), reward[block.prompt, block.support], -free, free)
         reward[block.prompt, block.support] = found.x
