@@ -10,6 +10,7 @@ from rpo.bandit.fitting import fit, maximum_likelihood_reward
 from rpo.bandit.label_repair import flip_weakest, preference_strength, soft_labels
 from rpo.bandit.maximin import Solution, solve
 from rpo.bandit.metrics import policy_metrics, policy_outcome
+from rpo.bandit.paths import TrainingPath, training_path
 from rpo.bandit.problem import ContextualBandit, LinearSoftmaxPolicy, TabularSoftmaxPolicy
 from rpo.bandit.reward_class import Box, Hull, Intervals, LinearBall, Unconstrained
 from rpo.bandit.robust import robust_policy
@@ -38,6 +39,7 @@ __all__ = [
     "Saddle",
     "Solution",
     "TabularSoftmaxPolicy",
+    "TrainingPath",
     "Unconstrained",
     "advise",
     "annotator_groups",
@@ -65,4 +67,5 @@ __all__ = [
     "soft_labels",
     "solve",
     "solve_batch",
+    "training_path",
 ]
