@@ -64,13 +64,13 @@ def robust_policy(
     supports = {int(x): np.flatnonzero(problem.reference[x] > 0) for x in np.flatnonzero(d > 0)}
     # Where beta is far below the rewards the function is all but piecewise linear: larger ones lead to its minimum.
     far = reward_class.largest_margin() / (SMOOTH * beta)
-    reward: Array | None = None
+    reward: Any = None
     for power in range(math.ceil(math.log10(max(far, 1.0))), -1, -1):
         parts = [(x, support, partial(part, x, beta * 10.0**power)) for x, support in supports.items()]
         reward, _ = reward_class.minimize(parts, (problem.num_prompts, problem.num_responses), start=reward)
     policy = kept.reply(reward / beta, log_reference).policy
     certificate = Certificate(
-        reward_value=sum(part(x, beta, reward[x, support])[0] for x, support in supports.items()),
+        reward_value=sum((part(x, beta, reward[x, support])[0] for x, support in supports.items()), 0.0),
         kl_term=0.0,
         likelihood_term=0.0,
         support_term=reward_class.support_gap(-d[:, None] * (policy - held), reward),
