@@ -106,7 +106,7 @@ METHODS: dict[str, Method] = {
             "TRL bco_pair at a shift of 0; by hand",
             ABSENT,
         ),
-        _row(_LISTS, "PlackettLuceDPO", "Rafailov et al. 2023", "2305.18290", "A.3", "DPO at K = 2", CERTIFIED),
+        _row(_LISTS, "PlackettLuceDPO", "Rafailov et al. 2023", "2305.18290", "A.3", "DPO at K = 2"),
         _row(_LISTS, "PRO", "Song et al. 2023", "2306.17492", "from its code", "a loop; by hand", ABSENT),
         _row(_LISTS, "LiPO", "Liu et al. 2024", "2402.01878", "5-11", "DCG changes of swaps", ABSENT),
         _row(_LISTS, "InfoNCA", "Chen et al. 2024", "2402.05369", "not verified", "its fixed point", ABSENT),
