@@ -16,6 +16,7 @@ from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_rep
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
+from rpo.core.fields import hold
 
 # Argument -> (the one value it may have, why no other).
 REFUSED: dict[str, tuple[Any, str]] = {
@@ -85,15 +86,14 @@ def check_arguments(args: Any) -> None:
                 name, expected=repr(only), got=repr(getattr(args, name)), remedy=f"{why} Leave it out."
             )
     for name, minimum in WHOLE.items():
-        checks.integer(name, getattr(args, name), minimum=minimum)
-    for name in NOT_NEGATIVE:
-        checks.nonnegative(name, getattr(args, name))
+        hold(args, checks.integer, name, minimum=minimum)
+    hold(args, checks.nonnegative, *NOT_NEGATIVE, "adam_beta1", "adam_beta2")
     for name in ("adam_beta1", "adam_beta2"):
-        if checks.nonnegative(name, getattr(args, name)) >= 1:
+        if getattr(args, name) >= 1:
             raise InvalidArgument(name, expected="a number in [0, 1)", got=getattr(args, name), remedy="Pass 0.9.")
-    checks.integer("seed", args.seed, minimum=0, maximum=LARGEST_SEED)
+    hold(args, checks.integer, "seed", minimum=0, maximum=LARGEST_SEED)
     if args.data_seed is not None:
-        checks.integer("data_seed", args.data_seed, minimum=0, maximum=LARGEST_SEED)
+        hold(args, checks.integer, "data_seed", minimum=0, maximum=LARGEST_SEED)
     _check_length(args)
     for name in ("logging", "eval", "save"):
         steps = getattr(args, f"{name}_steps")
@@ -131,10 +131,11 @@ def check_loading(config: Any) -> None:
 
 
 def _check_length(args: Any) -> None:
-    if checks.integer("max_steps", args.max_steps, minimum=-1) == 0:
+    hold(args, checks.integer, "max_steps", minimum=-1)
+    if args.max_steps == 0:
         raise InvalidArgument("max_steps", expected="-1 or >= 1", got=0, remedy="-1 trains for num_train_epochs.")
     if args.max_steps < 0:
-        checks.positive("num_train_epochs", args.num_train_epochs, remedy="Pass 1, for example, or max_steps.")
+        hold(args, checks.positive, "num_train_epochs", remedy="Pass 1, for example, or max_steps.")
 
 
 def _sampling(args: Any) -> str:
