@@ -328,6 +328,14 @@ CALLS = [
 ]
 
 
+@pytest.mark.parametrize(
+    "weights", [torch.tensor([True, False]), torch.tensor([1.0 + 1.0j, 0.0]), torch.eye(2)[0].to_sparse()]
+)
+def test_tensors_that_hold_no_real_numbers_are_refused(weights: torch.Tensor) -> None:
+    with pytest.raises(InvalidArgument, match=r"^weights: expected a dense tensor of real numbers, got torch\."):
+        DPO(beta=0.5)(*map(torch.tensor, batch()), weights=weights)
+
+
 @pytest.mark.parametrize(("keywords", "fields", "name"), CALLS)
 def test_call_refuses_a_bad_batch_and_names_the_argument(keywords: dict, fields: dict, name: str) -> None:
     names = ("policy_chosen_logps", "policy_rejected_logps", "reference_chosen_logps", "reference_rejected_logps")
