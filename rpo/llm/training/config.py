@@ -13,7 +13,7 @@ from rpo.core.errors import InvalidArgument
 from rpo.core.fields import hold
 from rpo.core.objectives import RPO, Objective, require_comparison, require_objective
 from rpo.core.records import check_file
-from rpo.llm.training.arguments import check_arguments, check_loading
+from rpo.llm.training.arguments import check_arguments, check_loading, taken_by_transformers
 from rpo.methods.foreign import refuse
 
 TRUNCATION_MODES = ("keep_end", "drop")
@@ -104,16 +104,8 @@ class TrainerConfig(TrainingArguments):
                 setattr(given, new, getattr(given, old))
                 setattr(given, old, None)
         check_arguments(self)
-        try:
+        with taken_by_transformers():
             super().__post_init__()
-        except (ValueError, TypeError, KeyError, OSError, ImportError) as error:
-            remedy = "Look at the argument it names."
-            raise InvalidArgument(
-                "args",
-                expected="training arguments that transformers takes",
-                got=" ".join(str(error).split()),
-                remedy=remedy,
-            ) from error
         check_loading(self.accelerator_config)
         self._check()
 
