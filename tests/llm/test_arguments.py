@@ -80,8 +80,9 @@ def test_refused_arguments_have_one_value(name: str) -> None:
         ("learning_rate", -1), ("learning_rate", float("nan")), ("learning_rate", "fast"), ("weight_decay", -1),
         ("per_device_train_batch_size", 0), ("per_device_eval_batch_size", 0), ("gradient_accumulation_steps", 0),
         ("num_train_epochs", 0), ("num_train_epochs", -2), ("max_steps", 0), ("max_steps", -7), ("seed", -1),
-        ("seed", 2**32), ("data_seed", -1), ("adam_beta1", 1), ("adam_beta2", -0.1), ("max_grad_norm", -1), ("neftune_noise_alpha", "x"),
+        ("seed", 2**32), ("data_seed", -1), ("adam_beta1", 1), ("adam_beta2", -0.1), ("max_grad_norm", -1),
         ("warmup_steps", -1), ("logging_steps", 0), ("dataloader_num_workers", -1), ("report_to", "mlfloo"),
+        ("neftune_noise_alpha", "x"),
         ("train_sampling_strategy", "group_by_length"), ("accelerator_config", {"split_batches": True}),
     ],
 )  # fmt: skip
