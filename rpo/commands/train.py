@@ -172,9 +172,9 @@ def _output_errors(options: Namespace) -> list[RPOError]:
     from rpo.core.records import RESULTS, check_output
 
     output, resume = options["training"]["output_dir"], options["resume"]
-    if output is None:
+    if not output:
         remedy = "Pass --training.output_dir DIR."
-        return [InvalidArgument("training.output_dir", expected="a folder", got=None, remedy=remedy)]
+        return [InvalidArgument("training.output_dir", expected="a folder", got=repr(output), remedy=remedy)]
     try:
         check_output(output, overwrite=True, marker="run.json")
     except OutputError as error:

@@ -210,6 +210,8 @@ def check_output(directory: str | Path, *, overwrite: bool, marker: str, goes_on
 
     goes_on: whether what has `marker` is continued rather than replaced.
     """
+    if directory == "":  # the working directory to pathlib, and an unset variable to a shell
+        raise OutputError("output: expected the path of a folder, got ''. Pass '.' for this one.")
     folder = Path(directory)
     try:
         if folder.exists() and not folder.is_dir():
@@ -236,6 +238,8 @@ def check_output(directory: str | Path, *, overwrite: bool, marker: str, goes_on
 
 def check_file(name: str, path: str | os.PathLike[str]) -> Path:
     """Refuse a path that cannot become a file: a folder, a device or another special file. Raises OutputError."""
+    if path == "":
+        raise OutputError(f"{name}: expected the path of a file, got ''. Pass one.")
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):

@@ -118,6 +118,17 @@ def test_an_earlier_result_goes_before_the_new_one_comes(
     assert ("m.json" in found) == (after == 3)
 
 
+def test_an_empty_path_is_not_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError, match="^output: expected the path of a folder, got ''"):
+        make_run().save("")
+    with pytest.raises(OutputError, match="^thing: expected the path of a file, got ''"):
+        check_file("thing", "")
+    assert list(tmp_path.iterdir()) == []
+    make_run().save(".")
+    assert (tmp_path / "run.json").exists()
+
+
 def test_special_files_are_never_replaced(tmp_path: Path) -> None:
     """A pipe of this test's own, in the place of a file of the result: refused, and an earlier result stays whole."""
     make_run().save(tmp_path / "out")
