@@ -72,6 +72,8 @@ class Coin(Baseline):
     def solve(self, problem: Any, data: Any, *, rng: Any = None) -> PolicyResult:
         if self.what == "raises":
             raise FloatingPointError("lost")
+        if self.what == "exits":
+            sys.exit("lost")
         policy = np.full((1, 2), 0.5) if self.what != "not a policy" else np.full((1, 2), np.nan)
         if self.what == "random":
             first = rng.uniform()
@@ -320,6 +322,7 @@ def test_baselines_run_beside_objectives() -> None:
     ("what", "status", "message"),
     [
         ("raises", "failed", "FloatingPointError: lost"),
+        ("exits", "failed", "SystemExit: lost"),
         ("not a policy", "failed", "finite numbers"),
         ("inaccurate", "inaccurate", "by hand"),
         ("fine", "exact", "by hand"),
