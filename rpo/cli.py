@@ -43,7 +43,6 @@ from rpo.core import shown
 from rpo.core.errors import InaccurateSolution, LookAlikeLabels, RPOError
 from rpo.core.locks import alone
 
-
 NOTHING = "Nothing was written; the same command starts again."
 
 
