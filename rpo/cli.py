@@ -43,6 +43,8 @@ from rpo.core import shown
 from rpo.core.errors import InaccurateSolution, LookAlikeLabels, RPOError
 from rpo.core.locks import alone
 
+NOTHING = "Nothing was written; the same command starts again."
+
 
 class Command(NamedTuple):
     """A function whose signature makes the options; `positional` names the one given without its name.
@@ -59,7 +61,7 @@ class Command(NamedTuple):
     also: tuple[str, ...] = ()
     depends: Callable[[type], dict[str, type]] | None = None
     folder: str | None = "output"
-    kept: str | Callable[[Namespace], str] = "Nothing was written; the same command starts again."
+    kept: str | Callable[[Namespace], str] = NOTHING
 
     @property
     def summary(self) -> str:
@@ -167,11 +169,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, 2 after one line on stderr for each thing the user can mend, 130 after Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     name = next((name for name in COMMANDS if given[: name.count(" ") + 1] == name.split()), None)
-    kept = COMMANDS[name].kept if name is not None else "Nothing was begun."
+    kept = COMMANDS[name].kept if name is not None else NOTHING
     options = Namespace()
     try:
         return _main(given, name, options)
     except KeyboardInterrupt:
+        if isinstance(kept, str) and not vars(options):  # not parsed yet
+            kept = NOTHING
         said = kept.format(**vars(options)) if isinstance(kept, str) else kept(options)
         print(f"rpo{'' if name is None else f' {name}'}: interrupted. {said}", file=sys.stderr)
         return 130

@@ -101,6 +101,13 @@ def test_train_saves_a_model_that_loads_and_a_configuration_that_repeats_the_run
     assert weights[0] == weights[1] != weights[2]
 
 
+def test_a_folder_with_what_another_command_wrote_is_refused(here: Path) -> None:
+    (here / "solved").mkdir()
+    (here / "solved" / "solution.json").write_text("{}")
+    (line,) = refusals("train", "--model", "./model", "--dataset", "pairs.jsonl", "--training.output_dir", "solved")
+    assert "expected a folder without an earlier run, got solved/solution.json" in line
+
+
 def test_an_earlier_run_is_kept_or_continued(here: Path) -> None:
     options = ["--training.save_strategy", "steps", "--training.save_steps", "2", "--training.output_dir", "a"]
     train(*options)

@@ -169,18 +169,18 @@ def kept(options: Namespace) -> str:
 
 
 def _output_errors(options: Namespace) -> list[RPOError]:
-    from rpo.core.records import check_output
+    from rpo.core.records import RESULTS, check_output
 
     output, resume = options["training"]["output_dir"], options["resume"]
-    if output is None:
+    if not output:
         remedy = "Pass --training.output_dir DIR."
-        return [InvalidArgument("training.output_dir", expected="a folder", got=None, remedy=remedy)]
+        return [InvalidArgument("training.output_dir", expected="a folder", got=repr(output), remedy=remedy)]
     try:
         check_output(output, overwrite=True, marker="run.json")
     except OutputError as error:
         return [error]
     errors: list[RPOError] = []
-    earlier = [path for path in (Path(output) / "run.json", *Path(output).glob("checkpoint-*")) if path.exists()]
+    earlier = [path for name in (*RESULTS, "checkpoint-*") for path in Path(output).glob(name)]
     if earlier and not resume:
         expected = "a folder without an earlier run"
         remedy = "Choose another folder, or continue that run (--resume true)."

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 PACKAGES = ("numpy", "scipy", "cvxpy", "clarabel", "torch", "transformers", "accelerate", "peft", "datasets")
 RECORD_VERSION = 1
+# What says that a folder has the result of some command; beside it each keeps a config.yaml of its own.
+RESULTS = ("run.json", "solution.json", "results.json", "report.json", "gold.json", "manifest.json")
 SECRET = re.compile(r"(^|[_-])(token|key|password|passwd|secret|credential)s?$", re.IGNORECASE)
 VOCABULARY = re.compile(r"(^|_)(bos|eos|pad|unk|sep|cls|mask|image|audio|video)_token$")
 NOT_KEPT = "Not kept here, for it is secret"
@@ -203,13 +205,18 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json_text(value), encoding="utf-8")
 
 
-def check_output(directory: str | Path, *, overwrite: bool, marker: str) -> Path:
-    """Refuse, before any work, a folder that cannot be written or already holds `marker`."""
+def check_output(directory: str | Path, *, overwrite: bool, marker: str, goes_on: bool = False) -> Path:
+    """Refuse, before any work, a folder that cannot be written or already holds `marker`, or another's result.
+
+    goes_on: whether what has `marker` is continued rather than replaced.
+    """
+    if directory == "":  # the working directory to pathlib, and an unset variable to a shell
+        raise OutputError("output: expected the path of a folder, got ''. Pass '.' for this one.")
     folder = Path(directory)
     try:
         if folder.exists() and not folder.is_dir():
             raise OutputError(f"output: expected a folder, got the file {folder}. Choose another path.")
-        found = (folder / marker).exists()
+        found = next((name for name in (marker, *RESULTS) if (folder / name).exists()), None)
         existing = folder.absolute()
         while not existing.exists():
             existing = existing.parent
@@ -219,11 +226,11 @@ def check_output(directory: str | Path, *, overwrite: bool, marker: str) -> Path
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise unwritable(folder, error) from error
-    if found and not overwrite:
+    if found is not None and not overwrite and not (goes_on and found == marker):
         raise InvalidArgument(
             "output",
             expected="a folder without an earlier result",
-            got=f"{folder / marker}",
+            got=f"{folder / found}",
             remedy="Choose another folder, or pass overwrite (--overwrite true).",
         )
     return folder
@@ -231,6 +238,8 @@ def check_output(directory: str | Path, *, overwrite: bool, marker: str) -> Path
 
 def check_file(name: str, path: str | os.PathLike[str]) -> Path:
     """Refuse a path that cannot become a file: a folder, a device or another special file. Raises OutputError."""
+    if path == "":
+        raise OutputError(f"{name}: expected the path of a file, got ''. Pass one.")
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):

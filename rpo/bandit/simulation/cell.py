@@ -40,6 +40,7 @@ OUTCOMES: dict[str, type] = {
     "reward_class": object,
 }
 NAN = float("nan")
+OWN_FAILURES = (Exception, SystemExit)  # what a user's function may raise: it becomes a row
 NO_MINIMIZER = "no minimiser exists on this data"  # an answer, unlike every other failure
 PROBLEM, DATA, METHOD = 0, 1, 2  # streams of one seed
 
@@ -77,7 +78,7 @@ class Cell:
         shown = {key: value for key, value in unit.items() if key != NOISE and (key != "n" or source.depends_on_n)}
         self._problem_hash = int(digest(source.name, shown), 16)
         self._data_hash = int(digest(source.name, unit), 16)
-        self._draws: list[_Draw | Exception] | None = None
+        self._draws: list[_Draw | BaseException] | None = None
         self._answers: dict[str, list[_Answer]] = {}
         self._bases: dict[tuple[int, str], Array] = {}
 
@@ -99,18 +100,18 @@ class Cell:
                 method.class_for(problem)
 
     @property
-    def draws(self) -> list[_Draw | Exception]:
+    def draws(self) -> list[_Draw | BaseException]:
         """One problem with its data a seed; what went wrong in its place."""
         if self._draws is None:
             self._draws = [self._draw(seed) for seed in self.seeds]
         return self._draws
 
-    def _draw(self, seed: int) -> _Draw | Exception:
+    def _draw(self, seed: int) -> _Draw | BaseException:
         try:
             problem = self.problem(seed)
             data = problem.sample_preferences(self.n, rng=self.generator(DATA, self._data_hash, seed))
             return _Draw(problem, data, data.wins(), problem.expected_reward(problem.greedy_policy()))
-        except Exception as error:  # a user's function may raise anything: it becomes a row
+        except OWN_FAILURES as error:
             return error
 
     def rows(
@@ -168,7 +169,7 @@ class Cell:
     def _answered(self, method: Maximin | Baseline) -> list[_Answer]:
         key = canonical(describe(method))
         if key not in self._answers:
-            answers: list[_Answer | None] = [_failed(d) if isinstance(d, Exception) else None for d in self.draws]
+            answers: list[_Answer | None] = [_failed(d) if isinstance(d, BaseException) else None for d in self.draws]
             whole = [i for i, answer in enumerate(answers) if answer is None]
             if isinstance(method, Maximin):
                 for group, reward_class in self._groups(method, whole, answers):
@@ -190,7 +191,7 @@ class Cell:
             problem = self._whole(i).problem
             try:
                 reward_class = method.class_for(problem)
-            except Exception as error:
+            except OWN_FAILURES as error:
                 answers[i] = _failed(error)
                 continue
             features = getattr(reward_class, "features", None)
@@ -205,7 +206,7 @@ class Cell:
 
     def _whole(self, i: int) -> _Draw:
         draw = self.draws[i]
-        if isinstance(draw, Exception):
+        if isinstance(draw, BaseException):
             raise draw
         return draw
 
@@ -272,7 +273,7 @@ class Cell:
                 method = replace(method, reward_class=made(draw.problem))  # type: ignore[type-var]
             result = method.solve(draw.problem, draw.data, rng=rng)
             policy = checks.probabilities("policy", result.policy, shape=draw.problem.reference.shape)
-        except Exception as error:
+        except OWN_FAILURES as error:
             return _failed(error)
         evidence = [_number(result.evidence.get(key, NAN)) for key in ("gap", "relative_gap", "tv_bound")]
         message = "" if result.status == "certified" else result.message
@@ -307,7 +308,7 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, (int, float, np.number)) and not isinstance(value, bool) else NAN
 
 
-def _failed(error: Exception) -> _Answer:
+def _failed(error: BaseException) -> _Answer:
     text = " ".join(str(error).split())
     if isinstance(error, NoMinimizer):
         text = f"{NO_MINIMIZER}: {text}"

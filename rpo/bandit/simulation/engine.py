@@ -149,7 +149,7 @@ def simulate(
 
     if table_format == "parquet":
         _need_pyarrow()
-    with alone(check_output(output, overwrite=True, marker=MANIFEST)):
+    with alone(check_output(output, overwrite=overwrite, marker=MANIFEST, goes_on=True)):
         frame = _written(plan, output, overwrite, table_format, workers, backend, progress)
     _warn_of_failures(frame)
     return frame

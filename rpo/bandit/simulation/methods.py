@@ -20,6 +20,7 @@ from rpo.bandit.solver.saddle import PROMPT_WEIGHTS, require_on_table
 from rpo.bandit.solver.solvable import require_solvable
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument, shown
+from rpo.core.fields import hold
 from rpo.core.objectives import Objective
 from rpo.methods import registry
 
@@ -48,7 +49,7 @@ class Maximin:
         if isinstance(self.reward_class, str):
             checks.one_of("reward_class", self.reward_class, CLASSES)
         if self.bound is not None:
-            checks.positive("bound", self.bound)
+            hold(self, checks.positive, "bound")
         if (self.bound is not None and self.reward_class not in ("box", "ball")) or (
             self.bound is None and self.reward_class == "ball"
         ):

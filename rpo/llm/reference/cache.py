@@ -213,8 +213,8 @@ def precompute(
     the model's. autocast: makes the policy's autocast context. show: as in `track`.
     Raises InvalidArgument for a value that is not finite, OutputError.
     """
-    checks.integer("batch_tokens", batch_tokens, minimum=1)
-    checks.integer("save_every", save_every, minimum=1)
+    batch_tokens = checks.integer("batch_tokens", batch_tokens, minimum=1)
+    save_every = checks.integer("save_every", save_every, minimum=1)
     state = PartialState()
     # What the main process read from the file may not be on the others, and all must plan alike.
     cache.dtype, cache._values = broadcast_object_list([(cache.dtype, cache._values)])[0]
