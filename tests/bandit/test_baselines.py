@@ -16,7 +16,8 @@ from scipy.special import expit
 from rpo.bandit import instances
 from rpo.bandit.baseline import Baseline
 from rpo.bandit.baselines.catalogue import list_baselines
-from rpo.bandit.baselines.ensembles import RewardEnsemble, bootstrap, combine
+from rpo.bandit.baselines.ensembles import RewardEnsemble, combine
+from rpo.bandit.baselines.members import bootstrap
 from rpo.bandit.baselines.pessimism import EllipticGame, PessimisticMLE, covariance
 from rpo.bandit.baselines.plain import (
     BasePolicy,
@@ -521,6 +522,10 @@ def test_splitting_counts_changes_nothing(seed: int) -> None:
         (lambda: ChiSquaredPO(0.1, clip=-1.0), "clip"),
         (lambda: RewardEnsemble(0.1, how="median"), "how"),
         (lambda: RewardEnsemble(0.1, size=0), "size"),
+        (lambda: RewardEnsemble(0.1, members="seeds"), "members"),
+        (lambda: RewardEnsemble(0.1, ridge=0.0), "ridge"),
+        (lambda: RewardEnsemble(0.1, scale=-1.0), "scale"),
+        (lambda: RewardEnsemble(0.1, members="prior", reward_class=Box(1.0)), "reward_class"),
         (lambda: PessimisticMLE(delta=1.0), "delta"),
         (lambda: PessimisticMLE(ridge=0.0), "ridge"),
         (lambda: PessimisticMLE(Unconstrained()), "radius"),

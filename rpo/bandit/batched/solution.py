@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rpo.bandit.batched.cells import Cells, minimizers_exist
 from rpo.bandit.batched.classes import solve_balls, solve_boxes
 from rpo.bandit.problem import ContextualBandit
-from rpo.bandit.reward_class import RewardClass, check_reward_class
+from rpo.bandit.reward_class import Box, LinearBall, RewardClass, Unconstrained, check_reward_class
 from rpo.bandit.solver.certificate import NEGATIVE_MASS, least_modulus, within_tolerance
 from rpo.bandit.solver.saddle import check_base
 from rpo.bandit.solver.solvable import require_solvable
@@ -74,7 +74,7 @@ def solve_batch(
     InvalidArgument. An instance without a minimiser is marked in `exists`.
     """
     require_batchable(objective)
-    check_reward_class(reward_class)
+    require_batched_class(reward_class)
     table = checks.finite("wins", wins, shape=(None, None, None, None))
     s, x, a, _ = table.shape
     checks.has_shape("wins", table, (s, x, a, a))
@@ -123,7 +123,8 @@ def solve_batch(
     else:
         if not reward_class.bounded:
             exists = minimizers_exist(table, d, base, pi_ref > 0, objective)
-        reward, rounds = solve_boxes(cells, reward_class, r0.reshape(s * x, a), np.repeat(exists, x))
+        boxes: Any = reward_class
+        reward, rounds = solve_boxes(cells, boxes, r0.reshape(s * x, a), np.repeat(exists, x))
         reward = reward.reshape(s, x, a)
     return _certified(cells, reward_class, reward, exists, rounds, pi_ref)
 
@@ -141,6 +142,26 @@ def require_batchable(objective: object, name: str = "objective") -> Objective:
             name,
             expected="a loss without a kink, to solve many instances at once",
             got=found.label,
+            remedy="Use `solve`, one instance at a time.",
+        )
+    return found
+
+
+def is_batched_class(reward_class: RewardClass) -> bool:
+    """Return whether the steps of many instances are taken together in this class."""
+    plain = isinstance(reward_class, LinearBall) and reward_class.is_plain
+    return plain or isinstance(reward_class, Unconstrained | Box)
+
+
+def require_batched_class(value: object) -> RewardClass:
+    """Return `value`, or refuse a class that `solve` takes one instance at a time."""
+    found = check_reward_class(value)
+    if not is_batched_class(found):
+        raise InvalidArgument(
+            "reward_class",
+            expected="Unconstrained(), Box(R) or LinearBall(features, B) without metric and centre, whose steps are "
+            "taken for many instances at once",
+            got=type(found).__name__,
             remedy="Use `solve`, one instance at a time.",
         )
     return found

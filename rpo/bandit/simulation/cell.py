@@ -13,14 +13,14 @@ import numpy as np
 
 from rpo.bandit.baseline import Baseline
 from rpo.bandit.batched import solve_batch
-from rpo.bandit.batched.solution import is_batchable
+from rpo.bandit.batched.solution import is_batchable, is_batched_class
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.maximin import solve
 from rpo.bandit.metrics import outcome_unchecked
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import RewardClass, Unconstrained
 from rpo.bandit.simulation.grid import NOISE, Source, canonical, digest
-from rpo.bandit.simulation.methods import Fitted, Maximin, Template, describe
+from rpo.bandit.simulation.methods import Fitted, Maximin, Template, class_record, describe
 from rpo.bandit.solver.saddle import build_saddle
 from rpo.core import checks
 from rpo.core.checks import Array
@@ -194,11 +194,10 @@ class Cell:
             except OWN_FAILURES as error:
                 answers[i] = _failed(error)
                 continue
-            features = getattr(reward_class, "features", None)
             key = (
                 problem.reference.shape,
                 problem.reference.tobytes(),
-                repr(reward_class) if features is None else (features.tobytes(), repr(reward_class.describe())),
+                canonical(class_record(reward_class)),
                 problem.d0.tobytes() if method.prompt_weights == "population" else b"",
             )
             groups.setdefault(key, ([], reward_class))[0].append(i)
@@ -214,9 +213,10 @@ class Cell:
         problems = [self._whole(i).problem for i in group]
         problem = problems[0]
         shown = reward_class.describe()
-        fields = ", ".join(f"{key}={value:g}" for key, value in shown.items() if key != "name")
+        numbers = {key: value for key, value in shown.items() if isinstance(value, float | int)}
+        fields = ", ".join(f"{key}={value:g}" for key, value in numbers.items())
         name = f"{shown['name']}({fields})"
-        if not is_batchable(method.objective):
+        if not (is_batchable(method.objective) and is_batched_class(reward_class)):
             return [self._one(method, i, reward_class, name) for i in group]
         try:
             solved = solve_batch(

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from rpo.bandit.baseline import Baseline, PolicyResult
 from rpo.bandit.baselines.catalogue import list_baselines
 from rpo.bandit.data import PreferenceCounts
@@ -90,8 +92,7 @@ class Maximin:
         if callable(described):
             described = qualified_name("reward_class", described)
         elif not isinstance(described, str):
-            features = getattr(described, "features", None)
-            described = {**described.describe(), **({} if features is None else {"features": digest(features)})}
+            described = class_record(described)
         return {
             **self.objective.to_dict(),
             "reward_class": described,
@@ -99,6 +100,14 @@ class Maximin:
             "prompt_weights": self.prompt_weights,
             "base_policy": base,
         }
+
+
+def class_record(reward_class: RewardClass) -> dict[str, Any]:
+    """Return what a record stores of a class, with a digest of each of its arrays: equal only for equal classes."""
+    fields = dataclasses.fields(reward_class) if dataclasses.is_dataclass(reward_class) else ()
+    tables = {item.name: getattr(reward_class, item.name) for item in fields}
+    arrays = {name: digest(table) for name, table in tables.items() if isinstance(table, np.ndarray)}
+    return {**reward_class.describe(), **arrays}
 
 
 @dataclass(frozen=True, eq=False)

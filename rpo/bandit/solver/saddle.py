@@ -221,8 +221,7 @@ def build_saddle(
             got=f"{data.num_prompts} prompts and {data.num_responses} responses",
             remedy="Pass num_prompts and num_responses of the problem when counting.",
         )
-    if reward_class.linear_in is not None:
-        checks.has_shape("reward_class.features", reward_class.linear_in, (*shape, None))
+    reward_class.check_shape(shape)
     support = problem.reference > 0
     largest = int(support.sum(axis=1).max())
     if largest > MAX_RESPONSES:
@@ -243,13 +242,7 @@ def build_saddle(
                 remedy="Give it reference mass, or drop its comparisons.",
             )
     base = _base_table(problem, data, objective, base_policy)
-    if (base[~support] > 0).any():
-        raise InvalidArgument(
-            "base_policy",
-            expected="no mass where problem.reference has none",
-            got=f"mass {base[~support].max():g}",
-            remedy="Give those responses reference mass.",
-        )
+    check_support("base_policy", base, support)
     return Saddle(
         objective=objective,
         reward_class=reward_class,
@@ -271,6 +264,17 @@ def _base_table(problem: ContextualBandit, data: PreferenceCounts, objective: Ob
         return problem.reference
     frequencies = data.response_frequencies(objective.anchor.role)
     return np.where(frequencies.sum(axis=1, keepdims=True) > 0, frequencies, problem.reference)
+
+
+def check_support(name: str, base: Array, support: Any) -> None:
+    """Refuse mass of a base (X, A) outside the reference's support, (X, A) bool."""
+    if (base[~support] > 0).any():
+        raise InvalidArgument(
+            name,
+            expected="no mass where problem.reference has none",
+            got=f"mass {base[~support].max():g}",
+            remedy="Give those responses reference mass.",
+        )
 
 
 def check_base(objective: Objective, base_policy: Any) -> None:
