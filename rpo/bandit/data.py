@@ -44,6 +44,11 @@ class CountedGroups:
         raise NotImplementedError
 
     @property
+    def scored(self) -> bool:
+        """Whether every response of every group has a score."""
+        return all(block.scores is not None for block in self.blocks)
+
+    @property
     def n(self) -> float:
         """N, the number of groups."""
         return float(sum(block.count.sum() for block in self.blocks))

@@ -121,20 +121,20 @@ def _log_probability_gap(prompt: PromptSlopes) -> float:
 
 def _reward_gap(loss: TableLoss, prompt: PromptSlopes) -> float:
     """Return the bound for a loss of reward differences alone; inf where its slope outweighs its curvature."""
-    block, shape, size = prompt.block, loss.objective.shape, prompt.block.support.size
-    weights = loss.objective.preference_weight * block.weights
+    (pairs,), shape, size = prompt.block.term.groups, loss.objective.shape, prompt.block.support.size
+    (chosen, rejected), weights = pairs.entries, loss.objective.preference_weight * pairs.weights
     # Of the formula itself: a subclass may inherit the closed form of another.
     left, here, right = (MarginShape.derivatives(shape, prompt.margins + step, 1.0)[0] for step in (-1.0, 0.0, 1.0))  # type: ignore[arg-type]
     slope = np.zeros(size)
-    np.add.at(slope, block.chosen, weights * here)
-    np.add.at(slope, block.rejected, -weights * here)
-    pairs = np.minimum(block.chosen, block.rejected), np.maximum(block.chosen, block.rejected)
+    np.add.at(slope, chosen, weights * here)
+    np.add.at(slope, rejected, -weights * here)
+    edges = np.minimum(chosen, rejected), np.maximum(chosen, rejected)
     bend = np.minimum(here - left, right - here)
     bend[bend <= CURVED * np.maximum(np.abs(left), np.abs(right))] = 0.0
-    grip = csr_array((weights * bend, pairs), shape=(size, size))
+    grip = csr_array((weights * bend, edges), shape=(size, size))
     grip.eliminate_zeros()
     count, component = connected_components(grip, directed=False)
-    apart = component[block.chosen] != component[block.rejected]  # a comparison without curvature
+    apart = component[chosen] != component[rejected]  # a comparison without curvature
     tree = minimum_spanning_tree(-grip).tocoo()
     weakest = np.full(count, np.inf)
     np.minimum.at(weakest, component[tree.row], -tree.data)
@@ -151,7 +151,7 @@ def _no_minimiser(loss: TableLoss) -> str | None:
     """Return why no table attains the least loss, "" where one does, and None where no theorem tells."""
     objective = loss.objective
     shape, link = objective.shape, objective.link
-    told = isinstance(shape, MarginShape) and shape.convex and shape.invariant and shape.slopes is not None
+    told = shape.convex and shape.invariant and shape.arrows(2) is not None
     own = isinstance(link, LogRatio) and (link.divergence == objective.anchor.divergence or not objective.anchor.weight)
     if not (told and own and objective.anchor.weight >= 0 and objective.preference_weight == 1.0):
         return None

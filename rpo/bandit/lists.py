@@ -101,11 +101,6 @@ class RankedLists(CountedGroups):
         """The sizes K that occur, rising."""
         return tuple(block.responses.shape[1] for block in self.blocks)
 
-    @property
-    def scored(self) -> bool:
-        """Whether every response has a score."""
-        return all(block.scores is not None for block in self.blocks)
-
     def to_pairs(self, rule: str, *, rng: Any = None) -> PreferenceCounts:
         """Return preferences made of the lists, counted, by a stated rule; K - 1 or more of a list are left out by it.
 

@@ -27,19 +27,31 @@ class Shape(ABC):
 
     convex: in the implicit rewards. invariant: the same when a constant is added to all rewards of a group, so that
     responses in no group feel no pull. compares: whether rewards are read at all. unpaired: whether it takes a response
-    alone, K = 1, by its label. shift: what is subtracted from the values, as the batches before say; None for nothing.
+    alone, K = 1, by its label. lists: whether it takes groups of any K >= 2. piecewise_linear: a sum of such losses
+    takes its least value, if it has one. shift: what is subtracted from the values, as the batches before say; None for
+    nothing.
     """
 
     convex: bool = False
     invariant: bool = False
     compares: bool = True
     unpaired: bool = False
+    lists: bool = False
+    piecewise_linear: bool = False
     shift: Shift | None = None
 
     @property
     def needs(self) -> frozenset[str]:
         """Names of the columns read beside the link's."""
         return frozenset()
+
+    def arrows(self, size: int) -> tuple[tuple[int, int], ...] | None:
+        """Return the pairs of ranks (i, j), i drawn above j, that decide whether a minimiser exists; None for unknown.
+
+        Of groups of `size`, best first: far out along a direction v of rewards the loss never falls, and grows unless
+        v_i >= v_j for every arrow; it is strictly convex in the differences along arrows. docs/theory.md, section 12.
+        """
+        return None
 
     @abstractmethod
     def __call__(self, values: tuple[Any, ...], beta: float, columns: Columns) -> Any:
@@ -50,12 +62,10 @@ class MarginShape(Shape):
     """A loss of one margin, z = r(chosen) - rival * r(rejected) - offset, in reward units.
 
     slopes: its derivative towards z = -inf and +inf, which decide whether a minimiser exists; None where they were not
-    worked out: then no solver takes it. piecewise_linear: a sum of such losses takes its least value, if it has one.
-    reversal: c where the loss at -z is the loss at z plus c z, else None.
+    worked out: then no solver takes it. reversal: c where the loss at -z is the loss at z plus c z, else None.
     """
 
     rival: float = 1.0
-    piecewise_linear: bool = False
 
     @property
     def reversal(self) -> float | None:
@@ -66,6 +76,12 @@ class MarginShape(Shape):
     def slopes(self) -> tuple[float, float] | None:
         """Derivatives towards -inf and +inf; None where not declared."""
         return None
+
+    def arrows(self, size: int) -> tuple[tuple[int, int], ...] | None:
+        """From the chosen response to the rejected one, and back where the loss moves on both sides of a margin."""
+        if self.slopes is None:
+            return None
+        return ((0, 1),) if self.slopes[1] == 0 else ((0, 1), (1, 0))
 
     @property
     def invariant(self) -> bool:  # type: ignore[override]

@@ -1,6 +1,6 @@
 """The reward side, minimised by Newton's method: prompt by prompt (tables), or in theta (the ball).
 
-Derivatives in r: the preference term's through its shape's own; the penalty's gradient is eta d (pi_r - pi_base) and
+Derivatives in r: the preference term's are its data term's; the penalty's gradient is eta d (pi_r - pi_base) and
 its Hessian (eta d / beta) (diag(v) - v v' / sum v), v the slopes of pi_r, which for the KL are pi_r itself.
 """
 
@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from rpo.bandit.data import Index
 from rpo.bandit.reward_class import LinearBall
 from rpo.bandit.solver.blocks import PromptBlock, blocks
-from rpo.bandit.solver.existence import comparison_components, win_graph
+from rpo.bandit.solver.existence import comparison_components
 from rpo.bandit.solver.newton import Derivatives, minimize_ball, minimize_box
 from rpo.bandit.solver.saddle import Saddle
 from rpo.core.checks import Array
@@ -29,24 +28,17 @@ from rpo.core.shapes import Shape
 MANY_PROMPTS = 1000  # from which their progress is shown
 
 
-def derivatives(objective: Objective, block: PromptBlock, r: Array) -> Derivatives:
+def derivatives(block: PromptBlock, r: Array) -> Derivatives:
     """Return value, gradient (S,) and Hessian (S, S) of one prompt's part of the loss in r (S,)."""
-    beta, size, anchor = objective.link.beta, block.support.size, objective.anchor
-    margins = (r[block.chosen] - r[block.rejected] - block.offset) / beta
-    slope, curvature = require_margin_shape(objective).derivatives(margins, beta)
-    slope, curvature = block.weights * slope / beta, block.weights * curvature / beta**2
-    ends = np.concatenate([block.chosen, block.rejected])
-    others = np.concatenate([block.rejected, block.chosen])
-    gradient = _sums(ends, np.concatenate([slope, -slope]), size)
-    cells = np.concatenate([ends * (size + 1), ends * size + others])
-    hessian = _sums(cells, np.concatenate([curvature, curvature, -curvature, -curvature]), size * size)
-    hessian = hessian.reshape(size, size)
+    objective = block.term.objective
+    anchor = objective.anchor
+    preference, gradient, hessian = block.term.derivatives(r)
     base_value = np.zeros(1)
     if anchor.weight > 0:
-        base_value, pulled, spread = _penalty(anchor.divergence, beta, anchor.weight, block, r)
+        base_value, pulled, spread = _penalty(anchor.divergence, objective.link.beta, anchor.weight, block, r)
         gradient = gradient + pulled
         hessian += spread
-    value, _ = objective.terms(margins, base_value, block.weights, np.array([block.d]))
+    value, _ = objective.total(preference, base_value, None, np.array([block.d]))
     return float(value), gradient, hessian
 
 
@@ -95,11 +87,6 @@ class Smoothed(Objective):
         return self.of.anchor
 
 
-def _sums(index: Index, values: Array, size: int) -> Array:
-    """Return the sum of the values at each index, (size,): of none, NumPy's bincount answers in integers."""
-    return np.asarray(np.bincount(index, values, size), dtype=np.float64)
-
-
 def minimize_reward_side(saddle: Saddle, start: Array | None = None) -> Array:
     """Return the minimising reward table, (X, A); at eta = 0 the most pessimistic of the minimisers.
 
@@ -129,7 +116,7 @@ def minimize_reward_side(saddle: Saddle, start: Array | None = None) -> Array:
 def _minimize_block(saddle: Saddle, block: PromptBlock, start: Array) -> Array:
     """Return one prompt's rewards, (S,), within the class's limits, or normalised to beta f'(pi / pi_ref)."""
     lower, upper = (np.full(block.support.size, limit) for limit in saddle.reward_class.limits)
-    r = minimize_box(lambda r: derivatives(saddle.objective, block, r), start, lower, upper).x
+    r = minimize_box(lambda r: derivatives(block, r), start, lower, upper).x
     if saddle.eta == 0:
         r = _pessimistic_shift(saddle, block, r, lower, upper)
     if not saddle.reward_class.bounded:
@@ -139,7 +126,9 @@ def _minimize_block(saddle: Saddle, block: PromptBlock, start: Array) -> Array:
 
 def _digest(block: PromptBlock, start: Array) -> bytes:
     """Return a hash of all that one prompt's minimum depends on."""
-    parts = (block.log_reference, block.base, np.array([block.d]), block.chosen, block.rejected, block.weights, start)
+    parts = [block.log_reference, block.base, np.array([block.d]), start]
+    for groups in block.term.groups:
+        parts += [*groups.entries, groups.weights, *(groups.scores or ())]
     state = hashlib.blake2b(digest_size=16)
     for part in parts:
         state.update(len(part).to_bytes(8) + part.tobytes())
@@ -152,7 +141,7 @@ def _ball(saddle: Saddle, reward_class: LinearBall, start: Array) -> Array:
     def total(theta: Array) -> Derivatives:
         value, gradient, hessian = 0.0, np.zeros(theta.size), np.zeros((theta.size, theta.size))
         for block, phi in parts:
-            v, g, h = derivatives(saddle.objective, block, phi @ theta)
+            v, g, h = derivatives(block, phi @ theta)
             value, gradient, hessian = value + v, gradient + phi.T @ g, hessian + phi.T @ h @ phi
         return value, gradient, hessian
 
@@ -162,7 +151,7 @@ def _ball(saddle: Saddle, reward_class: LinearBall, start: Array) -> Array:
 def _pessimistic_shift(saddle: Saddle, block: PromptBlock, r: Array, lower: Array, upper: Array) -> Array:
     """Shift each component of the comparison graph to minimise the penalty, Omega*(r) - E_base[r]."""
     beta, divergence = saddle.beta, saddle.divergence
-    component = comparison_components(win_graph(block))
+    component = comparison_components(block.term.arrows(block.support.size))
     indicator = (component[:, None] == np.arange(component.max() + 1)[None, :]).astype(float)
     if indicator.shape[1] == 1 or block.d == 0:
         return r
@@ -181,7 +170,7 @@ def _pessimistic_shift(saddle: Saddle, block: PromptBlock, r: Array, lower: Arra
             mine = component == c
             r[mine] -= beta * divergence.shift(r[mine] / beta, block.log_measure[mine] - np.log(share))
         return r
-    penalty = replace(block, weights=np.zeros(0), chosen=block.chosen[:0], rejected=block.rejected[:0], d=1.0)
+    penalty = replace(block, d=1.0)
     low = np.array([(lower - r)[component == c].max() for c in range(indicator.shape[1])])
     high = np.array([(upper - r)[component == c].min() for c in range(indicator.shape[1])])
 
@@ -196,7 +185,9 @@ def _pessimistic_shift(saddle: Saddle, block: PromptBlock, r: Array, lower: Arra
 def _pessimistic_theta(saddle: Saddle, reward_class: LinearBall, theta: Array) -> Array:
     """Move theta within the ball, along directions no comparison sees, to the most pessimistic reward."""
     phi = reward_class.features
-    seen = phi[saddle.prompt, saddle.chosen] - phi[saddle.prompt, saddle.rejected]
+    rows = phi.reshape(-1, phi.shape[2])
+    first, second = saddle.term.arrows(len(rows)).nonzero()
+    seen = rows[first] - rows[second]
     if len(seen) > seen.shape[1]:
         seen = np.asarray(np.linalg.qr(seen, mode="r"))  # the same row space, without a K x K factor
     _, singular, rows = np.linalg.svd(seen, full_matrices=True)
@@ -209,8 +200,7 @@ def _pessimistic_theta(saddle: Saddle, reward_class: LinearBall, theta: Array) -
     parts = []
     for block in blocks(saddle):
         if block.d > 0:
-            bare = replace(block, weights=np.zeros(0), chosen=block.chosen[:0], rejected=block.rejected[:0])
-            parts.append((bare, phi[block.prompt, block.support]))
+            parts.append((block, phi[block.prompt, block.support]))
 
     def in_free(c: Array) -> Derivatives:
         value, gradient, hessian = 0.0, np.zeros(c.size), np.zeros((c.size, c.size))
