@@ -16,7 +16,7 @@ from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 from rpo.bandit.problem import TabularSoftmaxPolicy
 from rpo.bandit.solver.certificate import RELATIVE_GAP
 from rpo.bandit.solver.existence import minimizer_exists
-from rpo.bandit.solver.solvable import proven_convex
+from rpo.bandit.solver.solvable import proven_convex, sample
 from rpo.bandit.table_loss import PromptSlopes, TableLoss
 from rpo.core.checks import Array
 from rpo.core.divergences import KL
@@ -151,7 +151,7 @@ def _no_minimiser(loss: TableLoss) -> str | None:
     """Return why no table attains the least loss, "" where one does, and None where no theorem tells."""
     objective = loss.objective
     shape, link = objective.shape, objective.link
-    told = shape.convex and shape.invariant and shape.arrows(2) is not None
+    told = shape.convex and shape.invariant and shape.arrows(sample(shape)) is not None
     own = isinstance(link, LogRatio) and (link.divergence == objective.anchor.divergence or not objective.anchor.weight)
     if not (told and own and objective.anchor.weight >= 0 and objective.preference_weight == 1.0):
         return None

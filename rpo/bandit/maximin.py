@@ -228,7 +228,7 @@ def _minimized(saddle: Saddle, start: Array | None) -> tuple[Array, Array | None
     Where the loss has a kink, of the problems whose corner is rounded ever less the one whose point, and whose slopes
     at it, certify the loss itself best.
     """
-    if not saddle.term.kinked:
+    if saddle.objective.shape.smooth:
         return minimize_reward_side(saddle, start), None
     least, reward, dual = np.inf, np.zeros(saddle.base.shape), np.zeros(saddle.weights.shape)
     for width in WIDTHS:

@@ -26,17 +26,20 @@ class Shape(ABC):
     """Values of a link -> one loss per group, (N,).
 
     convex: in the implicit rewards. invariant: the same when a constant is added to all rewards of a group, so that
-    responses in no group feel no pull. compares: whether rewards are read at all. unpaired: whether it takes a response
-    alone, K = 1, by its label. lists: whether it takes groups of any K >= 2. piecewise_linear: a sum of such losses
-    takes its least value, if it has one. shift: what is subtracted from the values, as the batches before say; None for
-    nothing.
+    responses in no group feel no pull. falls: whether it never rises when a constant is added to all rewards of a
+    group. compares: whether rewards are read at all. pairs, unpaired, lists: whether it takes K = 2; a response alone,
+    K = 1, by its label or its score; any K >= 2. unit_scores: whether scores must lie in [0, 1]. piecewise_linear: a
+    sum of such losses takes its least value, if it has one. smooth: whether it has no corner. shift: what is
+    subtracted from the values, as the batches before say; None for nothing.
     """
 
     convex: bool = False
     invariant: bool = False
     compares: bool = True
+    pairs: bool = True
     unpaired: bool = False
     lists: bool = False
+    unit_scores: bool = False
     piecewise_linear: bool = False
     shift: Shift | None = None
 
@@ -45,11 +48,22 @@ class Shape(ABC):
         """Names of the columns read beside the link's."""
         return frozenset()
 
-    def arrows(self, size: int) -> tuple[tuple[int, int], ...] | None:
-        """Return the pairs of ranks (i, j), i drawn above j, that decide whether a minimiser exists; None for unknown.
+    @property
+    def falls(self) -> bool:
+        """Whether it never rises when all rewards of a group rise together."""
+        return self.invariant
 
-        Of groups of `size`, best first: far out along a direction v of rewards the loss never falls, and grows unless
-        v_i >= v_j for every arrow; it is strictly convex in the differences along arrows. docs/theory.md, section 12.
+    @property
+    def smooth(self) -> bool:
+        """Whether it has no corner."""
+        return True
+
+    def arrows(self, columns: Columns) -> dict[tuple[int, int], Any] | None:
+        """Return the pairs of ranks (i, j) that decide whether a minimiser exists, each with the groups it is of.
+
+        Far out along a direction v of rewards the loss of a group never falls, and grows unless v_i >= v_j for every
+        arrow of it; it is strictly convex in the differences along arrows. The groups, (N,) bool, or True for all; None
+        where that was not worked out. docs/theory.md, section 12.
         """
         return None
 
@@ -77,16 +91,26 @@ class MarginShape(Shape):
         """Derivatives towards -inf and +inf; None where not declared."""
         return None
 
-    def arrows(self, size: int) -> tuple[tuple[int, int], ...] | None:
+    def arrows(self, columns: Columns) -> dict[tuple[int, int], Any] | None:
         """From the chosen response to the rejected one, and back where the loss moves on both sides of a margin."""
         if self.slopes is None:
             return None
-        return ((0, 1),) if self.slopes[1] == 0 else ((0, 1), (1, 0))
+        return {(0, 1): True} if self.slopes[1] == 0 else {(0, 1): True, (1, 0): True}
+
+    @property
+    def smooth(self) -> bool:
+        """Whether nothing smooth is needed to approach it."""
+        return self.smoothed(1.0) is None
 
     @property
     def invariant(self) -> bool:  # type: ignore[override]
         """Whether the two rewards enter by their difference alone."""
         return self.rival == 1.0
+
+    @property
+    def falls(self) -> bool:
+        """Whether the rejected reward weighs no more than the chosen one, in a loss that falls in the margin."""
+        return self.invariant or (self.rival < 1.0 and self.slopes is not None and self.slopes[1] <= 0)
 
     def offset(self, columns: Columns) -> Any:
         """Return what the chosen response must win by, (N,) or (); None for nothing."""

@@ -82,11 +82,6 @@ class DataTerm(ABC):
         """Return the mean of shape(r) + <p, r> + shape*(-p) >= 0; at p = `slopes(rewards)` it vanishes."""
         return 0.0
 
-    @property
-    def kinked(self) -> bool:
-        """Whether the shape has a corner, and is approached by smooth ones."""
-        return False
-
     def some(self, which: Sequence[Any], place: Any) -> Self:
         """Return the term of some groups of each size, by their numbers, in another vector (`Groups.some`)."""
         kept = zip(self.groups, which, strict=True)
@@ -98,11 +93,11 @@ class DataTerm(ABC):
 
     def arrows(self, size: int) -> Any:
         """Return the sparse (n, n) bool matrix of the shape's `arrows`: from each winner to what it beat."""
-        ends = [
-            (groups.entries[i], groups.entries[j])
-            for groups in self.groups
-            for i, j in self.objective.shape.arrows(len(groups.entries)) or ()
-        ]
+        ends = []
+        for groups in self.groups:
+            for pair, which in (self.objective.shape.arrows(groups.of(groups.entries)) or {}).items():
+                mine = slice(None) if which is True else which
+                ends.append(tuple(groups.entries[rank][mine] for rank in pair))
         from_, to = (np.concatenate(side) for side in zip(*ends, strict=True)) if ends else (np.zeros(0, int),) * 2
         return csr_array((np.ones(from_.size, dtype=bool), (from_, to)), shape=(size, size))
 
@@ -169,11 +164,6 @@ class MarginTerm(DataTerm):
         if not has_dual(self.shape):
             return 0.0
         return float(self.pairs.weights @ self.shape.fenchel_young(p, self.margins(rewards)))
-
-    @property
-    def kinked(self) -> bool:
-        """Whether the shape has a corner."""
-        return self.shape.smoothed(1.0) is not None
 
 
 class GroupTerm(DataTerm):

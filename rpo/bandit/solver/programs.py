@@ -72,7 +72,7 @@ def solve_policy_program(saddle: Saddle, *, solver: str = "CLARABEL", **options:
         value = value + (weights * term.offset) @ p
     constraints: list[Any] = []
     low, high = (-slope for slope in reversed(shape.slopes or (-np.inf, np.inf)))
-    if shape.smoothed(1.0) is not None:  # the dual of a smooth shape ends where its slopes do
+    if not shape.smooth:  # the dual of a smooth shape ends where its slopes do
         constraints = [p >= low, p <= high]
     pi = None
     if saddle.eta > 0:

@@ -24,6 +24,7 @@ from rpo.core.checks import Array
 from rpo.core.columns import Columns
 from rpo.core.divergences import KL, Divergence
 from rpo.core.errors import InvalidArgument
+from rpo.core.inputs import check_scores, require_size
 from rpo.core.numerics import weighted_mean
 from rpo.core.objectives import LossTerms, Objective, require_margin_shape, require_objective
 from rpo.core.replies import Reply
@@ -261,13 +262,9 @@ def build_saddle(
         )
     for block in data.blocks:
         size = block.responses.shape[1]
-        if size > 2 and not objective.shape.lists:
-            raise InvalidArgument(
-                "data",
-                expected=f"pairs for {objective.label}, whose loss is of two responses",
-                got=f"lists of {size}",
-                remedy="Make pairs of them by a rule, such as lists.to_pairs('best_worst'), or take a loss of lists.",
-            )
+        require_size(objective, size, "data")
+        if "scores" in objective.needs and block.scores is not None:
+            check_scores(objective, "data.scores", tuple(block.scores.T))
         for k, index in enumerate(block.responses.T):
             outside = np.flatnonzero(~support[block.prompt, index])
             if outside.size:
