@@ -19,6 +19,7 @@ from rpo.bandit.solver.existence import minimizer_exists
 from rpo.bandit.solver.solvable import proven_convex, sample
 from rpo.bandit.table_loss import PromptSlopes, TableLoss
 from rpo.core.checks import Array
+from rpo.core.columns import Columns
 from rpo.core.divergences import KL
 from rpo.core.links import LogRatio, WeighedReference
 from rpo.core.numerics import kl_divergence
@@ -92,13 +93,13 @@ def loss_gap(loss: TableLoss, parameters: Array) -> tuple[float, str]:
         return sum(map(_policy_gap, loss.slopes(parameters))), "policy"
     link, shape, pull = objective.link, objective.shape, objective.anchor.weight
     known = type(link) in (LogRatio, WeighedReference)  # a subclass may link in another way
-    differences = isinstance(shape, MarginShape) and shape.invariant
+    differences = shape.invariant and (isinstance(shape, MarginShape) or shape.concordant)
     if not (known and (link.affine or (differences and not pull)) and proven_convex(shape)):
         return math.inf, ""
-    total = 0.0
+    total, of_differences = 0.0, _reward_gap if isinstance(shape, MarginShape) else _list_gap
     for prompt in loss.slopes(parameters):
         free = differences and not pull * prompt.block.d
-        total += _reward_gap(loss, prompt) if free else _log_probability_gap(prompt)
+        total += of_differences(loss, prompt) if free else _log_probability_gap(prompt)
     return total, "log-probabilities" if pull or not differences else "rewards"
 
 
@@ -142,6 +143,27 @@ def _reward_gap(loss: TableLoss, prompt: PromptSlopes) -> float:
     if apart.any() or (steep >= weakest).any():
         return math.inf
     return float(steep @ (np.bincount(component, minlength=count) - 1.0))
+
+
+def _list_gap(loss: TableLoss, prompt: PromptSlopes) -> float:
+    """Return the bound for lists' differences alone, of third derivatives held by the second; inf as above."""
+    block, objective, size = prompt.block, loss.objective, prompt.block.support.size
+    one = Columns(logps=(prompt.logps,), reference=(block.log_reference,), lengths=(np.ones(size),))
+    (rewards,) = objective.rewards(one)
+    _, slope, hessian = block.term.derivatives(rewards)
+    joined = [(groups.entries[0], entry) for groups in block.term.groups for entry in groups.entries[1:]]
+    first, second = (np.concatenate(side) for side in zip(*joined, strict=True))
+    count, component = connected_components(csr_array((np.ones(first.size), (first, second)), shape=(size, size)))
+    total = 0.0
+    for mine in (np.flatnonzero(component == c) for c in range(count)):
+        if mine.size == 1:
+            continue
+        steep = 0.5 * objective.preference_weight * float(np.abs(slope[mine]).sum())
+        grip = 0.5 * objective.preference_weight * float(np.linalg.eigvalsh(hessian[np.ix_(mine, mine)])[1])
+        if steep >= grip:
+            return math.inf
+        total += max(0.0, steep + (grip - steep) * math.log1p(-steep / grip))
+    return total
 
 
 # --- infima at infinity, stationarity --------------------------------------------------------------

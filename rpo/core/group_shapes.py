@@ -29,6 +29,7 @@ class PlackettLuce(GroupShape):
 
     convex = True
     invariant = True
+    concordant = True
 
     def arrows(self, columns: Columns) -> dict[tuple[int, int], Any] | None:
         """From each response to every later one."""
@@ -99,6 +100,11 @@ class ScoredPairs(GroupShape):
         """Whether the pair's loss has no corner."""
         return self.pair.smooth
 
+    @property
+    def concordant(self) -> bool:  # type: ignore[override]
+        """Whether the pair's loss is."""
+        return self.pair.concordant
+
     def arrows(self, columns: Columns) -> dict[tuple[int, int], Any] | None:
         """Those of the pair's loss between any two of unequal scores."""
         of_pair, scores = self.pair.arrows(columns), columns.scores or ()
@@ -164,6 +170,7 @@ class SoftTargets(GroupShape):
     normalised: bool = True
     convex = True
     invariant = True
+    concordant = True
 
     @property
     def unit_scores(self) -> bool:  # type: ignore[override]
@@ -277,6 +284,7 @@ class SquaredGaps(GroupShape):
 
     convex = True
     invariant = True
+    concordant = True
 
     def arrows(self, columns: Columns) -> dict[tuple[int, int], Any] | None:
         """Both ways between any two responses."""

@@ -29,8 +29,9 @@ class Shape(ABC):
     responses in no group feel no pull. falls: whether it never rises when a constant is added to all rewards of a
     group. compares: whether rewards are read at all. pairs, unpaired, lists: whether it takes K = 2; a response alone,
     K = 1, by its label or its score; any K >= 2. unit_scores: whether scores must lie in [0, 1]. piecewise_linear: a
-    sum of such losses takes its least value, if it has one. smooth: whether it has no corner. shift: what is
-    subtracted from the values, as the batches before say; None for nothing.
+    sum of such losses takes its least value, if it has one. smooth: whether it has no corner. concordant: whether its
+    third derivative along any direction is at most the second times the direction's range (docs/theory.md, section 12).
+    shift: what is subtracted from the values, as the batches before say; None for nothing.
     """
 
     convex: bool = False
@@ -41,6 +42,7 @@ class Shape(ABC):
     lists: bool = False
     unit_scores: bool = False
     piecewise_linear: bool = False
+    concordant: bool = False
     shift: Shift | None = None
 
     @property
@@ -171,6 +173,7 @@ class Logistic(MarginShape):
     score_weight: float = 0.0
     rival: float = 1.0
     convex = True
+    concordant = True
 
     @property
     def needs(self) -> frozenset[str]:
@@ -285,6 +288,7 @@ class Square(MarginShape):
 
     target: float
     convex = True
+    concordant = True
 
     def of_margin(self, z: Any) -> Any:
         """Return (z - target)^2."""
