@@ -51,7 +51,8 @@ class RankedLists(CountedGroups):
         """Count explicit lists. prompt: (N,) indices. responses: (N, K) indices, or N lists of two or more, best first.
 
         count: (N,), > 0, or None for ones. scores: one for each response, in units of their own, none above the one
-        before it. Equal lists of equal scores are added up. Raises InvalidArgument.
+        before it; with them a response may stand alone. Equal lists of equal scores are added up. Raises
+        InvalidArgument.
         """
         size, arms = table_shape(num_prompts, num_responses)
         prompt_labels = checks.labels("prompt_labels", prompt_labels, size)
@@ -61,12 +62,12 @@ class RankedLists(CountedGroups):
             raise InvalidArgument("lists", expected="at least one list", got="none", remedy="Pass some data.")
         n = counts(count, x.size, "lists")
         ranked, lengths = _rows("responses", responses, x.size)
-        if lengths.min() < 2:
+        if lengths.min() < (2 if scores is None else 1):
             raise InvalidArgument(
                 "responses",
-                expected="lists of at least two responses",
+                expected="lists of at least two responses, or of one with a score",
                 got=f"{lengths.min()} in list {int(lengths.argmin())}",
-                remedy="Leave out lists that compare nothing.",
+                remedy="Leave out lists that say nothing.",
             )
         scored = None
         if scores is not None:
@@ -109,6 +110,13 @@ class RankedLists(CountedGroups):
         of a list. Raises InvalidArgument.
         """
         checks.one_of("rule", rule, RULES)
+        if 1 in self.sizes:
+            raise InvalidArgument(
+                "lists",
+                expected="at least two responses in each",
+                got="responses that stand alone",
+                remedy="Pairs need another response to the prompt.",
+            )
         generator = checks.generator("rng", rng) if rule == "best_random" else None
         found = [
             (block.prompt, block.responses[:, i], block.responses[:, j], count)

@@ -52,15 +52,16 @@ def _group_metrics(logps: Array, saddle: Saddle) -> dict[str, float]:
     link, found = saddle.objective.link, dict.fromkeys(GROUP_METRICS, 0.0)
     for columns, groups in zip(saddle.columns(logps), saddle.groups, strict=True):
         weights, values, others = groups.weights, link(columns), len(groups.entries) - 1
-        chosen, rejected = values[0], sum(values[1:]) / others
+        chosen, logps, none = values[0], columns.logps, np.full(weights.size, np.nan)  # no other response
+        rejected = sum(values[1:]) / others if others else none
         ahead = [first - second > 0 for first, second in combinations(values, 2)]
         parts = (
-            weights @ columns.logps[0],
-            weights @ (sum(columns.logps[1:]) / others),
+            weights @ logps[0],
+            weights @ (sum(logps[1:]) / others if others else none),
             link.beta * (weights @ chosen),
             link.beta * (weights @ rejected),
             weights @ (link.beta * (chosen - rejected)),
-            weights @ (sum(ahead) / len(ahead)),
+            weights @ (sum(ahead) / len(ahead) if others else none),
         )
         for name, part in zip(GROUP_METRICS, parts, strict=True):
             found[name] += float(part)

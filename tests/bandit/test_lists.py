@@ -73,7 +73,10 @@ def test_equal_lists_of_other_scores_are_not_added_up() -> None:
     ("change", "message"),
     [
         ({"responses": [[0, 1], [0, 0]]}, r"^responses: expected different responses in a list, got list 1: \[0, 0\]"),
-        ({"responses": [[0, 1], [0]]}, r"^responses: expected lists of at least two responses, got 1 in list 1"),
+        (
+            {"responses": [[0, 1], [0]]},
+            r"^responses: expected lists of at least two.*got 1 in list 1",
+        ),
         ({"responses": [[0, 1]]}, r"^responses: expected 2 lists, got 1"),
         ({"responses": [[0, 1], [0, 3]]}, r"^responses: expected indices in \[0, 2\]"),
         ({"responses": [[0, 1], [0.5, 1.5]]}, r"^responses: expected .*integers"),
@@ -201,6 +204,10 @@ def test_the_best_meets_each_other_equally_often() -> None:
 def test_rules_are_named_and_a_draw_needs_whole_counts() -> None:
     with pytest.raises(InvalidArgument, match="^rule: expected one of 'all_pairs'"):
         ragged().to_pairs("best")
+    alone = RankedLists.from_lists([0, 0], [[0], [1]], scores=[[1.0], [2.0]], num_prompts=1, num_responses=2)
+    assert alone.sizes == (1,) and alone.response_counts("rejected").sum() == 0
+    with pytest.raises(InvalidArgument, match="^lists: expected at least two responses in each"):
+        alone.to_pairs("adjacent")
     with pytest.raises(InvalidArgument, match="^rule: expected another rule for lists whose counts are not whole"):
         ragged().to_pairs("best_random", rng=0)
     assert isinstance(ragged().to_pairs("adjacent"), PreferenceCounts)

@@ -1,5 +1,6 @@
 """`solve` and `fit` on lists: certified in every class, against cvxpy, plain optimisers and enumerated directions."""
 
+import dataclasses
 import itertools
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +39,7 @@ from rpo.core.jets import Jet
 from rpo.core.links import LogRatio
 from rpo.core.objectives import DPO, RPO, Anchor, Objective
 from rpo.core.shapes import Hinge, Logistic, Shape, Square
-from rpo.methods.lists import PRO, CoPG, LiPO, ListEXO, ListNCA, PlackettLuceDPO
+from rpo.methods.lists import PRO, ALoL, CoPG, InfoNCA, LiPO, ListEXO, ListNCA, PlackettLuceDPO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -545,10 +546,79 @@ def unit(lists: RankedLists) -> RankedLists:
     """Scores moved and scaled into [0, 1]."""
     (block,) = lists.blocks
     assert block.scores is not None
-    scores = (block.scores - block.scores.min()) / np.ptp(block.scores)
+    block = dataclasses.replace(block, scores=(block.scores - block.scores.min()) / np.ptp(block.scores))
+    return dataclasses.replace(lists, by_size=(block,))
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [PlackettLuceDPO(beta=0.5), PRO(), InfoNCA(beta=0.5), ListNCA(beta=0.5), ListEXO(beta=0.5), CoPG(beta=0.5)]
+    + [LiPO(beta=0.5, variant=name) for name in ("pair_logistic", "softmax", "point_mse", "point_sigmoid")],
+    ids=lambda value: value.label,
+)
+def test_derivatives_in_the_logits_agree_with_differences(objective: Objective) -> None:
+    """Central differences of the loss and of its gradient at a random table; lists of two and of three."""
+    problem = instances.random(prompts=2, arms=4, rng=1)
+    data = joined(*(unit(problem.sample_rankings(60, size=k, score_noise=1.0, rng=k)) for k in (2, 3)))
+    function = TableLoss(build_saddle(problem, data, objective, Unconstrained()), problem.softmax_policy())
+    at, step = np.random.default_rng(0).normal(scale=0.5, size=8), 1e-5
+    value, gradient, hessian = function.derivatives(at)
+    logps = problem.softmax_policy().with_parameters(at.reshape(2, 4)).logps
+    assert value == pytest.approx(float(function.saddle.loss(logps)[0]), rel=1e-13)
+    for k, e in enumerate(step * np.eye(8)):
+        up, down = function.derivatives(at + e), function.derivatives(at - e)
+        assert gradient[k] == pytest.approx((up[0] - down[0]) / (2 * step), abs=1e-8)
+        assert hessian[k] == pytest.approx((up[1] - down[1]) / (2 * step), abs=1e-7)
+
+
+def test_weights_that_change_sign_with_the_scores_are_refused_at_those_scores(problem: ContextualBandit) -> None:
+    """score * logsumexp(r) is convex where scores are positive, which is all that is seen before the data."""
+    solution = solve(problem, scored_by(problem, 1.0), Listed(of=Weighed()), reward_class=Box(1.0), method="newton")
+    assert solution.status == "certified"
+    with pytest.raises(InvalidArgument, match=r"^saddle\.objective: expected a loss that is convex whatever scores"):
+        solve(problem, scored_by(problem, -1.0), Listed(of=Weighed()), reward_class=Box(1.0), method="newton")
+
+
+class Weighed(Shape):
+    """The share of the best against the others, weighed by its score."""
+
+    lists = True
+    convex = True
+    invariant = True
+    needs = frozenset({"scores"})
+
+    def __call__(self, values: tuple[Any, ...], beta: float, columns: Any) -> Any:
+        rewards = [beta * value for value in values]
+        return numerics.times(columns.scores[0], numerics.logsumexp(rewards) - rewards[0])
+
+    def arrows(self, columns: Any) -> Any:
+        return {(0, j): True for j in range(1, len(columns.logps))}
+
+
+def scored_by(problem: ContextualBandit, score: float) -> RankedLists:
+    (block,) = problem.sample_rankings(60, size=3, rng=0).blocks
     return RankedLists.from_lists(
-        block.prompt, block.responses, count=block.count, scores=scores, num_prompts=2, num_responses=4
-    )
+        block.prompt, block.responses, count=block.count, scores=np.full(block.responses.shape, score),
+        num_prompts=2, num_responses=4,
+    )  # fmt: skip
+
+
+def test_a_response_alone_is_weighed_by_its_score(problem: ContextualBandit) -> None:
+    """A-LoL without a ratio ends at mu max(A, 0) / Z, certified by the bound of Theorem 11."""
+    rng = np.random.default_rng(0)
+    mu, advantage = rng.dirichlet(np.ones(8)), rng.normal(size=8)
+    one = ContextualBandit(d0=[1.0], reference=mu[None], reward_bound=1.0)
+    alone = RankedLists.from_lists(
+        np.zeros(8, dtype=int), np.arange(8)[:, None], count=mu, scores=advantage[:, None], num_prompts=1,
+        num_responses=8,
+    )  # fmt: skip
+    run = fit(one.softmax_policy(), alone, ALoL(ratio=False))
+    expected = mu * np.maximum(advantage, 0.0)
+    assert np.abs(run.policy[0] - expected / expected.sum()).max() <= 1e-9
+    assert run.evidence == "certified", run.message
+    assert np.isnan(run.history[-1]["rewards/margins"]) and "reward/proxy" not in run.history[-1]
+    with pytest.raises(InvalidArgument, match="^data: expected labels of single responses"):
+        fit(one.softmax_policy(), alone, rpo.NCA())
 
 
 def test_metrics_of_a_list_by_hand() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from rpo.bandit.reward_class import check_reward_class
 from rpo.bandit.solver.data_term import has_dual
 from rpo.bandit.solver.saddle import Saddle
-from rpo.bandit.solver.solvable import require_solvable
+from rpo.bandit.solver.solvable import proven_convex, require_solvable
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.divergences import Divergence
@@ -150,6 +150,16 @@ def _check_signs(saddle: Saddle) -> None:
     """Refuse a saddle for which a term of the gap could be negative: a sum would hide one behind the others."""
     checks.positive("saddle.objective.beta", getattr(saddle.objective, "beta", 1.0))  # before the link asks
     require_solvable(saddle.objective, "saddle.objective")
+    shape = saddle.objective.shape
+    if not isinstance(shape, MarginShape) and "scores" in shape.needs:
+        for columns in saddle.columns(np.zeros(saddle.base.shape)):
+            if not proven_convex(shape, columns):
+                raise InvalidArgument(
+                    "saddle.objective",
+                    expected="a loss that is convex whatever scores the data have",
+                    got=f"{saddle.objective.label}, which cvxpy's rules do not find convex at these",
+                    remedy="Write it so that the signs of its weights do not depend on the scores.",
+                )
     check_reward_class(saddle.reward_class)
     _check_least("saddle.objective.eta", checks.finite("saddle.objective.eta", saddle.eta))
     checks.probabilities("saddle.base", saddle.base)

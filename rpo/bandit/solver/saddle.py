@@ -263,6 +263,13 @@ def build_saddle(
     for block in data.blocks:
         size = block.responses.shape[1]
         require_size(objective, size, "data")
+        if size == 1 and "scores" not in objective.needs:
+            raise InvalidArgument(
+                "data",
+                expected="labels of single responses, which a table does not have",
+                got=f"scores, which {objective.label} does not read",
+                remedy="Take pairs or lists, or train a language model with it.",
+            )
         if "scores" in objective.needs and block.scores is not None:
             check_scores(objective, "data.scores", tuple(block.scores.T))
         for k, index in enumerate(block.responses.T):

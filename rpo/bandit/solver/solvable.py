@@ -9,7 +9,7 @@ from rpo.core.divergences import KL
 from rpo.core.errors import InvalidArgument
 from rpo.core.links import LogRatio
 from rpo.core.objectives import Objective, require_objective
-from rpo.core.shapes import Hinge, Logistic, MarginShape, Pointwise, Shape, SmoothHinge, Square
+from rpo.core.shapes import Hinge, Logistic, MarginShape, Shape, SmoothHinge, Square
 
 
 def require_solvable(value: object, name: str = "objective") -> Objective:
@@ -76,24 +76,23 @@ def is_dpo(objective: Objective) -> bool:
     return kl and isinstance(shape, Logistic) and shape.is_likelihood
 
 
-def proven_convex(shape: Shape) -> bool:
-    """Return whether a shape that is declared convex is one of the package's, or convex by cvxpy's rules."""
+def proven_convex(shape: Shape, columns: Columns | None = None) -> bool:
+    """Return whether a shape that is declared convex is one of the package's, or convex by cvxpy's rules.
+
+    columns: whose scores it reads; of one group (`sample`) by default.
+    """
     if not shape.convex or type(shape) in (Logistic, Square, Hinge, SmoothHinge):
         return shape.convex
     import cvxpy  # heavy, and needed for the shapes of others alone
 
-    variable, columns = cvxpy.Variable(1), sample(shape)
+    columns = sample(shape) if columns is None else columns
+    variables = tuple(cvxpy.Variable(logps.size) for logps in columns.logps)
     try:
         if isinstance(shape, MarginShape):
-            return bool(shape.of_margin(variable).is_convex())
-        if type(shape) is Pointwise:
-            return bool(shape.chosen(variable).is_convex() and shape.rejected(variable).is_convex())
-        if shape.lists:
-            variables = tuple(cvxpy.Variable(1) for _ in columns.logps)
-            return bool(shape(variables, 1.0, columns.with_logps(variables)).is_convex())
+            return bool(shape.of_margin(variables[0]).is_convex())
+        return bool(shape(variables, 1.0, columns.with_logps(variables)).is_convex())
     except Exception:  # a formula that cvxpy cannot read proves nothing, whatever it raises
         return False
-    return False
 
 
 def sample(shape: Shape) -> Columns:
