@@ -139,8 +139,8 @@ def solve(
             remedy="A baseline's options are its fields.",
         )
     checks.instance("problem", problem, ContextualBandit)
-    checks.instance("data", data, PreferenceCounts)
-    made = objective.solve(problem, data, rng=rng)
+    pairs = checks.instance("data", data, PreferenceCounts)
+    made = objective.solve(problem, pairs, rng=rng)
     return checks.instance(f"{type(objective).__name__}.solve", made, PolicyResult, remedy="Return a PolicyResult.")
 
 

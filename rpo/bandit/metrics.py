@@ -51,13 +51,14 @@ def policy_metrics(
 def _group_metrics(logps: Array, saddle: Saddle) -> dict[str, float]:
     link, found = saddle.objective.link, dict.fromkeys(GROUP_METRICS, 0.0)
     for columns, groups in zip(saddle.columns(logps), saddle.groups, strict=True):
-        weights, values, others = groups.weights, link(columns), len(groups.entries) - 1
-        chosen, logps, none = values[0], columns.logps, np.full(weights.size, np.nan)  # no other response
-        rejected = sum(values[1:]) / others if others else none
+        weights, values, given = groups.weights, link(columns), columns.logps
+        others = len(values) - 1
+        none = np.full(weights.size, np.nan)  # where there is no other response
+        chosen, rejected = values[0], sum(values[1:]) / others if others else none
         ahead = [first - second > 0 for first, second in combinations(values, 2)]
         parts = (
-            weights @ logps[0],
-            weights @ (sum(logps[1:]) / others if others else none),
+            weights @ given[0],
+            weights @ (sum(given[1:]) / others if others else none),
             link.beta * (weights @ chosen),
             link.beta * (weights @ rejected),
             weights @ (link.beta * (chosen - rejected)),
