@@ -9,17 +9,11 @@ from typing import Any, overload
 import numpy as np
 
 from rpo.bandit.baseline import Baseline, PolicyResult
-from rpo.bandit.data import PreferenceCounts
+from rpo.bandit.data import CountedGroups, PreferenceCounts
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, RewardClass
-from rpo.bandit.solver.certificate import (
-    RELATIVE_GAP,
-    TV_BOUND,
-    Certificate,
-    certify,
-    has_dual,
-    within_tolerance,
-)
+from rpo.bandit.solver.certificate import RELATIVE_GAP, TV_BOUND, Certificate, certify, within_tolerance
+from rpo.bandit.solver.data_term import has_dual
 from rpo.bandit.solver.existence import Existence, minimizer_exists
 from rpo.bandit.solver.reward_side import Smoothed, minimize_reward_side
 from rpo.bandit.solver.saddle import Saddle, build_saddle
@@ -105,7 +99,7 @@ def solve(
 @overload
 def solve(
     problem: ContextualBandit,
-    data: PreferenceCounts,
+    data: CountedGroups,
     objective: Objective,
     *,
     reward_class: RewardClass | None = None,
@@ -116,7 +110,7 @@ def solve(
     start: Array | None = None,
 ) -> Solution: ...
 def solve(
-    problem: ContextualBandit, data: PreferenceCounts, objective: Any, *, rng: Any = None, **options: Any
+    problem: ContextualBandit, data: CountedGroups, objective: Any, *, rng: Any = None, **options: Any
 ) -> Solution | PolicyResult:
     """Solve argmax_pi min_{r in R} phi(pi, r) and certify the answer; or run a baseline on the same data.
 
@@ -145,14 +139,14 @@ def solve(
             remedy="A baseline's options are its fields.",
         )
     checks.instance("problem", problem, ContextualBandit)
-    checks.instance("data", data, PreferenceCounts)
-    made = objective.solve(problem, data, rng=rng)
+    pairs = checks.instance("data", data, PreferenceCounts)
+    made = objective.solve(problem, pairs, rng=rng)
     return checks.instance(f"{type(objective).__name__}.solve", made, PolicyResult, remedy="Return a PolicyResult.")
 
 
 def _solve_maximin(
     problem: ContextualBandit,
-    data: PreferenceCounts,
+    data: CountedGroups,
     objective: Objective,
     *,
     reward_class: RewardClass | None = None,
@@ -196,7 +190,7 @@ def _solve_maximin(
         checks.one_of("solver", solver, installed_solvers())
         primal = solve_reward_program(saddle, solver=solver)
         solved = {"reward": primal}
-        if has_dual(saddle.margin_shape):
+        if has_dual(objective.shape):
             dual = solved["policy"] = solve_policy_program(saddle, solver=solver)
         programs = {side: {"status": result.status, "value": result.value} for side, result in solved.items()}
         start = primal.reward if start is None else start
@@ -234,7 +228,7 @@ def _minimized(saddle: Saddle, start: Array | None) -> tuple[Array, Array | None
     Where the loss has a kink, of the problems whose corner is rounded ever less the one whose point, and whose slopes
     at it, certify the loss itself best.
     """
-    if saddle.margin_shape.smoothed(1.0) is None:
+    if saddle.objective.shape.smooth:
         return minimize_reward_side(saddle, start), None
     least, reward, dual = np.inf, np.zeros(saddle.base.shape), np.zeros(saddle.weights.shape)
     for width in WIDTHS:

@@ -62,7 +62,7 @@ METHODS: dict[str, Method] = {
         _row(_PAIRS, "ConservativeDPO", "Mitchell 2023", "none", "3", "DPO on counts (1 - eps, eps)", CERTIFIED),
         _row(_PAIRS, "RobustDPO", "Ray Chowdhury et al. 2024", "2403.00409", "12", "TRL robust", CERTIFIED),
         _row(_PAIRS, "RDPO", "Park et al. 2024", "2403.19159", "derived", "DPO at alpha = 0; by hand", CERTIFIED),
-        _row(_PAIRS, "ODPO", "Amini et al. 2024", "2402.10571", "not verified", "DPO at alpha = 0; by hand", ABSENT),
+        _row(_PAIRS, "ODPO", "Amini et al. 2024", "2402.10571", "not verified", "DPO at alpha = 0; by hand", CERTIFIED),
         _row(_PAIRS, "GammaDPO", "Chen et al. 2024", "2405.19534", "4", "DPO at a scaled reference", CERTIFIED),
         _row(_PAIRS, "EXO", "Ji et al. 2024", "2402.00856", "16", "TRL exo_pair"),
         _row(_PAIRS, "DiscoPOP", "Lu et al. 2024", "2406.08414", "5", "TRL discopop"),
@@ -106,16 +106,14 @@ METHODS: dict[str, Method] = {
             "TRL bco_pair at a shift of 0; by hand",
             ABSENT,
         ),
-        _row(_LISTS, "PlackettLuceDPO", "Rafailov et al. 2023", "2305.18290", "A.3", "DPO at K = 2"),
-        _row(_LISTS, "PRO", "Song et al. 2023", "2306.17492", "from its code", "a loop; by hand", ABSENT),
-        _row(_LISTS, "LiPO", "Liu et al. 2024", "2402.01878", "5-11", "DCG changes of swaps", ABSENT),
-        _row(_LISTS, "InfoNCA", "Chen et al. 2024", "2402.05369", "not verified", "its fixed point", ABSENT),
-        _row(
-            _LISTS, "ListNCA", "Chen et al. 2024", "2402.05369", "not verified", "NCA at K = 2; its fixed point", ABSENT
-        ),
-        _row(_LISTS, "ListEXO", "Ji et al. 2024", "2402.00856", "16", "EXO at K = 2", ABSENT),
-        _row(_LISTS, "CoPG", "Flet-Berliac et al. 2024", "2406.19185", "7-19", "IPO; its fixed point", ABSENT),
-        _row(_LISTS, "ALoL", "Baheti et al. 2023", "2305.14718", "from its code", "mu max(A, 0) / Z", ABSENT),
+        _row(_LISTS, "PlackettLuceDPO", "Rafailov et al. 2023", "2305.18290", "A.3", "DPO at K = 2", CERTIFIED),
+        _row(_LISTS, "PRO", "Song et al. 2023", "2306.17492", "from its code", "a loop; by hand", CERTIFIED),
+        _row(_LISTS, "LiPO", "Liu et al. 2024", "2402.01878", "5-11", "DCG changes of swaps"),
+        _row(_LISTS, "InfoNCA", "Chen et al. 2024", "2402.05369", "not verified", "its fixed point", CERTIFIED),
+        _row(_LISTS, "ListNCA", "Chen et al. 2024", "2402.05369", "not verified", "NCA at K = 2; its fixed point"),
+        _row(_LISTS, "ListEXO", "Ji et al. 2024", "2402.00856", "16", "EXO at K = 2"),
+        _row(_LISTS, "CoPG", "Flet-Berliac et al. 2024", "2406.19185", "7-19", "IPO; its fixed point", CERTIFIED),
+        _row(_LISTS, "ALoL", "Baheti et al. 2023", "2305.14718", "from its code", "mu max(A, 0) / Z"),
     )
 }
 
@@ -141,7 +139,8 @@ def table(solved: Callable[[Objective], bool]) -> str:
         kind = method.load()
         made = kind(**dict.fromkeys(_without_default(kind), 0.1))
         needs = ", ".join(sorted(made.needs)) or "nothing"
-        where = "train" if method.evidence == ABSENT else "fit, simulate, train"
+        where = "fit, train" if "scores" in made.needs else "fit, simulate, train"
+        where = "train" if method.evidence == ABSENT else where
         where = f"solve, {where}" if solved(made) else where
         source = method.paper if method.arxiv == "none" else f"{method.paper}, arXiv {method.arxiv}"
         rows.append(

@@ -21,7 +21,8 @@ from rpo.bandit.solver.solvable import require_solvable
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
-from rpo.core.objectives import Objective, require_margin_shape
+from rpo.core.objectives import Objective
+from rpo.core.shapes import MarginShape
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -130,8 +131,8 @@ def solve_batch(
 
 
 def is_batchable(objective: Objective) -> bool:
-    """Return whether an objective that `solve` takes is one problem, not a sequence of smoother ones."""
-    return require_margin_shape(objective).smoothed(1.0) is None
+    """Return whether an objective that `solve` takes is of pairs, and one problem, not a sequence of smoother ones."""
+    return isinstance(objective.shape, MarginShape) and objective.shape.smooth and "scores" not in objective.needs
 
 
 def require_batchable(objective: object, name: str = "objective") -> Objective:
@@ -140,7 +141,7 @@ def require_batchable(objective: object, name: str = "objective") -> Objective:
     if not is_batchable(found):
         raise InvalidArgument(
             name,
-            expected="a loss without a kink, to solve many instances at once",
+            expected="a loss of one margin without a kink or scores, to solve many instances at once",
             got=found.label,
             remedy="Use `solve`, one instance at a time.",
         )

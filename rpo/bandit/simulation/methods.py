@@ -166,7 +166,8 @@ class Template:
             return made
         if isinstance(made, Objective):
             name = f"methods: {self.name}"
-            if self.maximin is None and not is_solvable(require_on_table(made, name)):
+            made = require_on_table(made, name)
+            if self.maximin is None and not is_solvable(made):
                 return Fitted(made)
             solvable = require_solvable(made, name)
             method = dataclasses.replace(self.maximin or Maximin(solvable), objective=solvable)
