@@ -26,20 +26,30 @@ class Shape(ABC):
     """Values of a link -> one loss per group, (N,).
 
     convex: in the implicit rewards. invariant: the same when a constant is added to all rewards of a group, so that
-    responses in no group feel no pull. compares: whether rewards are read at all. unpaired: whether it takes a response
-    alone, K = 1, by its label. shift: what is subtracted from the values, as the batches before say; None for nothing.
+    responses in no group feel no pull. falls: whether it never rises when a constant is added to all rewards of a
+    group. compares: whether rewards are read at all. pairs, unpaired, lists: whether it takes K = 2; a response alone,
+    K = 1, by its label or its score; any K >= 2. unit_scores: whether scores must lie in [0, 1]. shift: what is
+    subtracted from the values, as the batches before say; None for nothing.
     """
 
     convex: bool = False
     invariant: bool = False
     compares: bool = True
+    pairs: bool = True
     unpaired: bool = False
+    lists: bool = False
+    unit_scores: bool = False
     shift: Shift | None = None
 
     @property
     def needs(self) -> frozenset[str]:
         """Names of the columns read beside the link's."""
         return frozenset()
+
+    @property
+    def falls(self) -> bool:
+        """Whether it never rises when all rewards of a group rise together."""
+        return self.invariant
 
     @abstractmethod
     def __call__(self, values: tuple[Any, ...], beta: float, columns: Columns) -> Any:
@@ -71,6 +81,11 @@ class MarginShape(Shape):
     def invariant(self) -> bool:  # type: ignore[override]
         """Whether the two rewards enter by their difference alone."""
         return self.rival == 1.0
+
+    @property
+    def falls(self) -> bool:
+        """Whether the rejected reward weighs no more than the chosen one, in a loss that falls in the margin."""
+        return self.invariant or (self.rival < 1.0 and self.slopes is not None and self.slopes[1] <= 0)
 
     def offset(self, columns: Columns) -> Any:
         """Return what the chosen response must win by, (N,) or (); None for nothing."""

@@ -43,6 +43,7 @@ class Method:
 
 _CORE, _PAIRS, _DIVERGENCE = "rpo.core.objectives", "rpo.methods.pairs", "rpo.methods.divergence"
 _FREE, _POINTWISE = "rpo.methods.reference_free", "rpo.methods.pointwise"
+_LISTS = "rpo.methods.lists"
 
 
 def _row(
@@ -105,6 +106,16 @@ METHODS: dict[str, Method] = {
             "TRL bco_pair at a shift of 0; by hand",
             ABSENT,
         ),
+        _row(_LISTS, "PlackettLuceDPO", "Rafailov et al. 2023", "2305.18290", "A.3", "DPO at K = 2"),
+        _row(_LISTS, "PRO", "Song et al. 2023", "2306.17492", "from its code", "a loop; by hand", ABSENT),
+        _row(_LISTS, "LiPO", "Liu et al. 2024", "2402.01878", "5-11", "DCG changes of swaps", ABSENT),
+        _row(_LISTS, "InfoNCA", "Chen et al. 2024", "2402.05369", "not verified", "its fixed point", ABSENT),
+        _row(
+            _LISTS, "ListNCA", "Chen et al. 2024", "2402.05369", "not verified", "NCA at K = 2; its fixed point", ABSENT
+        ),
+        _row(_LISTS, "ListEXO", "Ji et al. 2024", "2402.00856", "16", "EXO at K = 2", ABSENT),
+        _row(_LISTS, "CoPG", "Flet-Berliac et al. 2024", "2406.19185", "7-19", "IPO; its fixed point", ABSENT),
+        _row(_LISTS, "ALoL", "Baheti et al. 2023", "2305.14718", "from its code", "mu max(A, 0) / Z", ABSENT),
     )
 }
 
@@ -124,7 +135,7 @@ def table(solved: Callable[[Objective], bool]) -> str:
 
     solved: whether `rpo.bandit.solve` takes an objective.
     """
-    head = ("method", "needs", "runs in", "evidence", "source", "equation", "held to")
+    head = ("method", "groups", "needs", "runs in", "evidence", "source", "equation", "held to")
     rows: list[tuple[str, ...]] = [head, ("---",) * len(head)]
     for method in METHODS.values():
         kind = method.load()
@@ -133,8 +144,17 @@ def table(solved: Callable[[Objective], bool]) -> str:
         where = "train" if method.evidence == ABSENT else "fit, simulate, train"
         where = f"solve, {where}" if solved(made) else where
         source = method.paper if method.arxiv == "none" else f"{method.paper}, arXiv {method.arxiv}"
-        rows.append((f"`{method.name}`", needs, where, method.evidence, source, method.equation, method.oracle))
+        rows.append(
+            (f"`{method.name}`", _groups(made), needs, where, method.evidence, source, method.equation, method.oracle)
+        )
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _groups(objective: Objective) -> str:
+    """Return which groups a method takes, in words."""
+    shape = objective.shape
+    taken = ["pairs"] * (shape.pairs and shape.compares) + ["lists"] * shape.lists + ["responses"] * shape.unpaired
+    return ", ".join(taken)
 
 
 def _without_default(kind: type[Objective]) -> list[str]:
