@@ -74,7 +74,10 @@ class DataReport:
     field that it left out (in prompts also changed, for content), such as the reasoning of earlier turns.
     nulls: arguments of tool calls and fields of tools that were None and are left out. cut_when_made:
     responses whose finish reason is "length". ends: responses by the id of the end token written.
-    unpaired: responses alone, with a label; desirable: those of them that are.
+    unpaired: responses alone, with a label or a score; desirable: those of them whose label says so.
+    unscored: responses of lists without a score, which are left out. ties: lists in which two scores or ranks are the
+    same, the first in the row counting as the better. chosen_truncated, rejected_truncated: of a list its best
+    response, and any of the others.
     unused_columns: rows by column that nothing here reads. unread_prompts: those of them whose names say that
     they hold a prompt, where their text is not in it. prompts_inferred: rows without a prompt column.
     """
@@ -103,6 +106,8 @@ class DataReport:
     prompts_inferred: int = 0
     unpaired: int = 0
     desirable: int = 0
+    unscored: int = 0
+    ties: int = 0
 
     def refuse(self, refusal: RefusedRow) -> None:
         """Count a row that was left out, and keep its message if it is among the first."""

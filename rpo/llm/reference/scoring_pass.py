@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rpo.core.errors import InvalidArgument
 from rpo.llm.data.collate import group_of
-from rpo.llm.data.pairs import TokenizedPair
+from rpo.llm.data.pairs import TokenizedGroup
 from rpo.llm.logps.scoring import PromptGroup, ScoringPath
 from rpo.llm.reference.cache import CacheKey, CacheMismatch, LogpCache, precompute
 from rpo.llm.reference.sources import Reference, rng_kept
@@ -40,7 +40,7 @@ class ReferencePass:
     def logps(
         self,
         reference: Reference,
-        pairs: Sequence[TokenizedPair],
+        pairs: Sequence[TokenizedGroup],
         *,
         file: Path | None = None,
         strict: bool = True,
@@ -77,7 +77,7 @@ class ReferencePass:
         return cache.lookup(groups)
 
     def samples(
-        self, reference: Reference, pairs: Sequence[TokenizedPair], *, num_samples: int, max_new_tokens: int, seed: int
+        self, reference: Reference, pairs: Sequence[TokenizedGroup], *, num_samples: int, max_new_tokens: int, seed: int
     ) -> list[Any]:
         """Return `num_samples` responses (token ids) of the reference to each pair's prompt."""
         if self.tokenizer is None:
@@ -111,7 +111,7 @@ class ReferencePass:
             )
 
 
-def compared(pair: TokenizedPair, mismatched: bool) -> PromptGroup:
+def compared(pair: TokenizedGroup, mismatched: bool) -> PromptGroup:
     """Return a pair's prompt with its own responses, and the last of the further ones where it is asked for."""
     own, last = len(pair.own), -1 if mismatched else len(pair.responses)
     return PromptGroup(pair.prompt_ids, (*pair.own, *pair.responses[last:]), (*pair.scored[:own], *pair.scored[last:]))

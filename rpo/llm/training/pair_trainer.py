@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from rpo.core.errors import InvalidArgument
-from rpo.llm.data import PairStream, PreparedPairs, TokenizedPair, load_preferences, prepare_pairs, stream_pairs
+from rpo.llm.data import PairStream, PreparedPairs, TokenizedGroup, load_preferences, prepare_pairs, stream_pairs
 from rpo.llm.data.batching import BudgetCollator, TokenBudget
 from rpo.llm.data.collate import PairCollator, PairDataset, batch_totals, data_digest
 from rpo.llm.data.loading import SUFFIXES
@@ -139,7 +139,7 @@ class PairTrainer(TokenBudget, SafeTrainer):
         """What is read of rows beside prompts and pairs of responses: options of `prepare_pairs`."""
         return {}
 
-    def check_data(self, pairs: Sequence[TokenizedPair], counts: dict[str, Any]) -> dict[str, Any]:
+    def check_data(self, pairs: Sequence[TokenizedGroup], counts: dict[str, Any]) -> dict[str, Any]:
         """Return what was found about the data. Raises SelfCheckFailed."""
         return check_data(pairs, counts, self.eos_token_ids)
 
