@@ -84,8 +84,8 @@ def describe(parser: ArgumentParser, key: str, kind: type) -> None:
     words = {item.name: item.metadata.get("help") for item in fields(kind)}  # type: ignore[arg-type]
     for action in parser._actions:
         home, _, name = action.dest.rpartition(".")
-        if home == key and words.get(name):
-            action.help = re.split(r"(?<=[^.][.])\s", words[name])[0].replace("`", "").replace("%%", "%")
+        if home == key and (said := words.get(name)):
+            action.help = re.split(r"(?<=[^.][.])\s", said)[0].replace("`", "").replace("%%", "%")
 
 
 def field_words(kind: type, name: str) -> str:

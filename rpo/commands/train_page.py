@@ -39,6 +39,7 @@ SECTIONS: Sections = {
         "training.on_refused": "a row that cannot be used: error, or drop (counted)",
     },
     "log, evaluation, checkpoints": {
+        "log": "what is printed: short (five numbers a log), full, or none",
         "training.logging_steps": None,
         "training.report_to": "none, or trackers: wandb, tensorboard, trackio ...",
         "training.eval_strategy": "when to evaluate besides the end: no, steps, epoch",
