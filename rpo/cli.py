@@ -16,6 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from rpo import __version__
 from rpo.commands import (
     benchmark,
+    chat,
     compare,
     convert_gguf,
     data_check,
@@ -23,6 +24,7 @@ from rpo.commands import (
     explore,
     generate,
     judge,
+    merge,
     methods,
     plot,
     sentiment,
@@ -105,6 +107,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "data check": Command(data_check.data_check_command, "source"),
     "generate": Command(generate.generate_command, folder=None),
+    "chat": Command(chat.chat_command, "model", folder=None, kept="Nothing is kept of what was said."),
+    "merge": Command(merge.merge_command, "adapter"),
     "plot": Command(plot.plot_command, "runs", several=True, folder=None),
     "explore": Command(explore.explore_command, folder=None),
     "judge": Command(judge.judge_command, "responses", several=True, kept=VERDICTS),
