@@ -27,6 +27,7 @@ OWN_OPTIONS = {
     "center_rewards_coefficient": "objective.center_rewards_coefficient",
     "model_init_kwargs": "dtype, quantization, attn_implementation or revision",
     "resume_from_checkpoint": "resume",
+    "log": "log",
 }
 CONFIG = "config.yaml"
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
@@ -62,6 +63,7 @@ def train_command(
     attn_implementation: str | None = None,
     revision: str | None = None,
     resume: bool | str = False,
+    log: Literal["short", "full", "none"] = "short",
     label: str | None = None,
     resolved: str = "",
 ) -> None:
@@ -82,6 +84,7 @@ def train_command(
         attn_implementation: sdpa, eager, flash_attention_2 ...; null for transformers' choice.
         revision: branch, tag or commit of a model on the hub.
         resume: true for the newest checkpoint in the output folder, auto for it if there is one, or a checkpoint.
+        log: what is printed of each log: short for five numbers, full for all, none. run.json has all of them.
         label: name of the run in legends and records.
     """
     from rpo.llm.models import load_tokenizer
@@ -93,6 +96,7 @@ def train_command(
         "attn_implementation": attn_implementation,
         "revision": revision,
     }
+    training.log = log
     training.model_init_kwargs = {key: value for key, value in keywords.items() if value is not None}
     run = fit(
         model,

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from rpo.core.errors import InvalidArgument, OutputError, RPOError
 from rpo.core.locks import STAGE, alone, unwritable
+from rpo.core.summary import Summarised
 
 if TYPE_CHECKING:
     import pandas
@@ -38,8 +39,8 @@ VOCABULARY = re.compile(r"(^|_)(bos|eos|pad|unk|sep|cls|mask|image|audio|video)_
 NOT_KEPT = "Not kept here, for it is secret"
 
 
-@dataclass(kw_only=True)
-class Run:
+@dataclass(kw_only=True, repr=False)
+class Run(Summarised):
     """One fitted policy and its evidence, the same whichever world made it.
 
     label: for legends. objective, config: resolved. status: "converged" or "not_converged";
@@ -61,6 +62,14 @@ class Run:
     evidence: str = "none"
     certificate: dict[str, Any] = field(default_factory=dict)
     artifact: Any = None
+
+    @property
+    def summary(self) -> tuple[str, dict[str, str]]:
+        """Of what and how it ended; the last of the numbers that a run is read by."""
+        last = self.last_metrics()
+        names = ("loss", "rewards/margins", "rewards/accuracies", "displacement/share", "eval_loss")
+        facts = {name: f"{last[name]:.4g}" for name in names if name in last}
+        return f"Run of {self.label}: {self.status}. {self.message}", facts | {"evidence": self.evidence}
 
     @property
     def policy(self) -> NDArray[Any]:

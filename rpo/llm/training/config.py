@@ -14,6 +14,7 @@ from rpo.core.fields import hold
 from rpo.core.objectives import RPO, Objective, require_comparison, require_objective
 from rpo.core.records import check_file
 from rpo.llm.training.arguments import check_arguments, check_loading, taken_by_transformers
+from rpo.llm.training.console import LOGS
 from rpo.methods.foreign import refuse
 
 TRUNCATION_MODES = ("keep_end", "drop")
@@ -80,6 +81,12 @@ class TrainerConfig(TrainingArguments):
     )
     disable_dropout: bool = field(default=True, metadata=_help("No dropout in policy, adapters and reference."))
 
+    # Output.
+    log: str | None = field(
+        default=None,
+        metadata=_help("What is printed: short (five numbers a log; the default), full (all of them), or none."),
+    )
+
     # Checks.
     self_check: bool = field(default=True, metadata=_help("Check data, reference and gradient at step 0."))
     checkpoint_checksums: bool = field(default=True, metadata=_help("Checksum every checkpoint file."))
@@ -116,6 +123,8 @@ class TrainerConfig(TrainingArguments):
 
     def _check(self) -> None:
         checks.one_of("truncation_mode", self.truncation_mode, TRUNCATION_MODES)
+        if self.log is not None:
+            checks.one_of("log", self.log, LOGS)
         checks.one_of("on_refused", self.on_refused, ("error", "drop"))
         checks.one_of("path", self.path, ("auto", "shared", "packed", "padded"))
         if self.max_tokens_per_batch is not None:
