@@ -5,7 +5,7 @@ Shapes: S seeds, X prompts, A responses.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,8 +13,10 @@ import numpy as np
 
 from rpo.bandit.baseline import Baseline
 from rpo.bandit.batched import solve_batch
+from rpo.bandit.batched.fitting import TOLERANCE, fit_batch, is_fit_batchable
 from rpo.bandit.batched.solution import is_batchable
 from rpo.bandit.data import PreferenceCounts
+from rpo.bandit.evidence import table_evidence
 from rpo.bandit.maximin import solve
 from rpo.bandit.metrics import outcome_unchecked
 from rpo.bandit.problem import ContextualBandit
@@ -22,6 +24,7 @@ from rpo.bandit.reward_class import RewardClass, Unconstrained
 from rpo.bandit.simulation.grid import NOISE, Source, canonical, digest
 from rpo.bandit.simulation.methods import Fitted, Maximin, Template, describe
 from rpo.bandit.solver.saddle import build_saddle
+from rpo.bandit.table_loss import TableLoss
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import NoMinimizer, RPOError
@@ -174,6 +177,9 @@ class Cell:
                 for group, reward_class in self._groups(method, whole, answers):
                     for i, answer in zip(group, self._batch(method, group, reward_class), strict=True):
                         answers[i] = answer
+            elif isinstance(method, Fitted) and is_fit_batchable(method.objective):
+                for i, answer in self._fitted(method, whole):
+                    answers[i] = answer
             else:
                 content = int(digest(f"{self._data_hash:x}", describe(method)), 16)
                 for i in whole:
@@ -263,6 +269,46 @@ class Cell:
         found, message = solution.certificate, "" if solution.status == "certified" else solution.message
         gaps = found.gap, found.relative_gap, found.tv_bound
         return _Answer(solution.status, message, solution.policy, solution.reward, *gaps, name)
+
+    def _fitted(self, method: Fitted, whole: list[int]) -> Iterator[tuple[int, _Answer]]:
+        """Fit the draws that share reference and design at once; what is proved of each end is said one by one."""
+        groups: dict[Any, list[int]] = {}
+        for i in whole:
+            problem = self._whole(i).problem
+            features = problem.features.tobytes() if method.linear and problem.features is not None else b""
+            groups.setdefault((problem.reference.tobytes(), features), []).append(i)
+        for group in groups.values():
+            try:
+                saddles = [
+                    build_saddle(draw.problem, draw.data, method.objective, Unconstrained())
+                    for draw in map(self._whole, group)
+                ]
+                policies = [method.policy_for(self._whole(i).problem) for i in group]
+                found = fit_batch(
+                    np.stack([self._whole(i).wins for i in group]),
+                    method.objective,
+                    reference=policies[0].problem.reference,
+                    base=np.stack([saddle.base for saddle in saddles]),
+                    d=np.stack([saddle.d for saddle in saddles]),
+                    design=policies[0].design if method.linear else None,
+                )
+            except Exception as error:
+                yield from ((i, _failed(error)) for i in group)
+                continue
+            for k, i in enumerate(group):
+                trained = policies[k].with_parameters(found.parameters[k])
+                slope = float(found.gradient[k])
+                evidence = table_evidence(
+                    TableLoss(saddles[k], trained),
+                    trained.parameters.ravel(),
+                    slope=slope,
+                    converged=slope <= TOLERANCE,
+                )
+                status = "inaccurate" if evidence.word == "none" else evidence.word
+                gap = evidence.numbers.get("gap", NAN)
+                relative = gap / max(1.0, abs(float(found.loss[k])))
+                message = "" if status == "certified" else f"largest gradient entry {slope:.1e}; {evidence.message}"
+                yield i, _Answer(status, message, np.exp(trained.logps), None, gap, relative)
 
     def _baseline(self, method: Baseline, i: int, rng: np.random.Generator) -> _Answer:
         draw = self._whole(i)
