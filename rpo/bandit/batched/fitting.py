@@ -84,7 +84,7 @@ def fit_batch(
 
 def _through(cells: _Cells, design: Array, theta: Array, which: Index) -> tuple[Array, Array, Array]:
     """Return values (c,), gradients (c, P) and Hessians (c, P, P) of the instances `which` at theta (c, P)."""
-    x, a, p = design.shape
+    x, a = design.shape[:2]
     mine = (which[:, None] * x + np.arange(x)).ravel()
     value, g, h = cells.evaluate(np.einsum("xap,cp->cxa", design, theta).reshape(-1, a), mine)
     pulled = np.einsum("xap,cxab,xbq->cpq", design, h.reshape(-1, x, a, a), design, optimize=True)
