@@ -21,6 +21,7 @@ from rpo.bandit import (
     LinearBall,
     LinearSoftmaxPolicy,
     PreferenceCounts,
+    RankedLists,
     TabularSoftmaxPolicy,
     baselines,
     bounds,
@@ -38,6 +39,7 @@ from rpo.core.objectives import DPO, RPO
 
 PROBLEM = instances.random(prompts=2, arms=3, features=2, rng=0)
 DATA = PROBLEM.sample_preferences(60, rng=1)
+LISTS = PROBLEM.sample_rankings(60, size=3, rng=1)
 OBJECTIVE = RPO(beta=0.5, eta=0.2)
 UNIFORM = np.full((2, 3), 1 / 3)
 REWARD = np.asarray(PROBLEM.reward)
@@ -158,6 +160,13 @@ CALLS = {
     "sample_preferences": call(PROBLEM.sample_preferences, "n", "rng", n=9, rng=0),
     "expected_reward": call(PROBLEM.expected_reward, "policy", policy=UNIFORM),
     "suboptimality": call(PROBLEM.suboptimality, "policy", policy=UNIFORM, comparator=UNIFORM),
+    "sample_rankings": call(PROBLEM.sample_rankings, "n", "size", "rng", n=9, size=3, score_noise=0.5, rng=0),
+    "from_lists": call(
+        RankedLists.from_lists, "prompt", "responses", "num_prompts", "num_responses", prompt=np.array([0]),
+        responses=np.array([[0, 1]]), num_prompts=2, num_responses=2, count=np.array([2.0]),
+        scores=np.array([[1.0, 0.5]]), prompt_labels=("x", "y"), response_labels=("a", "b"),
+    ),
+    "to_pairs": call(LISTS.to_pairs, "rule", rule="adjacent"),
     "from_pairs": call(
         PreferenceCounts.from_pairs, "prompt", "chosen", "rejected", "num_prompts", "num_responses",
         prompt=np.array([0, 1]), chosen=np.array([0, 1]), rejected=np.array([1, 2]), num_prompts=2, num_responses=3,
@@ -354,7 +363,7 @@ def test_every_public_function_is_among_the_calls() -> None:
         "Advice", "AnnotatorGroups", "Baseline", "BatchSolution", "Certificate", "Existence", "PolicyResult",
         "PreferenceTable", "Saddle", "TrainingPath",
         "Solution", "Bound", "Ledger", "LedgerEntry", "Proportion", "Slope", "Coverage",  # records
-        "PreferenceCounts",  # by its constructors `from_pairs` and `from_wins`
+        "PreferenceCounts", "RankedLists",  # by their constructors `from_pairs`, `from_wins` and `from_lists`
         "Comparison", "GoldExperiment", "NonFiniteLoss",  # records and an error
         "Unconstrained", "ReferencePolicy", "list_baselines",  # take nothing
         "compare", "gold_experiment", "draw_problem", "fit_with_trainer", "write_report", "save_gold",  # below

@@ -8,6 +8,7 @@ from rpo.bandit.batched import BatchSolution, sample_wins, solve_batch
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.fitting import fit, maximum_likelihood_reward
 from rpo.bandit.label_repair import flip_weakest, preference_strength, soft_labels
+from rpo.bandit.lists import RankedLists
 from rpo.bandit.maximin import Solution, solve
 from rpo.bandit.metrics import policy_metrics, policy_outcome
 from rpo.bandit.paths import TrainingPath, training_path
@@ -36,6 +37,7 @@ __all__ = [
     "PolicyResult",
     "PreferenceCounts",
     "PreferenceTable",
+    "RankedLists",
     "Saddle",
     "Solution",
     "TabularSoftmaxPolicy",

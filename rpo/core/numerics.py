@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -67,8 +68,45 @@ def exp(z: Any) -> Any:
 
 
 def log(values: Any) -> Any:
-    """Return log(values) elementwise, of numbers > 0 that no derivative is taken in: NumPy or torch."""
-    return values.log() if backend(values) == "torch" else np.log(values)
+    """Return log(values) elementwise, of numbers > 0; not for cvxpy."""
+    kind = backend(values)
+    if kind == "jet":
+        x = values.value
+        return values.lift(np.log(x), 1.0 / x, -1.0 / (x * x))
+    return values.log() if kind == "torch" else np.log(values)
+
+
+def constant(values: Any) -> Any:
+    """Return the values as numbers that no derivative is taken in (stop-gradient); not for cvxpy."""
+    kind = backend(values)
+    return values.value if kind == "jet" else values.detach() if kind == "torch" else values
+
+
+def times(weights: Any, values: Any) -> Any:
+    """Return weights * values elementwise, (N,); weights: numbers of the values' backend, or NumPy's for cvxpy."""
+    return sys.modules["cvxpy"].multiply(weights, values) if backend(values) == "cvxpy" else weights * values
+
+
+def indicator(holds: Any, like: Any) -> Any:
+    """Return one where a condition holds and zero elsewhere, in the precision of `like`; NumPy and torch."""
+    return holds.to(like.dtype) if backend(holds) == "torch" else np.asarray(holds, dtype=np.asarray(like).dtype)
+
+
+def logsumexp(values: Sequence[Any]) -> Any:
+    """Return log of the sum of exp over K vectors (N,), elementwise, without overflow."""
+    kind = backend(*values)
+    if kind == "cvxpy":
+        cvxpy = sys.modules["cvxpy"]
+        return cvxpy.log_sum_exp(cvxpy.vstack(values), axis=0)
+    if kind == "torch":
+        return sys.modules["torch"].stack(tuple(values)).logsumexp(0)
+    most = constant(values[0])
+    for value in values[1:]:
+        most = np.maximum(most, constant(value))
+    total = exp(values[0] - most)
+    for value in values[1:]:
+        total = total + exp(value - most)
+    return log(total) + most
 
 
 def relu(z: Any) -> Any:

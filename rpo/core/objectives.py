@@ -5,7 +5,6 @@ Shapes: N pairs, X prompts. `logps` are summed token log-probabilities in nats, 
 
 from __future__ import annotations
 
-import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
@@ -15,17 +14,18 @@ import numpy as np
 
 from rpo.core import checks, numerics
 from rpo.core.checks import Array
-from rpo.core.columns import Columns
+from rpo.core.columns import Columns, by_size
 from rpo.core.divergences import KL, Divergence
 from rpo.core.errors import InvalidArgument
 from rpo.core.fields import Positive, Reduction, check_fields
+from rpo.core.inputs import check_alike, like, list_columns, pair_columns
 from rpo.core.jets import Jet
 from rpo.core.links import Link, LogOdds, LogRatio
-from rpo.core.reduction import SFT_REDUCTIONS, check_weights, reduced, require_lengths
+from rpo.core.reduction import SFT_REDUCTIONS, reduced
 from rpo.core.shapes import AbsoluteOdds, Logistic, MarginShape, Shape
 
 # What solvers and trainers evaluate; a method says what it is through link, shape, anchor and preference_weight.
-FORMULA = ("__call__", "terms", "per_pair", "rewards", "at_reference", "derivatives", "loss", "_total")
+FORMULA = ("__call__", "terms", "per_pair", "rewards", "at_reference", "derivatives", "loss", "of_lists", "total")
 PROOFS = ("convex_in_logits", "convex_in_policy")  # derived from the parts: certificates rest on them
 LEAST_SCALE = 1e-20  # its square, and that of its inverse, leave float64 room for the data's own scale
 BASES = ("chosen", "rejected", "responses", "reference", "custom")
@@ -69,7 +69,7 @@ class Objective(ABC):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         for name in (*FORMULA, *PROOFS):
-            if name in vars(cls):
+            if getattr(cls, name) is not getattr(Objective, name):  # its own, or that of a class mixed in
                 raise InvalidArgument(
                     cls.__name__,
                     expected="link, shape, anchor and preference_weight of its own, and nothing else of the formula",
@@ -112,21 +112,21 @@ class Objective(ABC):
 
     @property
     def takes_unpaired(self) -> bool:
-        """Whether responses alone, with a label each, will do in place of pairs."""
+        """Whether responses alone, with a label or a score each, will do in place of pairs."""
         return self.shape.unpaired and self.anchor.weight == 0
 
     @property
-    def convex_in_logits(self) -> bool:
-        """Whether the loss of a table is convex in its logits: a convex loss of one margin of log-probabilities.
+    def takes_lists(self) -> bool:
+        """Whether groups of more than two responses will do."""
+        return self.shape.lists
 
-        Where the rejected response weighs less than the chosen one, the margin is concave, so the loss must also fall.
+    @property
+    def convex_in_logits(self) -> bool:
+        """Whether the loss of a table is convex in its logits t: a convex loss of log-probabilities that never rises
+        when all of a group rise together, since these are t less a convex function of t.
         """
-        shape, link = self.shape, self.link
         signs = self.anchor.weight >= 0 and self.preference_weight >= 0 and isinstance(self.anchor.divergence, KL)
-        if not (isinstance(shape, MarginShape) and shape.convex and signs):
-            return False
-        falls = shape.rival < 1.0 and shape.slopes is not None and shape.slopes[1] <= 0
-        return (shape.invariant or falls) and link.affine
+        return signs and self.shape.convex and self.shape.falls and self.link.affine
 
     @property
     def convex_in_policy(self) -> bool:
@@ -143,9 +143,14 @@ class Objective(ABC):
         shown += [repr(value).removesuffix("()") for _, value in named if isinstance(value, Divergence)]
         return f"{type(self).__name__} ({', '.join(shown)})" if shown else type(self).__name__
 
-    def per_pair(self, columns: Columns) -> Any:
-        """Return the preference losses, (N,), in the columns' backend."""
-        return self.shape(self.link(columns), self.link.beta, columns)
+    def per_pair(self, columns: Columns, sizes: Any = None) -> Any:
+        """Return the preference losses, (N,), in the columns' backend.
+
+        sizes: (N,), NumPy integers, how many of the K responses each group has, the first ones; None for all K.
+        """
+        if sizes is None:
+            return self.shape(self.link(columns), self.link.beta, columns)
+        return by_size(self.per_pair, columns, sizes)
 
     def loss(
         self, columns: Columns, base_logps: Any = None, weights: Any = None, base_weights: Any = None
@@ -154,7 +159,7 @@ class Objective(ABC):
 
         For an anchor of another divergence base_logps are E_base[f'(u)] - E_ref[u f'(u) - f(u)], its `base_value`.
         """
-        return self._total(numerics.weighted_mean(self.per_pair(columns), weights), base_logps, weights, base_weights)
+        return self.total(numerics.weighted_mean(self.per_pair(columns), weights), base_logps, weights, base_weights)
 
     def rewards(self, columns: Columns) -> tuple[Any, ...]:
         """Return the implicit rewards of each response, K vectors (N,)."""
@@ -186,7 +191,7 @@ class Objective(ABC):
         base_logps concave). Raises InvalidArgument for a shape that is not of one margin.
         """
         losses = require_margin_shape(self).of_margin(self.link.beta * margins)
-        return self._total(numerics.weighted_mean(losses, weights), base_logps, weights, base_weights)
+        return self.total(numerics.weighted_mean(losses, weights), base_logps, weights, base_weights)
 
     def __call__(
         self,
@@ -212,65 +217,24 @@ class Objective(ABC):
         (`rpo.core.shifts`), where the objective needs them. Raises InvalidArgument for wrong shapes, weights or missing
         inputs.
         """
-        named = {
-            "policy_chosen_logps": policy_chosen_logps,
-            "policy_rejected_logps": policy_rejected_logps,
-            "reference_chosen_logps": reference_chosen_logps,
-            "reference_rejected_logps": reference_rejected_logps,
-        }
-        logps = {
-            name: numerics.promote(value, name)
-            for name, value in named.items()
-            if value is not None or self._asks_for(name)
-        }
-        policy = logps["policy_chosen_logps"]
-        if policy.ndim != 1 or policy.shape[0] == 0:
-            raise InvalidArgument(
-                "policy_chosen_logps",
-                expected="shape (N,) with N >= 1",
-                got=f"shape {tuple(policy.shape)}",
-                remedy="Pass one per pair.",
-            )
-        for name, value in logps.items():
-            _check_alike(name, value, policy)
-        weights = _like("weights", weights, policy)
-        check_weights(weights, policy)
-        lengths = (
-            _like("chosen_lengths", chosen_lengths, policy),
-            _like("rejected_lengths", rejected_lengths, policy),
-        )
-        if "lengths" in self.needs:
-            for name, value in zip(("chosen_lengths", "rejected_lengths"), lengths, strict=True):
-                remedy = "Pass the number of tokens of each response."
-                require_lengths(name, value, policy, type(self).__name__, remedy=remedy)
-        scores = None
-        if "scores" in self.needs:
-            scores = tuple(
-                _like(name, checks.finite(name, value, shape=tuple(policy.shape)), policy)
-                for name, value in (("chosen_scores", chosen_scores), ("rejected_scores", rejected_scores))
-            )
-            if not bool((scores[0] > scores[1]).all()):
-                raise InvalidArgument(
-                    "chosen_scores",
-                    expected="scores above the rejected responses'",
-                    got="a tie, or the other way round",
-                    remedy="Drop ties, and pairs whose scores contradict the preference.",
-                )
-        if "shift" in self.needs:
-            checks.finite("shift", shift, shape=())
-        columns = Columns(
-            logps=tuple(logps[name] for name in logps if name.startswith("policy")),
-            reference=None
-            if reference_chosen_logps is None
-            else (logps["reference_chosen_logps"], logps["reference_rejected_logps"]),
-            lengths=lengths,
-            scores=scores,
+        columns, weights = pair_columns(
+            self,
+            {
+                "policy_chosen_logps": policy_chosen_logps,
+                "policy_rejected_logps": policy_rejected_logps,
+                "reference_chosen_logps": reference_chosen_logps,
+                "reference_rejected_logps": reference_rejected_logps,
+            },
+            lengths={"chosen_lengths": chosen_lengths, "rejected_lengths": rejected_lengths},
+            scores={"chosen_scores": chosen_scores, "rejected_scores": rejected_scores},
+            weights=weights,
             shift=shift,
         )
+        policy = columns.logps[0]
         anchor = require_sft(self).anchor
         if base_logps is not None:
             base_logps, of_base, whose = numerics.promote(base_logps, "base_logps"), base_lengths, "base_lengths"
-            _check_alike("base_logps", base_logps, policy)
+            check_alike("base_logps", base_logps, policy)
         elif anchor.role == "chosen":
             base_logps, of_base, whose = policy, chosen_lengths, "chosen_lengths"
         elif anchor.weight:
@@ -281,22 +245,47 @@ class Objective(ABC):
                 remedy="Pass base_logps, or use base='chosen'.",
             )
         if base_logps is not None:
-            of_base = _like(whose, of_base, base_logps)
+            of_base = like(whose, of_base, base_logps)
             setting = "sft_reduction" if hasattr(self, "sft_reduction") else "reduction"
             base_logps = reduced(base_logps, of_base, weights, anchor.reduction, whose=whose, setting=setting)
         return self.loss(columns, base_logps, weights)
+
+    def of_lists(
+        self,
+        policy_logps: Any,
+        reference_logps: Any = None,
+        *,
+        lengths: Any = None,
+        scores: Any = None,
+        sizes: Any = None,
+        weights: Any = None,
+    ) -> tuple[Any, LossTerms]:
+        """Return (loss, LossTerms) of N lists of up to K responses, best first; NumPy arrays or torch tensors.
+
+        policy_logps, reference_logps, lengths, scores: (N, K), as for pairs; scores fall along a row, ties in the order
+        given. sizes: (N,), how many of a row's entries there are, the first ones; None for all. weights: (N,), summing
+        to one; None for the mean. An SFT term is that of the first responses. Raises InvalidArgument.
+        """
+        columns, counts, weights = list_columns(
+            self, policy_logps, reference_logps, lengths=lengths, scores=scores, sizes=sizes, weights=weights
+        )
+        anchor, best, of_best = require_sft(self).anchor, None, None if lengths is None else columns.lengths
+        if anchor.role == "chosen":
+            of_first = None if of_best is None else of_best[0]
+            best = reduced(
+                columns.logps[0], of_first, weights, anchor.reduction, whose="lengths", setting="sft_reduction"
+            )
+        return self.total(numerics.weighted_mean(self.per_pair(columns, counts), weights), best, weights, None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a record stores: the class's name and every field."""
         return _described(self)
 
-    def _asks_for(self, name: str) -> bool:
-        if name == "policy_rejected_logps":
-            return self.shape.compares
-        return name.startswith("policy") or "reference" in self.needs
+    def total(self, preference: Any, base_logps: Any, weights: Any, base_weights: Any) -> tuple[Any, LossTerms]:
+        """Return (loss, LossTerms) from the mean preference loss and the rest as for `loss`: the formula's one home.
 
-    def _total(self, preference: Any, base_logps: Any, weights: Any, base_weights: Any) -> tuple[Any, LossTerms]:
-        """Add the weighted terms up: the formula's one home."""
+        Where groups of several sizes are asked for one size at a time, their weighted sums add up to that mean.
+        """
         anchor = self.anchor
         weighted = self.preference_weight * preference
         if base_logps is None:
@@ -460,6 +449,9 @@ def require_objective(value: object, name: str = "objective") -> Objective:
             got=f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__,
             remedy="Call the class with its numbers; `rpo methods` lists them.",
         )
+    parts: tuple[tuple[str, Any], ...] = (("link", Link), ("shape", Shape), ("anchor", Anchor))
+    for part, kind in parts:
+        checks.instance(f"{name}.{part}", getattr(value, part), kind)
     _check_scales(name, {"beta": value.link.beta, "eta": getattr(value, "eta", 0.0)})
     return value
 
@@ -522,21 +514,3 @@ def _check_scales(name: str, numbers: dict[str, float]) -> None:
                 got=number,
                 remedy="Measure rewards in other units: only beta and eta in units of the reward matter.",
             )
-
-
-def _check_alike(name: str, value: Any, first: Any) -> None:
-    """Refuse a value of another shape or backend than the first of its kind."""
-    kinds = numerics.backend(value), numerics.backend(first)
-    if kinds[0] != kinds[1]:
-        raise InvalidArgument(name, expected=f"a {kinds[1]} array", got=kinds[0], remedy="Pass all in one of them.")
-    checks.has_shape(name, value, tuple(first.shape))
-
-
-def _like(name: str, values: Any, logps: Any) -> Any:
-    """Return `values` (None, a sequence, an array) in the backend and precision of `logps`."""
-    if values is None:
-        return None
-    if numerics.backend(logps) == "torch":
-        given = values if numerics.backend(values) == "torch" else checks.numbers(name, values)
-        return sys.modules["torch"].as_tensor(given, dtype=logps.dtype, device=logps.device)
-    return checks.numbers(name, values).astype(logps.dtype, copy=False)

@@ -1,5 +1,6 @@
 """Baselines against brute force, enumeration and second constructions; what permutations, shifts and splits leave."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable
@@ -535,6 +536,17 @@ def test_bad_settings_are_refused_by_name(make: Callable[[], Baseline], name: st
     with pytest.raises(InvalidArgument) as error:
         make()
     assert error.value.name == name
+
+
+@pytest.mark.parametrize(
+    "method", [method for method in METHODS if hasattr(method, "reward_class")], ids=lambda m: type(m).__name__
+)
+def test_a_function_for_a_reward_class_is_completed_by_simulate_alone(
+    method: Baseline, problem: ContextualBandit, data: PreferenceCounts
+) -> None:
+    asked = dataclasses.replace(method, reward_class=len)
+    with pytest.raises(InvalidArgument, match="^reward_class: expected .*, got <built-in function len>"):
+        solve(problem, data, asked, rng=0)
 
 
 def test_what_draws_needs_an_rng_and_unknown_options_are_refused(

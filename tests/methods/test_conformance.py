@@ -41,7 +41,7 @@ def objectives() -> dict[str, Objective]:
     return found | {f"FDPO-{type(f).__name__}": rpo.FDPO(beta=0.5, divergence=f) for f in INTERIOR}
 
 
-ALL = objectives()
+ALL = {name: objective for name, objective in objectives().items() if objective.shape.pairs}
 every_method = pytest.mark.parametrize("objective", ALL.values(), ids=ALL)
 
 
@@ -51,7 +51,7 @@ def columns(seed: int = 0, make: Any = np.asarray) -> Columns:
     lengths = rng.integers(2, 10, (2, N)).astype(float)
     reference = -rng.uniform(0.2, 1.0, (2, N)) * lengths
     policy = np.minimum(reference + rng.normal(scale=0.8, size=(2, N)), -0.05)
-    scores = rng.uniform(0.1, 3.0, (2, N)).cumsum(0)[::-1]  # the chosen one's is higher
+    scores = rng.uniform(0.05, 0.5, (2, N)).cumsum(0)[::-1]  # the chosen one's is higher
     fields = {"logps": policy, "reference": reference, "lengths": lengths, "scores": scores}
     return Columns(**{name: tuple(map(make, value.copy())) for name, value in fields.items()}, shift=0.3)
 
@@ -125,10 +125,13 @@ def test_what_is_needed_and_missing_is_named(objective: Objective) -> None:
         with pytest.raises(InvalidArgument, match="_lengths"):
             objective(*given.logps, *given.reference, chosen_lengths=given.lengths[0])
     if "scores" in objective.needs:
+        lengths = {"chosen_lengths": given.lengths[0], "rejected_lengths": given.lengths[1]}
         with pytest.raises(InvalidArgument, match="^chosen_scores: expected"):
-            objective(*given.logps, *given.reference, rejected_scores=given.scores[1])
-        with pytest.raises(InvalidArgument, match="a tie, or the other way round"):
-            objective(*given.logps, *given.reference, chosen_scores=given.scores[1], rejected_scores=given.scores[1])
+            objective(*given.logps, *given.reference, **lengths, rejected_scores=given.scores[1])
+        up = {"chosen_scores": given.scores[1], "rejected_scores": given.scores[0]}
+        wrong = "one above the score before it" if objective.takes_lists else "a tie, or the other way round"
+        with pytest.raises(InvalidArgument, match=wrong):
+            objective(*given.logps, *given.reference, **lengths, **up)
     if "shift" in objective.needs:
         with pytest.raises(InvalidArgument, match="^shift: expected"):
             objective(*given.logps, *given.reference)
@@ -147,11 +150,23 @@ def test_at_reference_is_the_loss_of_the_reference_itself(objective: Objective) 
 # --- declared facts --------------------------------------------------------------------------------
 
 
+def responses(shape: Shape) -> int:
+    """Return how many responses a shape is tried on: three where it takes lists, of which pairs may hide a fact."""
+    return 3 if shape.lists else 2
+
+
+def beside(shape: Shape, n: int) -> Columns:
+    """Return what a shape may read beside rewards."""
+    lengths, scores = (np.full(n, 3.0), np.full(n, 5.0), np.full(n, 4.0)), (0.9, 0.4, 0.1)
+    filled = tuple(np.full(n, score) for score in scores)
+    return Columns(logps=(), lengths=lengths, scores=filled, shift=0.3).first(responses(shape))
+
+
 def worst_midpoint(shape: Shape, seed: int = 0) -> float:
-    """Return the largest excess of a midpoint over the mean of its ends, over 20,000 pairs of reward pairs."""
+    """Return the largest excess of a midpoint over the mean of its ends, over 20,000 pairs of rewards of groups."""
     rng = np.random.default_rng(seed)
-    ends = rng.normal(scale=rng.choice([0.1, 1.0, 5.0], size=20_000), size=(2, 2, 20_000))
-    none = Columns(logps=(), lengths=(np.full(20_000, 3.0), np.full(20_000, 5.0)), scores=(2.0, 1.0), shift=0.3)
+    ends = rng.normal(scale=rng.choice([0.1, 1.0, 5.0], size=20_000), size=(2, responses(shape), 20_000))
+    none = beside(shape, 20_000)
     first, second = (shape(tuple(end), 1.0, none) for end in ends)
     return float((shape(tuple((ends[0] + ends[1]) / 2), 1.0, none) - (first + second) / 2).max())
 
@@ -177,8 +192,8 @@ def test_cvxpy_agrees_and_proves_the_convexity(name: str) -> None:
 @every_method
 def test_invariance_is_what_is_declared(objective: Objective) -> None:
     rng = np.random.default_rng(3)
-    rewards, shift, none = rng.normal(size=(2, 50)), rng.normal(size=50), columns()
-    none = dataclasses.replace(none, lengths=(np.full(50, 3.0), np.full(50, 5.0)), scores=(2.0, 1.0))
+    shift, none = rng.normal(size=50), beside(objective.shape, 50)
+    rewards = rng.normal(size=(responses(objective.shape), 50))
     moved = np.abs(objective.shape(tuple(rewards + shift), 1.0, none) - objective.shape(tuple(rewards), 1.0, none))
     assert (moved.max() <= 1e-12) == objective.shape.invariant
 
@@ -209,8 +224,9 @@ def test_record_holds_every_field_and_label_names_the_method(objective: Objectiv
 
 
 def test_labels_and_records_tell_methods_apart() -> None:
-    assert len({str(objective.to_dict()) for objective in ALL.values()}) == len(ALL)
-    assert len({objective.label for name, objective in ALL.items() if not name.startswith("FDPO-")}) == len(
+    every = objectives()
+    assert len({str(objective.to_dict()) for objective in every.values()}) == len(every)
+    assert len({objective.label for name, objective in every.items() if not name.startswith("FDPO-")}) == len(
         registry.METHODS
     )
 

@@ -86,8 +86,11 @@ GIVEN = {
 }
 
 
+PAIRED = [name for name, method in registry.METHODS.items() if method.load()(**GIVEN.get(name, {})).shape.pairs]
+
+
 @pytest.mark.parametrize("path", ["padded", "packed", "shared"])
-@pytest.mark.parametrize("name", registry.METHODS)
+@pytest.mark.parametrize("name", PAIRED)
 def test_first_logged_loss_is_the_formula_on_every_path(tmp_path, name: str, path: str) -> None:
     """Weighted pairs of unequal lengths; log-probabilities one sequence at a time, in float64.
 
@@ -95,7 +98,7 @@ def test_first_logged_loss_is_the_formula_on_every_path(tmp_path, name: str, pat
     """
     objective = registry.get(name)(**GIVEN.get(name, {}))
     pairs = tiny_pairs(4, weights=True)
-    scores = {"chosen_scores": np.array([2.0, 0.5, 1.0, 3.0]), "rejected_scores": np.array([-1.0, 0.1, 0.5, 2.0])}
+    scores = {"chosen_scores": np.array([0.9, 0.5, 1.0, 0.8]), "rejected_scores": np.array([0.0, 0.1, 0.5, 0.2])}
     given = scores if "scores" in objective.needs else {}
     if given:
         both = zip(*scores.values(), strict=True)
@@ -148,8 +151,10 @@ def test_a_step_of_smollm2_on_shared_prompts_is_its_padded_value_in_float64(tmp_
     lengths, scores = (np.array([getattr(p, n) for p in pairs], dtype=float) for n in ("lengths", "scores"))
     shared = {"path": "shared", "max_steps": 1, "learning_rate": 0.0, "max_length": 32, "self_check": False}
     shared["ref_logps_cache"] = str(tmp_path / "reference.safetensors")
-    for name, method in registry.METHODS.items():
-        objective = method.load()(**GIVEN.get(name, {}))
+    scores = 1.0 / (1.0 + np.exp(-scores))  # within [0, 1], where LiPO asks
+    pairs = PreparedPairs(replace(p, scores=tuple(s)) for p, s in zip(pairs, scores.tolist(), strict=True))
+    for name in PAIRED:
+        objective = registry.get(name)(**GIVEN.get(name, {}))
         given = {"chosen_scores": scores[:, 0], "rejected_scores": scores[:, 1]} if "scores" in objective.needs else {}
         given |= {"shift": 0.0} if "shift" in objective.needs else {}
         reference = logps.T if "reference" in objective.needs else (None, None)

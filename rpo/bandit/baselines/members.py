@@ -134,7 +134,7 @@ def _from_prior(saddle: Saddle, prior: Array, ridge: float) -> tuple[Array, floa
     reward, gap, value = prior.copy(), 0.0, 0.0
 
     def penalised(block: PromptBlock, r: Array) -> Derivatives:
-        fit, gradient, hessian = derivatives(saddle.objective, block, r)
+        fit, gradient, hessian = derivatives(block, r)
         away = r - prior[block.prompt, block.support]
         return fit + 0.5 * ridge * float(away @ away), gradient + ridge * away, hessian + ridge * np.eye(r.size)
 

@@ -1,6 +1,6 @@
 """The reward side, minimised by Newton's method: prompt by prompt (tables), or in shared parameters.
 
-Derivatives in r: the preference term's through its shape's own; the penalty's gradient is eta d (pi_r - pi_base) and
+Derivatives in r: the preference term's are its data term's; the penalty's gradient is eta d (pi_r - pi_base) and
 its Hessian (eta d / beta) (diag(v) - v v' / sum v), v the slopes of pi_r, which for the KL are pi_r itself.
 """
 
@@ -12,9 +12,8 @@ from functools import partial
 
 import numpy as np
 
-from rpo.bandit.data import Index
 from rpo.bandit.solver.blocks import PromptBlock, blocks
-from rpo.bandit.solver.existence import comparison_components, win_graph
+from rpo.bandit.solver.existence import comparison_components
 from rpo.bandit.solver.newton import Derivatives, minimize_box
 from rpo.bandit.solver.saddle import Saddle
 from rpo.core.checks import Array
@@ -28,24 +27,17 @@ from rpo.core.shapes import Shape
 MANY_PROMPTS = 1000  # from which their progress is shown
 
 
-def derivatives(objective: Objective, block: PromptBlock, r: Array) -> Derivatives:
+def derivatives(block: PromptBlock, r: Array) -> Derivatives:
     """Return value, gradient (S,) and Hessian (S, S) of one prompt's part of the loss in r (S,)."""
-    beta, size, anchor = objective.link.beta, block.support.size, objective.anchor
-    margins = (r[block.chosen] - r[block.rejected] - block.offset) / beta
-    slope, curvature = require_margin_shape(objective).derivatives(margins, beta)
-    slope, curvature = block.weights * slope / beta, block.weights * curvature / beta**2
-    ends = np.concatenate([block.chosen, block.rejected])
-    others = np.concatenate([block.rejected, block.chosen])
-    gradient = _sums(ends, np.concatenate([slope, -slope]), size)
-    cells = np.concatenate([ends * (size + 1), ends * size + others])
-    hessian = _sums(cells, np.concatenate([curvature, curvature, -curvature, -curvature]), size * size)
-    hessian = hessian.reshape(size, size)
+    objective = block.term.objective
+    anchor = objective.anchor
+    preference, gradient, hessian = block.term.derivatives(r)
     base_value = np.zeros(1)
     if anchor.weight > 0:
-        base_value, pulled, spread = _penalty(anchor.divergence, beta, anchor.weight, block, r)
+        base_value, pulled, spread = _penalty(anchor.divergence, objective.link.beta, anchor.weight, block, r)
         gradient = gradient + pulled
         hessian += spread
-    value, _ = objective.terms(margins, base_value, block.weights, np.array([block.d]))
+    value, _ = objective.total(preference, base_value, None, np.array([block.d]))
     return float(value), gradient, hessian
 
 
@@ -94,11 +86,6 @@ class Smoothed(Objective):
         return self.of.anchor
 
 
-def _sums(index: Index, values: Array, size: int) -> Array:
-    """Return the sum of the values at each index, (size,): of none, NumPy's bincount answers in integers."""
-    return np.asarray(np.bincount(index, values, size), dtype=np.float64)
-
-
 def minimize_reward_side(saddle: Saddle, start: Array | None = None) -> Array:
     """Return the minimising reward table, (X, A); at eta = 0 the most pessimistic of the minimisers.
 
@@ -126,7 +113,7 @@ def minimize_reward_side(saddle: Saddle, start: Array | None = None) -> Array:
 
 def _minimize_block(saddle: Saddle, block: PromptBlock, start: Array, lower: Array, upper: Array) -> Array:
     """Return one prompt's rewards, (S,), within its limits (S,), or normalised to beta f'(pi / pi_ref)."""
-    r = minimize_box(lambda r: derivatives(saddle.objective, block, r), start, lower, upper).x
+    r = minimize_box(lambda r: derivatives(block, r), start, lower, upper).x
     if saddle.eta == 0:
         r = _pessimistic_shift(saddle, block, r, lower, upper)
     if not saddle.reward_class.bounded:
@@ -137,7 +124,9 @@ def _minimize_block(saddle: Saddle, block: PromptBlock, start: Array, lower: Arr
 
 def _digest(block: PromptBlock, *tables: Array) -> bytes:
     """Return a hash of all that one prompt's minimum depends on; tables: its start and limits, (S,)."""
-    parts = (block.log_reference, block.base, np.array([block.d]), block.chosen, block.rejected, block.weights, *tables)
+    parts = [block.log_reference, block.base, np.array([block.d]), *tables]
+    for groups in block.term.groups:
+        parts += [*groups.entries, groups.weights, *(groups.scores or ())]
     state = hashlib.blake2b(digest_size=16)
     for part in parts:
         state.update(len(part).to_bytes(8) + part.tobytes())
@@ -150,25 +139,21 @@ def _shared(saddle: Saddle, start: Array) -> Array:
     At eta = 0 they are moved, where no comparison sees it, to the most pessimistic of the class.
     """
     reward_class, shape = saddle.reward_class, saddle.base.shape
-    mine = [(b.prompt, b.support, partial(derivatives, saddle.objective, b)) for b in blocks(saddle)]
+    mine = [(b.prompt, b.support, partial(derivatives, b)) for b in blocks(saddle)]
     reward, _ = reward_class.minimize(mine, shape, start=start)
     if saddle.eta > 0:
         return reward
     penalty = partial(pessimism, saddle.divergence, saddle.beta)
-    bare = [(b.prompt, b.support, partial(penalty, without_data(b))) for b in blocks(saddle) if b.d > 0]
-    compared = saddle.prompt, saddle.chosen, saddle.rejected
+    bare = [(b.prompt, b.support, partial(penalty, b)) for b in blocks(saddle) if b.d > 0]
+    first, second = saddle.term.arrows(saddle.base.size).nonzero()
+    compared = first // shape[1], first % shape[1], second % shape[1]
     return reward_class.minimize(bare, shape, start=reward, kept=compared)[0]
-
-
-def without_data(block: PromptBlock) -> PromptBlock:
-    """Return a prompt with its penalty alone."""
-    return replace(block, weights=np.zeros(0), chosen=block.chosen[:0], rejected=block.rejected[:0])
 
 
 def _pessimistic_shift(saddle: Saddle, block: PromptBlock, r: Array, lower: Array, upper: Array) -> Array:
     """Shift each component of the comparison graph to minimise the penalty, Omega*(r) - E_base[r]."""
     beta, divergence = saddle.beta, saddle.divergence
-    component = comparison_components(win_graph(block))
+    component = comparison_components(block.term.arrows(block.support.size))
     indicator = (component[:, None] == np.arange(component.max() + 1)[None, :]).astype(float)
     if indicator.shape[1] == 1 or block.d == 0:
         return r
@@ -187,7 +172,7 @@ def _pessimistic_shift(saddle: Saddle, block: PromptBlock, r: Array, lower: Arra
             mine = component == c
             r[mine] -= beta * divergence.shift(r[mine] / beta, block.log_measure[mine] - np.log(share))
         return r
-    penalty = replace(without_data(block), d=1.0)
+    penalty = replace(block, d=1.0)
     low = np.array([(lower - r)[component == c].max() for c in range(indicator.shape[1])])
     high = np.array([(upper - r)[component == c].min() for c in range(indicator.shape[1])])
 
