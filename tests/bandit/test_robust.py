@@ -463,6 +463,9 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
             LinearBall(np.ones((1, 2, 2)), 1.0, metric=metric)
     with pytest.raises(InvalidArgument, match="bounded class with a largest margin, got Unconstrained"):
         robust_policy(problem, Unconstrained(), beta=1.0)
+    with pytest.raises(InvalidArgument, match="^divergence: expected one that inherits no inverse"):
+        other_link = type("Mine", (KL,), {"link": lambda self, h: 2 * h})()
+        robust_policy(problem, Hull(rewards), beta=1.0, divergence=other_link)
     whole = (Hull(rewards), Intervals(rewards[0], rewards[0]), LinearBall(np.ones((2, 4, 1)), 1.0, centre=np.ones(1)))
     for reward_class in whole:
         with pytest.raises(InvalidArgument, match="^reward_class: expected .* many instances at once, got"):
