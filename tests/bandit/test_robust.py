@@ -19,6 +19,7 @@ from rpo.bandit import (
     LinearBall,
     PreferenceCounts,
     Unconstrained,
+    bounds,
     coverage,
     robust_policy,
     simulate,
@@ -435,8 +436,30 @@ def test_coverage_of_a_hull_is_that_of_its_directions() -> None:
     mu = problem.pair_distribution()[0]
     gain = (problem.greedy_policy() - coverage.chosen_distribution(problem, problem.pair_distribution()))[0] @ v
     assert found.value == pytest.approx(abs(gain) / np.sqrt((mu * (v[:, None] - v[None]) ** 2).sum()))
-    with pytest.raises(InvalidArgument, match="class with a normal, got Hull"):
+    with pytest.raises(InvalidArgument, match="some mixture has the differences of r"):
         coverage.coverage_coefficient(problem, reward_class=Hull(rewards))
+    truth = problem.true_reward() + 7.0
+    held = coverage.coverage_coefficient(problem, reward_class=Hull(np.stack([truth, truth + rewards[1] - rewards[0]])))
+    assert held.value == pytest.approx(found.value)  # the same direction, with r* at one end of it
+
+
+@pytest.mark.parametrize("chain", ["paper", "sharper", "hellinger"])
+def test_the_slack_ledger_holds_in_the_hull_and_the_intervals(chain: str) -> None:
+    """Every step of the bound's proof, at the class's own margin and covering number, r* a member."""
+    problem, rewards = ensemble(3, 2, 4, 3)
+    members = np.concatenate([problem.true_reward()[None], rewards])
+    for reward_class in (Hull(members), Intervals(members.min(axis=0), members.max(axis=0))):
+        for n in (100, 10**5):
+            known = bounds.bound_arguments(problem, n, base=problem.reference, reward_class=reward_class)
+            bound = bounds.suboptimality_bound(chain, **known)
+            objective = rpo.RPO(beta=bound.beta, eta=bound.eta, base="reference")
+            data = problem.sample_preferences(n, rng=0)
+            found = solve(
+                problem, data, objective, reward_class=reward_class, method="newton", prompt_weights="population"
+            )
+            made = bounds.slack_ledger(problem, data, found, chain=chain)
+            assert made.holds and 0.0 <= made.suboptimality <= made.bound.value
+            assert made.adversary_residual < 1e-10
 
 
 def test_what_does_not_fit_is_refused_by_name() -> None:
