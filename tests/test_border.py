@@ -102,6 +102,12 @@ CALLS = {
         bandit.build_saddle, "problem", "data", "objective", "reward_class", **DATA_PAIR, objective=OBJECTIVE,
         reward_class=Box(2.0), prompt_weights="data",
     ),
+    "robust_policy": call(
+        bandit.robust_policy, "problem", "reward_class", "beta", "base", problem=PROBLEM, reward_class=Box(2.0),
+        beta=0.5, base="reference",
+    ),
+    "Hull": call(bandit.Hull, "rewards", rewards=REWARD[None]),
+    "Intervals": call(bandit.Intervals, "lower", "upper", lower=REWARD, upper=REWARD),
     "certify": call(bandit.certify, "saddle", "reward", saddle=SADDLE, reward=SOLUTION.reward, policy=UNIFORM),
     "minimizer_exists": call(bandit.minimizer_exists, "saddle", saddle=SADDLE),
     "policy_metrics": call(
@@ -194,8 +200,18 @@ CALLS = {
         baselines.ChiSquaredPO, "beta", "base", beta=0.5, reward_class=Box(1.0), clip=2.0, base="chosen"
     ),
     "RewardEnsemble": call(
-        baselines.RewardEnsemble, "beta", "size", "how", "penalty", "base", beta=0.5, size=2, how="mean", penalty=1.0,
-        reward_class=Box(1.0), base="chosen",
+        baselines.RewardEnsemble, "beta", "size", "how", "penalty", "base", "members", "ridge", "scale", beta=0.5,
+        size=2, how="mean", penalty=1.0, reward_class=Box(1.0), base="chosen", members="bootstrap", ridge=0.3,
+        scale=1.0,
+    ),
+    "ensemble_rewards": call(
+        baselines.ensemble_rewards, "problem", "data", "size", "members", "ridge", "scale", "base", "rng", **DATA_PAIR,
+        size=2, members="prior", ridge=0.3, scale=1.0, base="reference", rng=0,
+    ),
+    "entropic": call(baselines.entropic, "rewards", "penalty", rewards=REWARD[None], penalty=0.5),
+    "annotator_groups": call(
+        bandit.annotator_groups, "problem", "annotators", "groups", "restarts", "rounds", "tolerance", "rng",
+        problem=PROBLEM, annotators=[DATA, DATA], groups=2, restarts=1, rounds=3, tolerance=1e-8, rng=0,
     ),
     "PessimisticMLE": call(
         baselines.PessimisticMLE, "delta", "scale", "base", reward_class=Box(1.0), radius=0.5, delta=0.1, scale=1.0,
@@ -324,7 +340,8 @@ def test_an_argument_of_another_kind_is_refused_by_a_typed_error(name: str) -> N
 def test_every_public_function_is_among_the_calls() -> None:
     """Records and what takes no argument aside; a new function must be added above, or here with a reason."""
     aside = {
-        "Advice", "Baseline", "BatchSolution", "Certificate", "Existence", "PolicyResult", "PreferenceTable", "Saddle",
+        "Advice", "AnnotatorGroups", "Baseline", "BatchSolution", "Certificate", "Existence", "PolicyResult",
+        "PreferenceTable", "Saddle",
         "Solution", "Bound", "Ledger", "LedgerEntry", "Proportion", "Slope", "Coverage",  # records
         "PreferenceCounts", "RankedLists",  # by their constructors `from_pairs`, `from_wins` and `from_lists`
         "Comparison", "GoldExperiment", "NonFiniteLoss",  # records and an error

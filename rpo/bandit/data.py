@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
+from rpo.core.summary import Summarised, counted
 
 MAX_COUNT = 10**12
 MAX_EXPLICIT_PAIRS = 10**7
@@ -82,8 +83,8 @@ class CountedGroups:
         return table
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class PreferenceCounts(CountedGroups):
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class PreferenceCounts(Summarised, CountedGroups):
     """Win counts n[x, w, l], stored sparsely over the K distinct (prompt, chosen, rejected) triples.
 
     prompt, chosen, rejected: (K,) indices. count: (K,), > 0; whole numbers, or halves where ties
@@ -101,6 +102,17 @@ class PreferenceCounts(CountedGroups):
     prompt_labels: tuple[str, ...] | None = None
     response_labels: tuple[str, ...] | None = None
     own_labels: tuple[tuple[str, ...], ...] | None = None
+
+    @property
+    def summary(self) -> tuple[str, dict[str, str]]:
+        """How many comparisons, of how many different ones, over what."""
+        headline = f"PreferenceCounts: {counted(float(self.count.sum()), 'comparison')}"
+        compared = len(np.unique(self.prompt))
+        return headline, {
+            "distinct": f"{len(self.count):,}",
+            "prompts": f"{self.num_prompts:,}" + ("" if compared == self.num_prompts else f" ({compared:,} with data)"),
+            "responses": f"{self.num_responses:,}",
+        }
 
     @classmethod
     def from_pairs(

@@ -22,6 +22,7 @@ from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InaccurateSolution, InvalidArgument, NoMinimizer
 from rpo.core.objectives import Objective
+from rpo.core.summary import Summarised
 
 ACTIVE = 1e-8  # of the penalty's multiplier, which is of order eta
 ROUNDING = 1e-14
@@ -31,8 +32,8 @@ METHODS = ("programs", "newton", "auto")
 PROGRAM_COMPARISONS, PROGRAM_PROMPTS = 30_000, 500
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Solution:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Solution(Summarised):
     """A solved maximin with its evidence.
 
     policy: (X, A), the best under `reward`, pi_ref at prompts without weight. reward: (X, A).
@@ -54,6 +55,19 @@ class Solution:
     active: bool
     multiplier: float
     prompts_without_data: int
+
+    @property
+    def summary(self) -> tuple[str, dict[str, str]]:
+        """Of what, and whether it is certified; the numbers that say so."""
+        x, a = self.policy.shape
+        facts = {
+            "loss": f"{self.loss:.6g}",
+            "relative gap": f"{self.certificate.relative_gap:.1e}",
+            "total variation": f"within {self.certificate.tv_bound:.1e}",
+            "rewards in": str(self.reward_class.describe()["name"]),
+            "policy": f"{x} x {a}",
+        }
+        return f"Solution of {self.label}: {self.status}", facts
 
     @property
     def label(self) -> str:

@@ -13,14 +13,15 @@ from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
 from rpo.core.numerics import log_softmax
 from rpo.core.preferences import bradley_terry
+from rpo.core.summary import Summarised, counted
 
 if TYPE_CHECKING:
     from rpo.bandit.data import PreferenceCounts
     from rpo.bandit.lists import RankedLists
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class ContextualBandit:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class ContextualBandit(Summarised):
     """A finite contextual bandit with X prompts, A responses and Bradley-Terry preferences.
 
     d0: (X,), prompt distribution. reference: (X, A), pi_ref; a zero forbids the response.
@@ -86,6 +87,20 @@ class ContextualBandit:
             raise InvalidArgument(
                 "own_labels", expected=f"{x} labels", got=len(self.own_labels), remedy="Pass one for each."
             )
+
+    @property
+    def summary(self) -> tuple[str, dict[str, str]]:
+        """Its size; rewards, whose responses are compared, features and noise."""
+        x, a = self.reference.shape
+        headline = f"ContextualBandit {self.name!r}: {counted(x, 'prompt')}, {counted(a, 'response')} each"
+        known = "unknown" if self.reward is None else f"from {self.reward.min():.3g} to {self.reward.max():.3g}"
+        bound = "" if self.reward_bound is None else f" (R = {self.reward_bound:.3g})"
+        facts = {"rewards": known + bound, "preferences drawn from": "pi_ref" if self.behavior is None else "behavior"}
+        if self.features is not None:
+            facts["features"] = str(self.features.shape[-1])
+        if self.label_noise:
+            facts["labels flipped"] = f"{self.label_noise:.3g}"
+        return headline, facts
 
     @property
     def num_prompts(self) -> int:

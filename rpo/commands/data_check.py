@@ -13,7 +13,7 @@ def data_check_command(
     model: str,
     split: str = "train",
     name: str | None = None,
-    binarize: Literal["best_vs_worst", "best_vs_random"] | None = None,
+    binarize: Literal["best_vs_worst", "best_vs_random", "all_pairs"] | None = None,
     seed: int = 42,
     max_length: int | None = 1024,
     max_prompt_length: int | None = None,
@@ -32,7 +32,7 @@ def data_check_command(
         model: name or folder of the model whose tokenizer and chat template to use.
         split: of a hub data set.
         name: its configuration, if it has several.
-        binarize: make pairs of scored completions: the best against the worst, or a random lower one.
+        binarize: make pairs of scored completions: the best against the worst, or a random lower one; or all.
         seed: of best_vs_random.
         max_length: limit of prompt + response, in tokens; null for none.
         max_prompt_length: a prompt is cut from the left, no shorter than this; null for half of max_length.

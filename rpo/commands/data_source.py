@@ -16,7 +16,7 @@ class DataSource:
         source: JSONL, JSON, CSV or Parquet file, or a hub name.
         split: of a hub data set.
         name: its configuration, if it has several.
-        binarize: make pairs of scored completions: the best against the worst, or a random lower one.
+        binarize: make pairs of scored completions: the best against the worst, or a random lower one; or all.
         weight: in a mixture; rows are drawn in proportion to it.
         streaming: read rows as they are needed; nothing is known of the whole then.
     """
@@ -24,7 +24,7 @@ class DataSource:
     source: str
     split: str = "train"
     name: str | None = None
-    binarize: Literal["best_vs_worst", "best_vs_random"] | None = None
+    binarize: Literal["best_vs_worst", "best_vs_random", "all_pairs"] | None = None
     weight: float = 1.0
     streaming: bool = False
 

@@ -185,8 +185,13 @@ def like(name: str, values: Any, logps: Any) -> Any:
     if values is None:
         return None
     if numerics.backend(logps) == "torch":
-        given = values if numerics.backend(values) == "torch" else checks.numbers(name, values)
-        return sys.modules["torch"].as_tensor(given, dtype=logps.dtype, device=logps.device)
+        torch = sys.modules["torch"]
+        if numerics.backend(values) != "torch":
+            values = checks.numbers(name, values)
+        elif values.dtype == torch.bool or values.is_complex() or values.layout != torch.strided:
+            got = f"{values.dtype}, {values.layout}"
+            raise InvalidArgument(name, expected="a dense tensor of real numbers", got=got, remedy="Convert it first.")
+        return torch.as_tensor(values, dtype=logps.dtype, device=logps.device)
     return checks.numbers(name, values).astype(logps.dtype, copy=False)
 
 

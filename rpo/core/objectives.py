@@ -69,7 +69,7 @@ class Objective(ABC):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         for name in (*FORMULA, *PROOFS):
-            if name in vars(cls):
+            if getattr(cls, name) is not getattr(Objective, name):  # its own, or that of a class mixed in
                 raise InvalidArgument(
                     cls.__name__,
                     expected="link, shape, anchor and preference_weight of its own, and nothing else of the formula",
@@ -449,6 +449,9 @@ def require_objective(value: object, name: str = "objective") -> Objective:
             got=f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__,
             remedy="Call the class with its numbers; `rpo methods` lists them.",
         )
+    parts: tuple[tuple[str, Any], ...] = (("link", Link), ("shape", Shape), ("anchor", Anchor))
+    for part, kind in parts:
+        checks.instance(f"{name}.{part}", getattr(value, part), kind)
     _check_scales(name, {"beta": value.link.beta, "eta": getattr(value, "eta", 0.0)})
     return value
 

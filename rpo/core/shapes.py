@@ -30,7 +30,7 @@ class Shape(ABC):
     group. compares: whether rewards are read at all. pairs, unpaired, lists: whether it takes K = 2; a response alone,
     K = 1, by its label or its score; any K >= 2. unit_scores: whether scores must lie in [0, 1]. piecewise_linear: a
     sum of such losses takes its least value, if it has one. smooth: whether it has no corner. concordant: whether its
-    third derivative along any direction is at most the second times the direction's range (docs/theory.md, section 12).
+    third derivative along any direction is at most the second times the direction's range (docs/theory.md, section 13).
     shift: what is subtracted from the values, as the batches before say; None for nothing.
     """
 
@@ -65,7 +65,7 @@ class Shape(ABC):
 
         Far out along a direction v of rewards the loss of a group never falls, and grows unless v_i >= v_j for every
         arrow of it; it is strictly convex in the differences along arrows. The groups, (N,) bool, or True for all; None
-        where that was not worked out. docs/theory.md, section 12.
+        where that was not worked out. docs/theory.md, section 13.
         """
         return None
 

@@ -485,7 +485,7 @@ def test_data_and_loss_must_be_of_the_same_groups(problem: ContextualBandit, lis
 def test_a_fitted_table_is_certified_and_the_bound_holds_around_it(
     problem: ContextualBandit, lists: RankedLists, shape: GroupShape
 ) -> None:
-    """Theorem 21 at tables moved by up to a nat: never below the excess of the loss; at the end next to nothing."""
+    """Theorem 22 at tables moved by up to a nat: never below the excess of the loss; at the end next to nothing."""
     objective = Listed(of=shape, weight=0.0)
     loss = TableLoss(build_saddle(problem, lists, objective, Unconstrained()), problem.softmax_policy())
     run = fit(problem.softmax_policy(), lists, objective, proxy_reward=None)

@@ -14,7 +14,7 @@ import rpo
 from rpo.core.errors import InvalidArgument
 from rpo.llm.data import RefusedRow, check_pairs, prepare_pairs, read_preference
 from rpo.llm.data.mismatched import with_mismatched
-from rpo.llm.data.pairs import PreparedPairs, TokenizedPair
+from rpo.llm.data.pairs import PreparedPairs, TokenizedGroup, TokenizedPair
 
 ROWS = [
     {"prompt": "1 + 1 =", "completion": " 2", "label": True},
@@ -27,13 +27,13 @@ def singles(n: int, **options) -> PreparedPairs:
     """Return the chosen and rejected responses of n tiny pairs as 2n rows with labels, in turn."""
     pairs = tiny_pairs(n, **options)
     return PreparedPairs(
-        replace(pair, chosen_ids=ids, rejected_ids=(), row=2 * k + j, label=not j)
+        replace(pair, own=(ids,), row=2 * k + j, label=not j)
         for k, pair in enumerate(pairs)
         for j, ids in enumerate(pair.own)
     )
 
 
-def h(model, start, pair: TokenizedPair, response) -> float:
+def h(model, start, pair: TokenizedGroup, response) -> float:
     """Return log(pi / pi_ref) of a response, one sequence at a time."""
     ids = torch.tensor([[*pair.prompt_ids, *response]])
     places = range(len(pair.prompt_ids) - 1, ids.shape[1] - 1)

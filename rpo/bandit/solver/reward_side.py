@@ -1,4 +1,4 @@
-"""The reward side, minimised by Newton's method: prompt by prompt (tables), or in theta (the ball).
+"""The reward side, minimised by Newton's method: prompt by prompt (tables), or in shared parameters.
 
 Derivatives in r: the preference term's are its data term's; the penalty's gradient is eta d (pi_r - pi_base) and
 its Hessian (eta d / beta) (diag(v) - v v' / sum v), v the slopes of pi_r, which for the KL are pi_r itself.
@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
 import numpy as np
 
-from rpo.bandit.reward_class import LinearBall
 from rpo.bandit.solver.blocks import PromptBlock, blocks
 from rpo.bandit.solver.existence import comparison_components
-from rpo.bandit.solver.newton import Derivatives, minimize_ball, minimize_box
+from rpo.bandit.solver.newton import Derivatives, minimize_box
 from rpo.bandit.solver.saddle import Saddle
 from rpo.core.checks import Array
 from rpo.core.divergences import Divergence
@@ -94,39 +93,38 @@ def minimize_reward_side(saddle: Saddle, start: Array | None = None) -> Array:
     normalised to r = beta f'(pi / pi_ref), a box's to start at 0. Entries outside the support and
     prompts without weight are 0.
     """
-    reward_class = saddle.reward_class
-    table = np.zeros(saddle.base.shape) if start is None else start
+    reward_class, shape = saddle.reward_class, saddle.base.shape
+    table = np.zeros(shape) if start is None else start
     if reward_class.linear_in is not None:
-        ball: Any = reward_class
-        theta = _ball(saddle, ball, ball.parameters(table))
-        return ball.reward(_pessimistic_theta(saddle, ball, theta) if saddle.eta == 0 else theta)
-    reward = np.zeros(saddle.base.shape)
+        return _shared(saddle, table)
+    reward = reward_class.project(np.zeros(shape))
+    lowest, highest = (np.broadcast_to(limit, shape) for limit in reward_class.limits)
     known: dict[bytes, Array] = {}
     prompts = len(saddle.d)
     for block in track(blocks(saddle), "Newton's method, prompts", show=None if prompts > MANY_PROMPTS else False):
-        begin = table[block.prompt, block.support]
+        begin, lower, upper = (rows[block.prompt, block.support] for rows in (table, lowest, highest))
         # Prompts with the same data, such as one comparison of two texts each, have the same answer.
-        same = _digest(block, begin) if prompts > 1 else b""
+        same = _digest(block, begin, lower, upper) if prompts > 1 else b""
         if same not in known:
-            known[same] = _minimize_block(saddle, block, begin)
+            known[same] = _minimize_block(saddle, block, begin, lower, upper)
         reward[block.prompt, block.support] = known[same]
     return reward
 
 
-def _minimize_block(saddle: Saddle, block: PromptBlock, start: Array) -> Array:
-    """Return one prompt's rewards, (S,), within the class's limits, or normalised to beta f'(pi / pi_ref)."""
-    lower, upper = (np.full(block.support.size, limit) for limit in saddle.reward_class.limits)
+def _minimize_block(saddle: Saddle, block: PromptBlock, start: Array, lower: Array, upper: Array) -> Array:
+    """Return one prompt's rewards, (S,), within its limits (S,), or normalised to beta f'(pi / pi_ref)."""
     r = minimize_box(lambda r: derivatives(block, r), start, lower, upper).x
     if saddle.eta == 0:
         r = _pessimistic_shift(saddle, block, r, lower, upper)
     if not saddle.reward_class.bounded:
         return np.asarray(r - saddle.beta * saddle.divergence.shift(r / saddle.beta, block.log_measure))
-    return np.asarray(r - r.min())  # a constant a prompt is free; the box always has room for this one
+    # A constant a prompt is free: down to where the first entry meets its lower limit.
+    return np.clip(r - (r - lower).min(), lower, upper)
 
 
-def _digest(block: PromptBlock, start: Array) -> bytes:
-    """Return a hash of all that one prompt's minimum depends on."""
-    parts = [block.log_reference, block.base, np.array([block.d]), start]
+def _digest(block: PromptBlock, *tables: Array) -> bytes:
+    """Return a hash of all that one prompt's minimum depends on; tables: its start and limits, (S,)."""
+    parts = [block.log_reference, block.base, np.array([block.d]), *tables]
     for groups in block.term.groups:
         parts += [*groups.entries, groups.weights, *(groups.scores or ())]
     state = hashlib.blake2b(digest_size=16)
@@ -135,17 +133,21 @@ def _digest(block: PromptBlock, start: Array) -> bytes:
     return state.digest()
 
 
-def _ball(saddle: Saddle, reward_class: LinearBall, start: Array) -> Array:
-    parts = [(block, reward_class.features[block.prompt, block.support]) for block in blocks(saddle)]
+def _shared(saddle: Saddle, start: Array) -> Array:
+    """Return the rewards (X, A) of a class whose parameters all prompts share.
 
-    def total(theta: Array) -> Derivatives:
-        value, gradient, hessian = 0.0, np.zeros(theta.size), np.zeros((theta.size, theta.size))
-        for block, phi in parts:
-            v, g, h = derivatives(block, phi @ theta)
-            value, gradient, hessian = value + v, gradient + phi.T @ g, hessian + phi.T @ h @ phi
-        return value, gradient, hessian
-
-    return minimize_ball(total, start, reward_class.radius).x
+    At eta = 0 they are moved, where no comparison sees it, to the most pessimistic of the class.
+    """
+    reward_class, shape = saddle.reward_class, saddle.base.shape
+    mine = [(b.prompt, b.support, partial(derivatives, b)) for b in blocks(saddle)]
+    reward, _ = reward_class.minimize(mine, shape, start=start)
+    if saddle.eta > 0:
+        return reward
+    penalty = partial(pessimism, saddle.divergence, saddle.beta)
+    bare = [(b.prompt, b.support, partial(penalty, b)) for b in blocks(saddle) if b.d > 0]
+    first, second = saddle.term.arrows(saddle.base.size).nonzero()
+    compared = first // shape[1], first % shape[1], second % shape[1]
+    return reward_class.minimize(bare, shape, start=reward, kept=compared)[0]
 
 
 def _pessimistic_shift(saddle: Saddle, block: PromptBlock, r: Array, lower: Array, upper: Array) -> Array:
@@ -180,34 +182,3 @@ def _pessimistic_shift(saddle: Saddle, block: PromptBlock, r: Array, lower: Arra
 
     shift = minimize_box(in_shift, np.zeros(low.size), np.minimum(low, 0.0), np.maximum(high, 0.0)).x
     return np.asarray(np.clip(r + indicator @ shift, lower, upper))
-
-
-def _pessimistic_theta(saddle: Saddle, reward_class: LinearBall, theta: Array) -> Array:
-    """Move theta within the ball, along directions no comparison sees, to the most pessimistic reward."""
-    phi = reward_class.features
-    rows = phi.reshape(-1, phi.shape[2])
-    first, second = saddle.term.arrows(len(rows)).nonzero()
-    seen = rows[first] - rows[second]
-    if len(seen) > seen.shape[1]:
-        seen = np.asarray(np.linalg.qr(seen, mode="r"))  # the same row space, without a K x K factor
-    _, singular, rows = np.linalg.svd(seen, full_matrices=True)
-    rank = int((singular > 1e-10 * max(float(singular.max()), 1e-300)).sum())
-    theta = rows[:rank].T @ (rows[:rank] @ theta)
-    free = rows[rank:].T
-    room = float(np.sqrt(max(0.0, reward_class.radius**2 - float(theta @ theta))))
-    if free.shape[1] == 0 or room <= 1e-9 * reward_class.radius:
-        return np.asarray(theta)
-    parts = []
-    for block in blocks(saddle):
-        if block.d > 0:
-            parts.append((block, phi[block.prompt, block.support]))
-
-    def in_free(c: Array) -> Derivatives:
-        value, gradient, hessian = 0.0, np.zeros(c.size), np.zeros((c.size, c.size))
-        for block, features in parts:
-            v, g, h = pessimism(saddle.divergence, saddle.beta, block, features @ (theta + free @ c))
-            pulled = features @ free
-            value, gradient, hessian = value + v, gradient + pulled.T @ g, hessian + pulled.T @ h @ pulled
-        return value, gradient, hessian
-
-    return np.asarray(theta + free @ minimize_ball(in_free, np.zeros(free.shape[1]), room).x)

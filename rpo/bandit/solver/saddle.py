@@ -1,7 +1,7 @@
 """The saddle function phi(pi, r) of the paper, with everything it depends on resolved to arrays.
 
 The paper's divergence is the KL and its loss Bradley-Terry's; here both are the objective's, and pairs may be lists
-(docs/theory.md, 9, 11 and 12).
+(docs/theory.md, 9, 11 and 13).
 
 Shapes: X prompts, A responses, G different groups of one size K, such as (prompt, chosen, rejected) triples. Rewards in
 log-odds.
@@ -249,8 +249,7 @@ def build_saddle(
             got=f"{data.num_prompts} prompts and {data.num_responses} responses",
             remedy="Pass num_prompts and num_responses of the problem when counting.",
         )
-    if reward_class.linear_in is not None:
-        checks.has_shape("reward_class.features", reward_class.linear_in, (*shape, None))
+    reward_class.check_shape(shape)
     support = problem.reference > 0
     largest = int(support.sum(axis=1).max())
     if largest > MAX_RESPONSES:
@@ -283,13 +282,7 @@ def build_saddle(
                     remedy="Give it reference mass, or drop its comparisons.",
                 )
     base = _base_table(problem, data, objective, base_policy)
-    if (base[~support] > 0).any():
-        raise InvalidArgument(
-            "base_policy",
-            expected="no mass where problem.reference has none",
-            got=f"mass {base[~support].max():g}",
-            remedy="Give those responses reference mass.",
-        )
+    check_support("base_policy", base, support)
     return Saddle(
         objective=objective,
         reward_class=reward_class,
@@ -314,6 +307,17 @@ def _base_table(problem: ContextualBandit, data: CountedGroups, objective: Objec
         return problem.reference
     frequencies = data.response_frequencies(objective.anchor.role)
     return np.where(frequencies.sum(axis=1, keepdims=True) > 0, frequencies, problem.reference)
+
+
+def check_support(name: str, base: Array, support: Any) -> None:
+    """Refuse mass of a base (X, A) outside the reference's support, (X, A) bool."""
+    if (base[~support] > 0).any():
+        raise InvalidArgument(
+            name,
+            expected="no mass where problem.reference has none",
+            got=f"mass {base[~support].max():g}",
+            remedy="Give those responses reference mass.",
+        )
 
 
 def check_base(objective: Objective, base_policy: Any) -> None:

@@ -4,7 +4,7 @@ from rpo.llm.data.check import DataCheck, LengthBias, check_pairs
 from rpo.llm.data.formats import Preference, read_preference
 from rpo.llm.data.loading import load_preferences
 from rpo.llm.data.mixture import Mixture, mix
-from rpo.llm.data.pairs import PreparedPairs, TokenizedPair
+from rpo.llm.data.pairs import PreparedPairs, TokenizedGroup, TokenizedPair
 from rpo.llm.data.report import DataReport, RefusedRow
 from rpo.llm.data.scored import Binarized, BinarizeReport, binarize
 from rpo.llm.data.streaming import PairStream, stream_pairs
@@ -24,6 +24,7 @@ __all__ = [
     "Preference",
     "PreparedPairs",
     "RefusedRow",
+    "TokenizedGroup",
     "TokenizedPair",
     "binarize",
     "check_pairs",

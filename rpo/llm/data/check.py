@@ -16,11 +16,14 @@ from transformers import PreTrainedTokenizerBase
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
-from rpo.llm.data.pairs import PreparedPairs, TokenizedPair
+from rpo.llm.data.pairs import PreparedPairs, TokenizedGroup
 
 QUANTILES = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 SHOWN_CHARACTERS = 600
 LABELS = {True: b"desirable", False: b"undesirable"}
+CONTRARY = {
+    "rows": "occur with both labels", "pairs": "occur both ways round", "lists": "occur in several orders"
+}  # fmt: skip
 Z95 = 1.959963984540054
 
 
@@ -47,11 +50,13 @@ class LengthBias:
 class DataCheck:
     """The state of a prepared dataset. lengths: quantiles in tokens, by part.
 
-    Counts of pairs, or of responses alone, unless named otherwise; unpaired: how many are alone, desirable: how many of
-    those. duplicates: repeat an earlier one. contradictions: pairs of a prompt that occur both ways round, responses
-    alone that occur with both labels. length_bias: None for responses alone. empty_responses, missing_ends,
-    several_ends: responses without a token but the end, without an end token, with an end token before their last.
-    unknown_tokens: tokens the tokenizer has no word for. samples: as text, end and boundary marked.
+    Counts of groups (pairs, lists, or responses alone) unless named otherwise; sizes: groups by their number of
+    responses. unpaired: how many are alone, labelled: how many of those have a label, desirable: how many a good one.
+    duplicates: repeat an earlier one. identical: hold a response twice. contradictions: the same responses in several
+    orders, or one alone with both labels. length_bias: of the best response against the worst; None for responses
+    alone. empty_responses, missing_ends, several_ends: responses without a token but the end, without an end token,
+    with an end token before their last. unknown_tokens: tokens the tokenizer has no word for. samples: as text, end and
+    boundary marked.
     """
 
     pairs: int
@@ -67,7 +72,9 @@ class DataCheck:
     missing_ends: int
     several_ends: int
     unknown_tokens: int
+    sizes: dict[int, int]
     unpaired: int
+    labelled: int
     desirable: int
     length_bias: LengthBias | None
     samples: tuple[str, ...]
@@ -80,9 +87,17 @@ class DataCheck:
     def render(self) -> str:
         """Return the report as plain text, at most about 100 columns wide but for the samples."""
         bias, report = self.length_bias, self.report
-        each = 1 if self.unpaired else 2
-        alone = f"{self.pairs} responses alone, {self.desirable} of them desirable"
-        rows = [f"{report['rows']} rows, " + (alone if self.unpaired else f"{self.pairs} pairs")]
+        responses = sum(size * count for size, count in self.sizes.items())
+        kind = _kind(self.sizes)
+        lists = kind == "lists"
+        best, worst = ("best", "worst") if lists else ("chosen", "rejected")
+        found = f"{self.pairs} " + ("responses alone" if kind == "rows" else kind)
+        if self.labelled:
+            found += f", {self.desirable} of them desirable"
+        if lists:
+            sized = ", ".join(f"{count} of {size}" for size, count in self.sizes.items())
+            found += f" of {responses} responses ({sized})"
+        rows = [f"{report['rows']} rows, {found}"]
         rows += [f"  refused: {count} ({reason})" for reason, count in report["refused"].items()]
         if report["dropped_too_long"]:
             rows.append(f"  dropped as too long: {report['dropped_too_long']}")
@@ -94,19 +109,18 @@ class DataCheck:
         counts = {
             "truncated": self.truncated,
             "  in the prompt": report["prompts_truncated"],
-            "  in the chosen response": report["chosen_truncated"],
-            "  in the rejected response": report["rejected_truncated"],
-            "repeat an earlier pair": self.duplicates,
-            "chosen and rejected identical": self.identical,
-            "occur both ways round": self.contradictions,
+            f"  in the {best} response": report["chosen_truncated"],
+            f"  in {'another' if lists else 'the rejected'} response": report["rejected_truncated"],
+            f"repeat an earlier {kind.removesuffix('s')}": self.duplicates,
+            "a response twice" if lists else "chosen and rejected identical": self.identical,
+            CONTRARY[kind]: self.contradictions,
             "boundary moved by a merge": report["boundary_merges"],
         }
-        if self.unpaired:
+        if report["ties"] or lists:
+            counts["tied, in the order of the row"] = report["ties"]
+        if kind == "rows":
             counts = {name.replace("chosen ", ""): n for name, n in counts.items() if "rejected" not in name}
-            counts["occur with both labels"] = counts.pop("occur both ways round")
-        rows += ["", "rows" if self.unpaired else "pairs"] + [
-            f"  {name:<30}{n:>8}  {_percent(n, self.pairs)}" for name, n in counts.items()
-        ]
+        rows += ["", kind] + [f"  {name:<30}{n:>8}  {_percent(n, self.pairs)}" for name, n in counts.items()]
         counts = {
             "empty": self.empty_responses,
             "without an end token": self.missing_ends,
@@ -115,17 +129,19 @@ class DataCheck:
             "rewritten by the template": report["rewritten"],
             "of several messages": report["several_messages"],
         }
-        rows += ["", "responses" + ("" if self.unpaired else " (two a pair)")]
-        rows += [f"  {name:<30}{n:>8}  {_percent(n, each * self.pairs)}" for name, n in counts.items()]
-        often = f"the most frequent in {self.most_repeated_prompt} {'rows' if self.unpaired else 'pairs'}"
+        if report["unscored"]:
+            counts["left out without a score"] = report["unscored"]
+        rows += ["", "responses" + (" (two a pair)" if kind == "pairs" else "")]
+        rows += [f"  {name:<30}{n:>8}  {_percent(n, responses)}" for name, n in counts.items()]
+        often = f"the most frequent in {self.most_repeated_prompt} {kind}"
         rows += ["", f"prompts: {self.distinct_prompts} distinct, {often}"]
         rows += (
             []
             if bias is None
             else [
-                f"length: chosen longer in {bias.chosen_longer}, rejected longer in {bias.rejected_longer}, "
+                f"length: {best} longer in {bias.chosen_longer}, {worst} longer in {bias.rejected_longer}, "
                 f"equal in {bias.equal}",
-                f"  share of longer chosen {bias.share:.3f}, 95% interval [{bias.low:.3f}, {bias.high:.3f}]; "
+                f"  share of longer {best} {bias.share:.3f}, 95% interval [{bias.low:.3f}, {bias.high:.3f}]; "
                 f"mean difference {bias.mean_difference:+.1f} tokens; rank correlation {bias.rank_correlation:+.3f}",
             ]
         )
@@ -158,44 +174,51 @@ def check_pairs(
     if tokenizer is not None and tokenizer.eos_token_id is not None:
         ends.add(tokenizer.eos_token_id)
     unknown = None if tokenizer is None else tokenizer.unk_token_id
-    unpaired = sum(pair.label is not None for pair in prepared)
-    each = 1 if unpaired else 2
-    lengths = np.empty((len(prepared), 1 + each), dtype=np.int64)
     prompts: Counter[bytes] = Counter()
-    seen: Counter[tuple[bytes, bytes, bytes]] = Counter()
-    empty = missing = several = unknowns = 0
-    for k, pair in enumerate(prepared):
+    seen: Counter[tuple[bytes, ...]] = Counter()
+    sizes: Counter[int] = Counter()
+    lengths: dict[str, array[int]] = {part: array("q") for part in ("prompt", "best", "worst", "others", "longest")}
+    identical = empty = missing = several = unknowns = 0
+    for pair in prepared:
         parts = (pair.prompt_ids, *pair.own)
-        lengths[k] = [len(ids) for ids in parts]
         digests = tuple(map(_digest, parts)) + (() if pair.label is None else (LABELS[pair.label],))
         prompts[digests[0]] += 1
-        seen[digests] += 1  # type: ignore[index]
+        seen[digests] += 1
+        sizes[len(pair.own)] += 1
+        identical += len(set(pair.own)) < len(pair.own)
+        counted = [len(ids) for ids in parts]
+        for part, count in (("prompt", counted[0]), ("best", counted[1]), ("worst", counted[-1])):
+            lengths[part].append(count)
+        lengths["others"].extend(counted[2:])
+        lengths["longest"].append(counted[0] + max(counted[1:]))
         for ids in parts[1:]:
             marks = sum(token in ends for token in ids)
             empty += len(ids) == marks
             missing += bool(ends) and ids[-1] not in ends
             several += marks > (ids[-1] in ends) and not pair.scored
         unknowns += 0 if unknown is None else sum(ids.count(unknown) for ids in parts)
+    unpaired = sizes[1]
+    compared = [np.asarray(lengths[part]) for part in ("best", "worst")]
     report = prepared.report.to_dict()
     found: dict[str, Any] = {
         "pairs": len(prepared),
         "report": report,
-        "lengths": _quantiles(lengths),
+        "lengths": _quantiles(lengths, max(sizes)),
         "truncated": report["truncated"],
         "distinct_prompts": len(prompts),
         "most_repeated_prompt": max(prompts.values()),
         "duplicates": sum(count - 1 for count in seen.values()),
-        "identical": sum(count for (_, a, b), count in seen.items() if a == b),
-        "contradictions": sum(
-            count for key, count in seen.items() if (other := _contrary(key)) != key and other in seen
-        ),
+        "identical": identical,
+        "contradictions": _contradictions(seen),
         "empty_responses": empty,
         "missing_ends": missing,
         "several_ends": several,
         "unknown_tokens": unknowns,
+        "sizes": dict(sorted(sizes.items())),
         "unpaired": unpaired,
+        "labelled": sum(pair.label is not None for pair in prepared),
         "desirable": sum(bool(pair.label) for pair in prepared),
-        "length_bias": None if unpaired else length_bias(lengths[:, 1], lengths[:, 2]),
+        "length_bias": None if unpaired else length_bias(compared[0], compared[1]),
     }
     places = np.linspace(0, len(prepared) - 1, shown).round().astype(int)
     rendered = tuple(_sample(prepared[int(k)], tokenizer, ends) for k in dict.fromkeys(places.tolist()))
@@ -237,20 +260,17 @@ def _warnings(found: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None) 
     """Return a plain sentence for each thing that deserves a look before training."""
     pairs, report, bias = found["pairs"], found["report"], found["length_bias"]
     truncated = report["chosen_truncated"] + report["rejected_truncated"]
-    each = 1 if found["unpaired"] else 2
+    responses = sum(size * count for size, count in found["sizes"].items())
+    kind = _kind(found["sizes"])
     unexplained = found["missing_ends"] - truncated - report["cut_when_made"]
     several = {name: count for name, count in report["formats"].items() if count}
     conditions = {
-        f"{_percent(truncated, each * pairs)} of the responses lost their end to max_length": truncated > 0.1 * pairs,
+        f"{_percent(truncated, responses)} of the responses lost their end to max_length": truncated > 0.1 * pairs,
         f"{unexplained} responses lack an end token though nothing cut them": unexplained > 0,
         f"{found['several_ends']} responses have an end token before their last": found["several_ends"] > 0,
-        f"{found['identical']} pairs prefer a response to itself": found["identical"] > 0,
-        f"{found['contradictions']} "
-        + ("rows occur with both labels" if found["unpaired"] else "pairs occur both ways round"): found[
-            "contradictions"
-        ]
-        > 0,
-        "all rows have one label": found["unpaired"] > 0 and found["desirable"] in (0, pairs),
+        f"{found['identical']} {kind} prefer a response to itself": found["identical"] > 0,
+        f"{found['contradictions']} {kind} {CONTRARY[kind]}": found["contradictions"] > 0,
+        "all rows have one label": found["labelled"] > 0 and found["desirable"] in (0, pairs),
         f"{found['unknown_tokens']} tokens are unknown to the tokenizer": found["unknown_tokens"] > 0,
         f"{report['rewritten']} responses were changed by the chat template": report["rewritten"] > 0,
         f"rows are of several formats: {several}": len(several) > 1,
@@ -267,33 +287,40 @@ def _warnings(found: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None) 
     return [sentence for sentence, holds in conditions.items() if holds]
 
 
-def _quantiles(lengths: NDArray[np.int64]) -> dict[str, dict[str, int]]:
-    names = ("prompt", "chosen", "rejected") if lengths.shape[1] == 3 else ("prompt", "response")
-    parts = dict(zip(names, lengths.T, strict=True))
-    parts["longest"] = lengths[:, 0] + lengths[:, 1:].max(axis=1)
+def _quantiles(lengths: dict[str, array[int]], most: int) -> dict[str, dict[str, int]]:
+    """Return quantiles by part; most: how many responses a group has, which decides what the parts are called."""
+    names = {"prompt": "prompt", "best": {1: "response", 2: "chosen"}.get(most, "best"), "longest": "longest"}
+    if most > 1:
+        names |= {"others": "rejected" if most == 2 else "others"}
+    order = sorted(names, key=("prompt", "best", "others", "longest").index)
     return {
-        part: {name: int(np.quantile(values, q, method="nearest")) for name, q in QUANTILES.items()}
-        for part, values in parts.items()
+        names[part]: {name: int(np.quantile(lengths[part], q, method="nearest")) for name, q in QUANTILES.items()}
+        for part in order
     }
 
 
-def _contrary(key: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    """Return what contradicts a row: the pair the other way round, the response with the other label."""
-    prompt, first, second = key
-    if second in LABELS.values():
-        return prompt, first, LABELS[second != LABELS[True]]
-    return prompt, second, first
+def _contradictions(seen: Counter[tuple[bytes, ...]]) -> int:
+    """Return how many groups occur in another order too, or responses alone with the other label."""
+    ways: dict[tuple[bytes, ...], list[int]] = {}
+    for (prompt, *rest), count in seen.items():
+        key = (prompt, *sorted(part for part in rest if part not in LABELS.values()))
+        ways.setdefault(key, []).append(count)
+    return sum(sum(counts) for counts in ways.values() if len(counts) > 1)
 
 
 def _digest(ids: tuple[int, ...]) -> bytes:
     return hashlib.blake2b(array("i", ids).tobytes(), digest_size=16).digest()
 
 
+def _kind(sizes: Collection[int]) -> str:
+    return "rows" if set(sizes) == {1} else "lists" if max(sizes) > 2 else "pairs"
+
+
 def _percent(count: int, total: int) -> str:
     return f"{100.0 * count / total:.1f}%"
 
 
-def _sample(pair: TokenizedPair, tokenizer: PreTrainedTokenizerBase | None, ends: Collection[int]) -> str:
+def _sample(pair: TokenizedGroup, tokenizer: PreTrainedTokenizerBase | None, ends: Collection[int]) -> str:
     """Return a pair as text: line breaks escaped, tokens at the boundary apart, the end named or said to be missing."""
 
     def text(ids: Sequence[int]) -> str:
@@ -309,7 +336,9 @@ def _sample(pair: TokenizedPair, tokenizer: PreTrainedTokenizerBase | None, ends
     prompt = text(pair.prompt_ids)
     rows = [f"row {pair.row}"]
     rows.append("  prompt   " + (prompt if len(prompt) <= SHOWN_CHARACTERS else "..." + prompt[-SHOWN_CHARACTERS:]))
-    names = ("chosen", "rejected") if pair.label is None else ("good" if pair.label else "bad",)
+    names = ["chosen", "rejected"] if len(pair.own) == 2 else [f"{k + 1}." for k in range(len(pair.own))]
+    names = names if pair.label is None else ["good" if pair.label else "bad"]
+    names = [f"{name} {score:g}" for name, score in zip(names, pair.scores, strict=True)] if pair.scores else names
     for name, ids in zip(names, pair.own, strict=True):
         complete = ids[-1] in ends
         words = text(ids[:-1] if complete else ids)

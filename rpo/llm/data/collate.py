@@ -16,13 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from rpo.core.errors import InvalidArgument
-from rpo.llm.data.pairs import TokenizedPair
+from rpo.llm.data.pairs import TokenizedGroup
 from rpo.llm.logps.scoring import PromptGroup, ScoringPath
 
 CHOSEN, REJECTED = 0, 1
 
 
-def group_of(pair: TokenizedPair) -> PromptGroup:
+def group_of(pair: TokenizedGroup) -> PromptGroup:
     """Return the prompt with its m responses: its own, then the further ones."""
     return PromptGroup(pair.prompt_ids, pair.responses, pair.scored)
 
@@ -37,7 +37,7 @@ class PairDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        pairs: Sequence[TokenizedPair],
+        pairs: Sequence[TokenizedGroup],
         reference_logps: NDArray[Any] | None = None,
         start_logps: NDArray[Any] | None = None,
     ) -> None:
@@ -71,13 +71,13 @@ class PairCollator:
     """
 
     path: ScoringPath
-    group_of: Callable[[TokenizedPair], PromptGroup] = group_of
-    tokens_of: Callable[[TokenizedPair], float] = lambda pair: 1.0
+    group_of: Callable[[TokenizedGroup], PromptGroup] = group_of
+    tokens_of: Callable[[TokenizedGroup], float] = lambda pair: 1.0
     positions: int | None = None
 
     def __call__(self, items: Sequence[Any]) -> dict[str, torch.Tensor]:
         items = [item if isinstance(item, dict) else {"pair": item} for item in items]
-        pairs: list[TokenizedPair] = [item["pair"] for item in items]
+        pairs: list[TokenizedGroup] = [item["pair"] for item in items]
         self.require_positions(pairs)
         # First the tensors with one entry a pair: accelerate takes the batch size from the first.
         batch = {
@@ -94,7 +94,7 @@ class PairCollator:
                 batch[name] = torch.from_numpy(np.stack([item[name] for item in items]))
         return batch | self.path.collate([self.group_of(pair) for pair in pairs])
 
-    def require_positions(self, pairs: Iterable[TokenizedPair]) -> None:
+    def require_positions(self, pairs: Iterable[TokenizedGroup]) -> None:
         """Refuse pairs that are longer than the model has positions for, naming the first. Raises InvalidArgument."""
         if self.positions is None:
             return
@@ -113,7 +113,7 @@ class PairCollator:
                 "(config.max_position_embeddings).",
             )
 
-    def totals(self, pairs: Iterable[TokenizedPair]) -> torch.Tensor:
+    def totals(self, pairs: Iterable[TokenizedGroup]) -> torch.Tensor:
         """Return the total weight and the total weighted number of tokens, (2,) float64, as `batch_totals` does."""
         parts = [(pair.weight, pair.weight * self.tokens_of(pair)) for pair in pairs]
         return torch.tensor(parts, dtype=torch.float64).sum(0)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
+from rpo.llm.data.lists import TOO_FEW, Listed, list_column, number, read_list
 from rpo.llm.data.messages import (
     ROLES,
     Message,
@@ -23,7 +24,7 @@ from rpo.llm.data.report import RefusedRow, shown
 from rpo.llm.data.shared import common_length, shared_text
 
 TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
-LABEL = "label"
+LABEL, SCORE = "label", "score"
 SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))  # under either pair of names
 OPTIONS = ("tools", "chat_template_kwargs")
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
@@ -43,15 +44,19 @@ class Response(NamedTuple):
 class Preference:
     """A row understood: kind "text" (strings), "chat" (messages) or "tokens" (ids).
 
-    responses: chosen, rejected, then those of the base column; or one alone, whose label says whether it is desirable.
-    scores: of chosen and rejected. prompt_given: it has a column of its own. nulls: arguments of tool calls and fields
-    of tools that were None and are left out. extra: columns that nothing here reads.
+    responses: K that are compared, best first, then those of the base column; columns: their names, for messages. own:
+    K: two of a preference, one alone that a label (whether it is desirable) or a score goes with, any number of a list.
+    scores: K. prompt_given: it has a column of its own. nulls: arguments of tool calls and fields of tools that were
+    None and are left out. unscored: responses of a list that have no score and are left out. tied: whether two scores
+    or ranks of a list are the same. extra: columns that nothing here reads.
     """
 
     kind: str
     row: int
     prompt: Any
     responses: tuple[Response, ...]
+    columns: tuple[str, ...]
+    own: int = 2
     weight: float = 1.0
     tools: list[Any] | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -60,13 +65,8 @@ class Preference:
     extra: dict[str, Any] = field(default_factory=dict)
     label: bool | None = None
     scores: tuple[float, ...] = ()
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The name of each response, for messages."""
-        if self.label is not None:
-            return ("completion",)
-        return ("chosen", "rejected", *(f"base response {k}" for k in range(len(self.responses) - 2)))
+    unscored: int = 0
+    tied: bool = False
 
 
 def read_preference(
@@ -77,13 +77,18 @@ def read_preference(
     weight_column: str | None = None,
     unpaired: bool = False,
     scores: bool = False,
+    lists: bool = False,
+    ranked: bool = False,
 ) -> Preference:
     """Return the record of one row: standard or conversational, explicit or implicit prompt, or token ids.
 
     index: position in the source, for messages. base_column: a response or a list of them. unpaired: also rows of a
-    prompt, one completion and its label. scores: read score_chosen and score_rejected (or chosen_score and
-    rejected_score), the first above the second.
-    Raises RefusedRow for missing columns, wrong types, wrong roles, empty responses, images and sound.
+    prompt, one completion and its label, or its score where scores are read. scores: read score_chosen and
+    score_rejected (or chosen_score and rejected_score), the first above the second, and the scores of lists. lists:
+    also rows of a prompt and several responses, as of `read_list`, with ranked; of equal scores the first in the row is
+    the better one, and a response without a score is left out.
+    Raises RefusedRow for missing columns, wrong types, wrong roles, empty responses, images and sound, and for a list
+    of fewer than two responses with a score.
     Source: TRL, "Dataset formats", preference and unpaired preference.
     """
     if not isinstance(row, Mapping):
@@ -93,13 +98,21 @@ def read_preference(
         )  # fmt: skip
     reader = _Reader(row, index)
     reader.refuse_media()
+    listed = read_list(row, index, ranked=ranked) if lists and list_column(row) is not None else None
     single = unpaired and not {"chosen", "chosen_ids"} & set(row) and bool({"completion", "completion_ids"} & set(row))
     tokens = any(name in row for name in (*TOKEN_COLUMNS, *(("completion_ids",) if single else ())))
     ids = "_ids" if tokens else ""
     names = [f"{name}{ids}" for name in ("prompt", *(("completion",) if single else ("chosen", "rejected")))]
-    values = [reader.value(name) for name in names[1:]]
+    order: list[int] = []
+    if listed is not None:
+        order = reader.order(listed)
+        names = [listed.prompt, *(f"{listed.column}[{k}]" for k in order)]
+        values = [listed.answers[k] for k in order]
+    else:
+        values = [reader.value(name) for name in names[1:]]
+    own = len(values)
     base = [] if base_column is None else reader.base(base_column)
-    prompt = reader.value(names[0]) if tokens or single or "prompt" in row else None
+    prompt = reader.value(names[0]) if tokens or single or listed is not None or "prompt" in row else None
     columns = [*names[1:], *([str(base_column)] * len(base))]
     tools, nulls = None, 0
     if not tokens:
@@ -110,32 +123,41 @@ def read_preference(
         contents: list[Any] = [reader.ids(name, value) for name, value in zip(columns, [*values, *base], strict=True)]
     elif isinstance(prompt, list) or any(isinstance(value, list) for value in values):
         kind = "chat"
-        prompt, contents = reader.conversation(prompt, [*values, *base], columns)
+        prompt, contents = reader.conversation(prompt, [*values, *base], columns, own)
     else:
         kind = "text"
         prompt, contents = reader.texts(prompt, [*values, *base], columns)
         if tools:
             remedy = "Write the row as messages; if its texts have the tools already, remove the column."
             reader.refuse("tools", "unwritten", "messages, whose chat template writes tools", "plain text", remedy)
-    whose = [name.removesuffix("_ids") for name in names[1:]]
-    flags = [reader.cut(name) for name in whose] + reader.base_cuts(base_column, len(base))
-    used = {*names, *(() if tokens else OPTIONS), base_column, weight_column, *((LABEL,) if single else ())}
-    used |= {f"{name}_finish_reason" for name in (*whose, base_column)} | (
-        set(reader.score_columns()) if scores else set()
-    )
+    whose = [name.removesuffix("_ids") for name in names[1:]] if listed is None else [listed.column]
+    if listed is None:
+        flags = [reader.cut(name) for name in whose]
+    else:
+        cuts = reader.cuts(listed.column, len(listed.answers))
+        flags = [cuts[k] for k in order]
+    flags += reader.cuts(base_column, len(base))
+    labelled = single and (LABEL in row or not scores)
+    used = {*(names if listed is None else listed.used), *(() if tokens else OPTIONS), base_column, weight_column}
+    used |= {f"{name}_finish_reason" for name in (*whose, base_column)}
+    used |= {LABEL} if labelled else {SCORE} if single else set(reader.score_columns()) if scores else set()
     return Preference(
         kind=kind,
         row=index,
         prompt=prompt,
         responses=tuple(map(Response, contents, flags)),
+        columns=(*(name.removesuffix("_ids") for name in names[1:]), *(f"base response {k}" for k in range(len(base)))),
+        own=own,
         weight=1.0 if weight_column is None else reader.weight(weight_column),
         tools=tools,
         template_kwargs={} if tokens else reader.template_kwargs(),
         prompt_given=names[0] in row,
         nulls=nulls,
         extra={name: value for name, value in row.items() if name not in used},
-        label=reader.label() if single else None,
-        scores=reader.scores() if scores else (),
+        label=reader.label() if labelled else None,
+        scores=reader.scores(listed, order, single) if scores and not labelled else (),
+        unscored=0 if listed is None else listed.unscored,
+        tied=listed is not None and listed.tied,
     )
 
 
@@ -153,7 +175,11 @@ class _Reader:
         if column not in self.row:
             columns = ", ".join(map(repr, self.row))
             remedy = "Rename your columns to prompt, chosen and rejected (or prompt_ids, chosen_ids and rejected_ids)."
-            if any(name.startswith("completion") for name in map(str, self.row)):
+            if list_column(self.row) is not None:
+                remedy = (
+                    "Lists are for methods that take them; rpo.llm.data.binarize makes pairs of them for the others."
+                )
+            elif any(name.startswith("completion") for name in map(str, self.row)):
                 remedy += " Completions alone are for rpo.SFT, with labels for rpo.KTO and rpo.BCO."
             self.refuse(column, "missing_column", f"a column {column!r}", f"columns {columns}", remedy)
         value = self.row[column]
@@ -201,11 +227,29 @@ class _Reader:
             self.refuse(LABEL, "label", "True or False, or 1 or 0", shown(value), "Say whether it is a good answer.")
         return bool(value)
 
-    def scores(self) -> tuple[float, ...]:
-        """Return the scores of chosen and rejected, the first above the second."""
+    def order(self, listed: Listed) -> list[int]:
+        """Return the places of a list's responses, the best first. Raises RefusedRow for fewer than two."""
+        order = listed.best_first()
+        if len(order) < 2:
+            got = f"{len(order)} of {len(listed.answers)}"
+            self.refuse(listed.column, TOO_FEW, "at least two responses with scores", got, "Such rows are left out.")
+        return order
+
+    def scores(self, listed: Listed | None, order: list[int], single: bool) -> tuple[float, ...]:
+        """Return the scores of the responses: of a list, of one alone, or of a pair, the first above the second."""
+        if listed is not None:
+            if listed.values is None or not listed.scores:
+                remedy = "Write a score for each response, or use a method of the order alone."
+                self.refuse(listed.column, "scores", "scores", "their order alone", remedy)
+            return tuple(float(listed.values[k] or 0.0) for k in order)
+        if single:
+            score = number(self.value(SCORE))
+            if score is None:
+                self.refuse(SCORE, "scores", "a finite number", shown(self.row.get(SCORE)), "Remove the row.")
+            return (score,)
         columns = self.score_columns()
-        first, second = (self.number(self.value(column)) for column in columns)
-        if not (math.isfinite(first - second) and first > second):
+        first, second = (number(self.value(column)) for column in columns)
+        if first is None or second is None or not (math.isfinite(first - second) and first > second):
             remedy = "Remove ties and rows whose scores contradict the preference."
             self.refuse(", ".join(columns), "scores", "finite numbers, the first larger", f"{first}, {second}", remedy)
         return first, second
@@ -214,25 +258,17 @@ class _Reader:
         """Return the names of the columns of scores."""
         return next((names for names in SCORES if names[0] in self.row), SCORES[0])
 
-    @staticmethod
-    def number(value: Any) -> float:
-        """Return a float, NaN for what is no number."""
-        try:
-            return math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError, OverflowError):
-            return math.nan
-
     def weight(self, column: str) -> float:
         value = self.value(column)
-        number = self.number(value)
-        if not (math.isfinite(number) and number > 0):
+        weight = number(value)
+        if weight is None or weight <= 0:
             self.refuse(column, "weight", "a finite number > 0", shown(value), "Remove rows that should not count.")
-        return number
+        return weight
 
     def cut(self, column: str) -> bool:
         return bool(plain(self.row.get(f"{column}_finish_reason")) == "length")
 
-    def base_cuts(self, column: str | None, count: int) -> list[bool]:
+    def cuts(self, column: str | None, count: int) -> list[bool]:
         reasons = plain(self.row.get(f"{column}_finish_reason"))
         if not isinstance(reasons, (list, tuple)):
             reasons = [reasons] * count
@@ -270,19 +306,19 @@ class _Reader:
         return prompt, values
 
     def conversation(
-        self, prompt: Any, values: list[Any], columns: list[str]
+        self, prompt: Any, values: list[Any], columns: list[str], own: int
     ) -> tuple[list[Message], list[list[Message]]]:
-        """Return the prompt's messages and those of each response."""
+        """Return the prompt's messages and those of each response; own: how many of them are no base responses."""
         if given := isinstance(prompt, list):
             prompt = self.messages("prompt", prompt)
         # Beside a prompt of messages, and for base responses, a string can only be the assistant's answer.
         values = [
-            [{"role": "assistant", "content": value}] if isinstance(value, str) and (given or k > 1) else value
+            [{"role": "assistant", "content": value}] if isinstance(value, str) and (given or k >= own) else value
             for k, value in enumerate(values)
         ]
         turns = [self.messages(name, value) for name, value in zip(columns, values, strict=True)]
         if not given:
-            prompt = self.shared_turns(prompt, turns[0], turns[min(1, len(turns) - 1)])
+            prompt = self.shared_turns(prompt, turns[:own])
         if not prompt or prompt[-1]["role"] == "assistant":
             got = "no message" if not prompt else "one that ends with an assistant message"
             remedy = "Let chosen and rejected share the turns before the answer, and differ in the answer."
@@ -300,20 +336,21 @@ class _Reader:
                     self.refuse(name, "empty_response", "answers with words or tool calls", got, "Remove the row.")
         return prompt, answers
 
-    def shared_turns(self, prompt: Any, chosen: list[Message], rejected: list[Message]) -> list[Message]:
-        """Return the turns that two conversations share; a string prompt must be one of them, or is the only one."""
-        if isinstance(prompt, str) and len(chosen) == len(rejected) == 1:
+    def shared_turns(self, prompt: Any, turns: list[list[Message]]) -> list[Message]:
+        """Return the turns that all conversations share; a string prompt must be one of them, or is the only one."""
+        if isinstance(prompt, str) and all(len(turn) == 1 for turn in turns):
             return [{"role": "user", "content": prompt}]
-        # Each keeps a message of its own, even where the two are identical.
-        count = min(common_length(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
-        while count and chosen[count - 1]["role"] == "assistant":  # what it said is its response, shared or not
+        # Each keeps a message of its own, even where all are identical.
+        first = turns[0]
+        count = min(min(common_length(first, turn), len(turn) - 1) for turn in turns)
+        while count and first[count - 1]["role"] == "assistant":  # what it said is its response, shared or not
             count -= 1
         if prompt is not None and not isinstance(prompt, str):
             self.refuse("prompt", "wrong_type", "a string or a list of messages", shown(prompt), "Use one of them.")
-        if prompt is not None and prompt.strip() not in [text_of(message).strip() for message in chosen[:count]]:
+        if prompt is not None and prompt.strip() not in [text_of(message).strip() for message in first[:count]]:
             remedy = "Remove the prompt column, or make it agree with the turns."
-            self.refuse("prompt", "no_prompt", "the text of a turn that both share", shown(prompt), remedy)
-        return chosen[:count]
+            self.refuse("prompt", "no_prompt", "the text of a turn that all share", shown(prompt), remedy)
+        return first[:count]
 
     def messages(self, column: str, value: Any) -> list[Message]:
         expected = 'a list of messages {"role", "content"}'

@@ -17,7 +17,7 @@ from rpo.llm.data.report import SourceRow, shown
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 # Columns of a CSV that are never prose, so that JSON in them is meant as JSON.
-JSON_COLUMNS = (*TOKEN_COLUMNS, "completion_ids", "completions", "responses", "scores", LABEL)
+JSON_COLUMNS = (*TOKEN_COLUMNS, "completion_ids", "completions", "responses", "scores", "ranks", LABEL)
 
 
 class Rows:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rpo.core.errors import InvalidArgument
-from rpo.llm.data.pairs import TokenizedPair
+from rpo.llm.data.pairs import TokenizedGroup
 
 
-def with_mismatched(pairs: Sequence[TokenizedPair], limit: int | None) -> list[TokenizedPair]:
+def with_mismatched(pairs: Sequence[TokenizedGroup], limit: int | None) -> list[TokenizedGroup]:
     """Return the pairs with one more response each, the last: one of the next row, in a circle, with another prompt.
 
     Of pairs the chosen and the rejected one in turn. limit: tokens of prompt and response together, at which it is cut.
@@ -28,7 +28,7 @@ def with_mismatched(pairs: Sequence[TokenizedPair], limit: int | None) -> list[T
     return found
 
 
-def _next_of_another_prompt(pairs: Sequence[TokenizedPair]) -> list[int]:
+def _next_of_another_prompt(pairs: Sequence[TokenizedGroup]) -> list[int]:
     """Return for each pair the index of the first one after it, in a circle, whose prompt is another."""
     n = len(pairs)
     last = pairs[0].prompt_ids

@@ -12,9 +12,9 @@ from rpo.core.errors import InvalidArgument
 
 KEPT_MESSAGES = 5
 EXCERPT = 200
-# Columns that other data sets keep a prompt, or a part of it, in.
+# Columns that other data sets keep a prompt, or a part of it, in, under any capitals.
 PROMPT_LIKE = (
-    "question", "instruction", "input", "inputs", "query", "problem", "context", "system", "system_prompt",
+    "prompt", "question", "instruction", "input", "inputs", "query", "problem", "context", "system", "system_prompt",
     "prompt_text", "user_prompt", "task", "history",
 )  # fmt: skip
 
@@ -74,7 +74,10 @@ class DataReport:
     field that it left out (in prompts also changed, for content), such as the reasoning of earlier turns.
     nulls: arguments of tool calls and fields of tools that were None and are left out. cut_when_made:
     responses whose finish reason is "length". ends: responses by the id of the end token written.
-    unpaired: responses alone, with a label; desirable: those of them that are.
+    unpaired: responses alone, with a label or a score; desirable: those of them whose label says so.
+    unscored: responses of lists without a score, which are left out. ties: lists in which two scores or ranks are the
+    same, the first in the row counting as the better. chosen_truncated, rejected_truncated: of a list its best
+    response, and any of the others.
     unused_columns: rows by column that nothing here reads. unread_prompts: those of them whose names say that
     they hold a prompt, where their text is not in it. prompts_inferred: rows without a prompt column.
     """
@@ -103,6 +106,8 @@ class DataReport:
     prompts_inferred: int = 0
     unpaired: int = 0
     desirable: int = 0
+    unscored: int = 0
+    ties: int = 0
 
     def refuse(self, refusal: RefusedRow) -> None:
         """Count a row that was left out, and keep its message if it is among the first."""
@@ -115,8 +120,9 @@ class DataReport:
         self.unused_columns.update(extra.keys())
         if prompt is None:
             return
-        texts = {name: extra[name].strip() for name in PROMPT_LIKE if isinstance(extra.get(name), str)}
-        self.unread_prompts.update(name for name, text in texts.items() if text and text not in prompt)
+        for name, value in extra.items():
+            if str(name).lower() in PROMPT_LIKE and any(text not in prompt for text in _texts_in(value)):
+                self.unread_prompts[name] += 1
 
     def unused_prompts(self) -> str | None:
         """Return a sentence on columns that seem to hold the prompt, or a part of it, and are not read."""
@@ -142,3 +148,12 @@ def warn_of_unused_prompts(report: DataReport) -> None:
     sentence = report.unused_prompts()
     if sentence is not None:
         warnings.warn(f"dataset: {sentence}.", UserWarning, stacklevel=2)
+
+
+def _texts_in(value: Any) -> list[str]:
+    """Return the texts of a cell: itself, or those of a list of turns, which may be messages."""
+    if isinstance(value, Mapping):
+        value = [item for key, item in value.items() if key not in ("role", "from")]
+    if isinstance(value, (list, tuple)):
+        return [text for item in value for text in _texts_in(item)]
+    return [value.strip()] if isinstance(value, str) else []

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
-from rpo.llm.data.pairs import TokenizedPair
+from rpo.llm.data.pairs import TokenizedGroup
 from rpo.llm.data.report import DataReport, warn_of_unused_prompts
 from rpo.llm.data.tokenize import PairEncoder
 from rpo.llm.data.truncation import Limits
@@ -22,7 +22,7 @@ def splits_itself(rows: object) -> bool:
     return isinstance(rows, IterableDataset) or bool(getattr(rows, "splits_itself", False))
 
 
-class PairStream(IterableDataset[TokenizedPair]):
+class PairStream(IterableDataset[TokenizedGroup]):
     """Pairs tokenised as they are read, from rows that can be iterated again and again.
 
     `report` counts the current pass, in each data-loader worker its own share of the rows. A source
@@ -37,13 +37,13 @@ class PairStream(IterableDataset[TokenizedPair]):
         checks.rereadable("rows", rows)
         self._rows, self._encoder, self.report = rows, encoder, DataReport()
 
-    def __iter__(self) -> Iterator[TokenizedPair]:
+    def __iter__(self) -> Iterator[TokenizedGroup]:
         yield from self._one_pass()
         for epoch in itertools.count(1) if self.endless else ():
             self.set_epoch(epoch)
             yield from self._one_pass()
 
-    def _one_pass(self) -> Iterator[TokenizedPair]:
+    def _one_pass(self) -> Iterator[TokenizedGroup]:
         worker = get_worker_info()
         part, parts = (0, 1) if worker is None or splits_itself(self._rows) else (worker.id, worker.num_workers)
         self.report = DataReport()
@@ -82,9 +82,11 @@ def stream_pairs(
     chat_template: str | None = None,
     unpaired: bool = False,
     scores: bool = False,
+    lists: bool = False,
+    ranked: bool = False,
 ) -> PairStream:
     """Return the rows as a torch IterableDataset of pairs; arguments as of `prepare_pairs`. Raises the same."""
     limits = Limits(max_length, max_prompt_length, truncation_mode)
-    read = {"unpaired": unpaired, "scores": scores}
+    read = {"unpaired": unpaired, "scores": scores, "lists": lists, "ranked": ranked}
     encoder = PairEncoder(tokenizer, limits, on_refused, base_column, weight_column, chat_template, **read)
     return PairStream(rows, encoder)

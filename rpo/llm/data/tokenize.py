@@ -11,7 +11,8 @@ from rpo.core import checks
 from rpo.core.errors import InvalidArgument
 from rpo.core.progress import track
 from rpo.llm.data.formats import Preference, read_preference
-from rpo.llm.data.pairs import PreparedPairs, TokenizedPair
+from rpo.llm.data.lists import TOO_FEW
+from rpo.llm.data.pairs import PreparedPairs, TokenizedGroup
 from rpo.llm.data.report import DataReport, RefusedRow
 from rpo.llm.data.shared import common_length
 from rpo.llm.data.templates import Rendered, Renderer
@@ -33,19 +34,23 @@ def prepare_pairs(
     chat_template: str | None = None,
     unpaired: bool = False,
     scores: bool = False,
+    lists: bool = False,
+    ranked: bool = False,
     progress: bool | None = None,
 ) -> PreparedPairs:
-    """Return the rows as tokenised pairs, with a report of everything cut, merged or left out.
+    """Return the rows as tokenised groups, with a report of everything cut, merged or left out.
 
-    rows: dicts in any of TRL's preference formats, or already tokenised (the tokenizer may be None
+    rows: dicts in any of TRL's preference formats, lists of responses, or already tokenised (the tokenizer may be None
     then). max_length, max_prompt_length, truncation_mode: see `Limits`. on_refused: "error" raises
     at the first row that cannot be used, "drop" counts it. base_column: further responses, for
-    pi_base. weight_column: a number > 0 a pair. chat_template: in place of the tokenizer's own. unpaired, scores: as of
-    `read_preference`; rows are all pairs or all responses alone. progress: None draws a bar only on a terminal.
+    pi_base. weight_column: a number > 0 a pair. chat_template: in place of the tokenizer's own. unpaired, scores,
+    lists, ranked: as of `read_preference`; rows are all pairs and lists, or all responses alone with a label. A list of
+    fewer than two responses with a score is left out and counted, whatever on_refused. progress: None draws a bar only
+    on a terminal.
     Raises RefusedRow, InvalidArgument.
     """
     limits = Limits(max_length, max_prompt_length, truncation_mode)
-    read = {"unpaired": unpaired, "scores": scores}
+    read = {"unpaired": unpaired, "scores": scores, "lists": lists, "ranked": ranked}
     encoder = PairEncoder(tokenizer, limits, on_refused, base_column, weight_column, chat_template, **read)
     checks.iterable("rows", rows)
     report = DataReport()
@@ -58,7 +63,7 @@ def prepare_pairs(
 
 
 class PairEncoder:
-    """The rules that make a row a pair, with the tokenizer and limits they are applied under."""
+    """The rules that make a row a group, with the tokenizer and limits they are applied under."""
 
     def __init__(
         self,
@@ -71,6 +76,8 @@ class PairEncoder:
         *,
         unpaired: bool = False,
         scores: bool = False,
+        lists: bool = False,
+        ranked: bool = False,
     ) -> None:
         checks.one_of("on_refused", on_refused, ("error", "drop"))
         if tokenizer is not None:
@@ -81,7 +88,7 @@ class PairEncoder:
                 checks.instance(name, text, str)
         self._limits, self._drop = limits, on_refused == "drop"
         self._columns: dict[str, Any] = {"base_column": base_column, "weight_column": weight_column}
-        self._columns |= {"unpaired": unpaired, "scores": scores}
+        self._columns |= {"unpaired": unpaired, "scores": scores, "lists": lists, "ranked": ranked}
         self._base_count: int | None = None
         self._single: bool | None = None
         self._tokenizer = tokenizer
@@ -90,15 +97,15 @@ class PairEncoder:
             self._render = Renderer(tokenizer, chat_template)
             self._opening = self._find_opening()
 
-    def encode(self, numbered: Iterable[tuple[int, Any]], report: DataReport) -> Iterator[TokenizedPair]:
-        """Yield the pairs of (index, row), counting in `report`. Raises RefusedRow unless they are dropped."""
+    def encode(self, numbered: Iterable[tuple[int, Any]], report: DataReport) -> Iterator[TokenizedGroup]:
+        """Yield the groups of (index, row), counting in `report`. Raises RefusedRow unless they are dropped."""
         for index, row in numbered:
             report.rows += 1
             try:
                 pair = self._pair(read_preference(row, index, **self._columns), report)
             except (RefusedRow, RecursionError) as error:
                 refusal = _too_deep(index) if isinstance(error, RecursionError) else error
-                if not self._drop:
+                if not self._drop and refusal.reason != TOO_FEW:
                     raise refusal.of(row) from error.__cause__
                 report.refuse(refusal.of(row))
                 continue
@@ -106,7 +113,7 @@ class PairEncoder:
                 report.pairs += 1
                 yield pair
 
-    def _pair(self, record: Preference, report: DataReport) -> TokenizedPair | None:
+    def _pair(self, record: Preference, report: DataReport) -> TokenizedGroup | None:
         single = record.label is not None
         if self._single not in (None, single):
             raise RefusedRow(
@@ -114,7 +121,7 @@ class PairEncoder:
                 expected="a pair, as in the first row" if single else "a completion and its label, as in the first row",
                 got="a completion and its label" if single else "a pair", remedy="Train on one kind at a time.",
             )  # fmt: skip
-        own = 1 if single else 2
+        own = record.own
         if self._base_count not in (None, len(record.responses) - own):
             raise RefusedRow(
                 record.row, str(self._columns["base_column"]), reason="base_count",
@@ -132,12 +139,14 @@ class PairEncoder:
             prompt, full, ends, moved, masks = self._tokenized(record, text)
         # Counted only now, when nothing can refuse the row any more.
         self._base_count, self._single = len(record.responses) - own, single
-        report.unpaired += single
+        report.unpaired += own == 1
         report.desirable += bool(record.label)
         report.formats[record.kind] += 1
         report.count_columns(record.extra, None if text is None else text.prompt)
         report.prompts_inferred += not record.prompt_given
         report.nulls += record.nulls
+        report.unscored += record.unscored
+        report.ties += record.tied
         report.boundary_merges += moved > 0
         if text is not None:
             report.rewritten += text.rewritten
@@ -156,11 +165,10 @@ class PairEncoder:
         report.chosen_truncated += cuts[0]
         report.rejected_truncated += any(cuts[1:own])
         report.base_truncated += any(cuts[own:])
-        report.identical += not single and responses[0] == responses[1]
+        report.identical += len(set(responses[:own])) < own
         masks = tuple(mask and mask[: len(ids)] for mask, ids in zip(masks, responses, strict=True)) if masks else ()
-        rejected = () if single else responses[1]
-        base, extra = tuple(responses[own:]), (masks, record.label, record.scores)
-        return TokenizedPair(short, responses[0], rejected, record.row, base, record.weight, *extra)
+        base, known = tuple(responses[own:]), (masks, record.label, record.scores)
+        return TokenizedGroup(short, tuple(responses[:own]), record.row, base, record.weight, *known)
 
     def _given(self, record: Preference) -> tuple[Ids, list[Ids]]:
         """Return ids that came tokenised, all of them inside the vocabulary."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rpo.core.errors import InvalidArgument
 from rpo.llm.data.collate import group_of
-from rpo.llm.data.pairs import TokenizedPair
+from rpo.llm.data.pairs import TokenizedGroup
 from rpo.llm.logps.scoring import PromptGroup, ScoringPath
 from rpo.llm.reference.cache import CacheKey, CacheMismatch, LogpCache, precompute
 from rpo.llm.reference.sources import Reference, rng_kept
@@ -28,19 +28,27 @@ class ReferencePass:
     """Scores pairs under references with the trainer's path, device and autocast.
 
     file: where values are kept, None for nowhere. strict: a file of other weights, type or template is
-    an error (CacheMismatch); otherwise it is computed anew.
+    an error (CacheMismatch); otherwise it is computed anew. say: as of
+    `precompute`.
     """
 
     def __init__(
-        self, accelerator: Accelerator, path: ScoringPath, tokenizer: Any, *, batch_tokens: int, show: bool | None
+        self,
+        accelerator: Accelerator,
+        path: ScoringPath,
+        tokenizer: Any,
+        *,
+        batch_tokens: int,
+        show: bool | None,
+        say: Callable[[str], object] = len,
     ) -> None:
         self.accelerator, self.path, self.tokenizer = accelerator, path, tokenizer
-        self.batch_tokens, self.show = batch_tokens, show
+        self.batch_tokens, self.show, self.say = batch_tokens, show, say
 
     def logps(
         self,
         reference: Reference,
-        pairs: Sequence[TokenizedPair],
+        pairs: Sequence[TokenizedGroup],
         *,
         file: Path | None = None,
         strict: bool = True,
@@ -73,11 +81,12 @@ class ReferencePass:
                 device=self.accelerator.device,
                 autocast=self.accelerator.autocast,
                 show=self.show,
+                say=self.say,
             )
         return cache.lookup(groups)
 
     def samples(
-        self, reference: Reference, pairs: Sequence[TokenizedPair], *, num_samples: int, max_new_tokens: int, seed: int
+        self, reference: Reference, pairs: Sequence[TokenizedGroup], *, num_samples: int, max_new_tokens: int, seed: int
     ) -> list[Any]:
         """Return `num_samples` responses (token ids) of the reference to each pair's prompt."""
         if self.tokenizer is None:
@@ -111,7 +120,7 @@ class ReferencePass:
             )
 
 
-def compared(pair: TokenizedPair, mismatched: bool) -> PromptGroup:
+def compared(pair: TokenizedGroup, mismatched: bool) -> PromptGroup:
     """Return a pair's prompt with its own responses, and the last of the further ones where it is asked for."""
     own, last = len(pair.own), -1 if mismatched else len(pair.responses)
     return PromptGroup(pair.prompt_ids, (*pair.own, *pair.responses[last:]), (*pair.scored[:own], *pair.scored[last:]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 
 from rpo.core.errors import InvalidArgument
-from rpo.llm.data import PairStream, PreparedPairs, TokenizedPair, load_preferences, prepare_pairs, stream_pairs
+from rpo.llm.data import PairStream, PreparedPairs, TokenizedGroup, load_preferences, prepare_pairs, stream_pairs
 from rpo.llm.data.batching import BudgetCollator, TokenBudget
 from rpo.llm.data.collate import PairCollator, PairDataset, batch_totals, data_digest
 from rpo.llm.data.loading import SUFFIXES
@@ -32,6 +33,7 @@ from rpo.llm.sampling import stop_token_ids
 from rpo.llm.training.arguments import check_fit, optimizer_settings
 from rpo.llm.training.base_trainer import SafeTrainer
 from rpo.llm.training.config import TrainerConfig
+from rpo.llm.training.console import settle_console
 from rpo.llm.training.selfcheck import check_data, check_gradient
 
 logger = logging.getLogger(__name__)
@@ -100,6 +102,7 @@ class PairTrainer(TokenBudget, SafeTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        settle_console(self, args.log or "short", bar=not args.disable_tqdm and sys.stderr.isatty())
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # which keep float32 weights of their own
             warn_of_half_precision(model)
 
@@ -139,7 +142,7 @@ class PairTrainer(TokenBudget, SafeTrainer):
         """What is read of rows beside prompts and pairs of responses: options of `prepare_pairs`."""
         return {}
 
-    def check_data(self, pairs: Sequence[TokenizedPair], counts: dict[str, Any]) -> dict[str, Any]:
+    def check_data(self, pairs: Sequence[TokenizedGroup], counts: dict[str, Any]) -> dict[str, Any]:
         """Return what was found about the data. Raises SelfCheckFailed."""
         return check_data(pairs, counts, self.eos_token_ids)
 

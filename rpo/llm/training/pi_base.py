@@ -13,7 +13,7 @@ import torch
 
 from rpo.core.divergences import KL, Divergence
 from rpo.core.reduction import over_tokens
-from rpo.llm.data.pairs import TokenizedPair
+from rpo.llm.data.pairs import TokenizedGroup
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class BaseSlots:
         weights = [logps.new_tensor(each) for each in (self.weights(m), samples)]
         return self.divergence.sampled_base_value(logps - reference, *weights)
 
-    def tokens_of(self, pair: TokenizedPair) -> float:
+    def tokens_of(self, pair: TokenizedGroup) -> float:
         """Return pi_base's mean length at a pair's prompt, in tokens; of a response alone its own."""
         if pair.label is not None:
             return pair.lengths[0]
@@ -76,7 +76,7 @@ class BaseSlots:
         return (over_tokens(logps, lengths, sft_reduction, mean_length) * weights).sum(1)
 
 
-def with_samples(pairs: Sequence[TokenizedPair], samples: Sequence[Sequence[Any]]) -> list[TokenizedPair]:
+def with_samples(pairs: Sequence[TokenizedGroup], samples: Sequence[Sequence[Any]]) -> list[TokenizedGroup]:
     """Return the pairs with sampled responses (token ids) added to those scored under pi_base."""
     return [
         replace(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rpo.core.errors import RPOError
-from rpo.llm.data.pairs import TokenizedPair
+from rpo.llm.data.pairs import TokenizedGroup
 
 # Nats a token by which policy and reference may differ at step 0: rounding of other batch shapes,
 # far below what another model, adapter or chat template does. Keyed by "is anything in 16 bits".
@@ -27,7 +27,7 @@ def _fail(sentence: str) -> SelfCheckFailed:
 
 
 def check_data(
-    pairs: Sequence[TokenizedPair], counts: dict[str, Any], eos_token_ids: Collection[int]
+    pairs: Sequence[TokenizedGroup], counts: dict[str, Any], eos_token_ids: Collection[int]
 ) -> dict[str, Any]:
     """Return what was found about truncation and ends of turn. Raises SelfCheckFailed.
 

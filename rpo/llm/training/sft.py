@@ -15,7 +15,7 @@ from rpo.core.columns import Columns
 from rpo.core.errors import InvalidArgument
 from rpo.core.likelihoods import SFT
 from rpo.core.reduction import over_tokens
-from rpo.llm.data import PreparedPairs, TokenizedPair, load_preferences
+from rpo.llm.data import PreparedPairs, TokenizedGroup, load_preferences
 from rpo.llm.data.collate import PairCollator
 from rpo.llm.data.responses import RESPONSES, response_rows
 from rpo.llm.logps.scoring import PromptGroup, ScoringPath
@@ -101,12 +101,9 @@ class SFTTrainer(PairTrainer):
                 self.data_reports[name].pop(count, None)
         return prepared
 
-    def check_data(self, pairs: Sequence[TokenizedPair], counts: dict[str, Any]) -> dict[str, Any]:
+    def check_data(self, pairs: Sequence[TokenizedGroup], counts: dict[str, Any]) -> dict[str, Any]:
         """Return what was found about truncation and ends of turn. Raises SelfCheckFailed."""
-        alone = [
-            replace(pair, chosen_ids=pair.responses[RESPONSES.index(self.response)], rejected_ids=(), scored=())
-            for pair in pairs
-        ]
+        alone = [replace(pair, own=(pair.responses[RESPONSES.index(self.response)],), scored=()) for pair in pairs]
         return super().check_data(alone, counts)
 
     def scores(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -129,7 +126,7 @@ class SFTTrainer(PairTrainer):
         return super().run_identity() | {"response": self.response}
 
 
-def learnt(pair: TokenizedPair, response: str) -> PromptGroup:
+def learnt(pair: TokenizedGroup, response: str) -> PromptGroup:
     """Return the prompt with the chosen or the rejected response alone."""
     k = RESPONSES.index(response)
     return PromptGroup(pair.prompt_ids, (pair.responses[k],), pair.scored[k : k + 1])

@@ -17,7 +17,7 @@ from rpo.core.columns import Columns
 from rpo.core.divergences import KL
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import LossTerms, Objective
-from rpo.llm.data import PairStream, PreparedPairs, TokenizedPair
+from rpo.llm.data import PairStream, PreparedPairs, TokenizedGroup
 from rpo.llm.data.collate import CHOSEN, REJECTED, PairCollator, PairDataset
 from rpo.llm.data.mismatched import with_mismatched
 from rpo.llm.diagnostics import displacement_values, split_gradients
@@ -155,7 +155,7 @@ class PreferenceTrainer(PairTrainer):
             self._require_fields(prepared.pairs[0], args)
         return prepared
 
-    def _require_fields(self, first: TokenizedPair, args: Any) -> None:
+    def _require_fields(self, first: TokenizedGroup, args: Any) -> None:
         """Refuse pairs without what the objective reads, and settings that responses alone give no sense to."""
         name = type(self.objective).__name__
         if "scores" in self.objective.needs and not first.scores:
@@ -212,6 +212,7 @@ class PreferenceTrainer(PairTrainer):
             self.tokenizer,
             batch_tokens=args.precompute_ref_batch_tokens,
             show=False if args.disable_tqdm else None,
+            say=print if args.log != "none" and self.is_world_process_zero() else len,
         )
         if self.base.sampled:
             drawn = scorer.samples(

@@ -53,9 +53,19 @@ GOOD: list[dict[str, Any]] = [
     {"prompt": "p", "chosen": "a", "rejected": "b", "base": ["c"], "w": 1},
     {name: [USER, turn("assistant", name), USER, turn("assistant", "x")] for name in ("chosen", "rejected")},
     {"prompt": "p", "completions": [{"response": "a", "score": 1}, {"response": "b", "score": 2}]},
+    {"prompt": [USER], "responses": ["a", [turn("assistant", "b")], "c"], "scores": [1, None, 2]},
+    {"prompt": "p", "completion": "a", "score": 1},
     {"prompt_ids": [5], "chosen_ids": [6], "rejected_ids": [7], "base": [[5]], "w": 1},
 ]  # fmt: skip
-COLUMNS = [*GOOD[0], *GOOD[3], *GOOD[4], "chosen_finish_reason", "base_finish_reason", "chat_template_kwargs", "images"]
+LISTS = {"lists": True, "ranked": True, "unpaired": True}
+COLUMNS = [
+    *(name for good in GOOD if good is not GOOD[2] for name in good),
+    "ranks",
+    "chosen_finish_reason",
+    "base_finish_reason",
+    "chat_template_kwargs",
+    "images",
+]
 row = st.tuples(st.sampled_from(GOOD), st.dictionaries(st.sampled_from(sorted(set(COLUMNS))), cell, max_size=2))
 TOKENIZERS = [characters(template, bos="<s>") for template in (CHATML, TOOLS, REASONING, GEMMA, None)]
 READ = {
@@ -70,7 +80,7 @@ READ = {
     rows=st.lists(row.map(lambda both: both[0] | both[1]), min_size=1, max_size=2),
     tokenizer=st.sampled_from(TOKENIZERS),
     mode=st.sampled_from(["error", "drop"]),
-    columns=st.sampled_from([{}, {"base_column": "base", "weight_column": "w"}]),
+    columns=st.sampled_from([{}, {"base_column": "base", "weight_column": "w"}, LISTS, LISTS | {"scores": True}]),
     read=st.sampled_from(sorted(READ)),
 )
 def test_any_row_is_read_or_refused(rows: Any, tokenizer: Any, mode: str, columns: Any, read: str) -> None:
