@@ -218,6 +218,26 @@ def test_intervals_answer_between_two_policies(divergence: Divergence) -> None:
         assert (np.abs(found.policy[x] - base[x]) < 1e-9).any() and (np.abs(found.policy[x] - base[x]) > 1e-3).any()
 
 
+def test_a_response_in_no_pair_keeps_its_base_mass_as_far_as_its_interval_allows() -> None:
+    """With data Z is the solution's own, r - beta log(pi / ref) at any response; two of six are in no pair.
+
+    Control: those that were compared are moved by their data.
+    """
+    g = np.random.default_rng(2)
+    problem = ContextualBandit(d0=np.ones(1), reference=g.dirichlet(np.ones(6))[None])
+    data = PreferenceCounts.from_pairs([0] * 5, [0, 0, 1, 2, 3], [1, 2, 0, 3, 0], num_prompts=1, num_responses=6)
+    centre, wide = g.normal(size=(1, 6)), np.array([[0.3, 0.3, 0.3, 0.3, 0.05, 3.0]])
+    walls = Intervals(centre - wide, centre + wide)
+    found = solve(problem, data, rpo.RPO(beta=0.5, eta=0.2, base="reference"), reward_class=walls)
+    pi, rho, r = found.policy[0], problem.reference[0], found.reward[0]
+    z = (r - 0.5 * np.log(pi / rho)).mean()
+    low, high = (rho * np.exp((wall[0] - z) / 0.5) for wall in (walls.lower, walls.upper))
+    middle = np.clip(rho, low, high)
+    assert pi[4:] == pytest.approx(middle[4:], abs=1e-10)
+    assert pi[5] == pytest.approx(rho[5], abs=1e-10) and abs(pi[4] - rho[4]) > 1e-3
+    assert np.abs(pi - middle)[:4].max() > 1e-3
+
+
 def test_prompts_with_the_same_data_and_other_walls_have_other_answers() -> None:
     """Equal prompts are minimised once, and walls are part of what makes them equal."""
     data = PreferenceCounts.from_pairs([0, 1], [0, 0], [1, 1], num_prompts=2, num_responses=2)
