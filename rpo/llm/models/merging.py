@@ -40,7 +40,7 @@ def merge_adapter(
     return difference
 
 
-@torch.no_grad()
 def _logps(model: torch.nn.Module, probe: torch.Tensor) -> torch.Tensor:
-    logits: torch.Tensor = model(input_ids=probe).logits
+    with torch.no_grad():
+        logits: torch.Tensor = model(input_ids=probe).logits
     return logits.float().log_softmax(-1)
