@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import os
 import sys
 import warnings
@@ -15,6 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from rpo import __version__
 from rpo.commands import (
     benchmark,
+    chat,
     compare,
     convert_gguf,
     data_check,
@@ -22,14 +24,17 @@ from rpo.commands import (
     explore,
     generate,
     judge,
+    merge,
     methods,
     plot,
     sentiment,
     simulate,
     solve,
     train,
+    train_page,
 )
 from rpo.commands.choices import Choice, Given, objectives
+from rpo.commands.help_page import EVERYTHING, HelpPage, Sections, arrange, describe, meant, shorten, with_suggestion
 from rpo.commands.parsing import (
     PARSE_ERRORS,
     config_mistakes,
@@ -43,13 +48,16 @@ from rpo.core import shown
 from rpo.core.errors import InaccurateSolution, LookAlikeLabels, RPOError
 from rpo.core.locks import alone
 
+NOTHING = "Nothing was written; the same command starts again."
+
 
 class Command(NamedTuple):
     """A function whose signature makes the options; `positional` names the one given without its name.
 
     several: whether it may be given several times. preflight: looks over the parsed options before
     anything runs. folder: the option with the folder that a run has alone. kept: what an interrupted run leaves
-    and how to go on, in words ({output} stands for that option).
+    and how to go on, in words ({output} stands for that option). sections: of its --help, where not every option is
+    shown at first; epilogue: what stands below them; hidden: options that only say where their value belongs.
     """
 
     function: Callable[..., None]
@@ -59,7 +67,10 @@ class Command(NamedTuple):
     also: tuple[str, ...] = ()
     depends: Callable[[type], dict[str, type]] | None = None
     folder: str | None = "output"
-    kept: str | Callable[[Namespace], str] = "Nothing was written; the same command starts again."
+    kept: str | Callable[[Namespace], str] = NOTHING
+    sections: Sections | None = None
+    epilogue: str | None = None
+    hidden: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -92,9 +103,14 @@ COMMANDS: dict[str, Command] = {
         depends=train.depends,
         folder=None,
         kept=train.kept,
+        sections=train_page.SECTIONS,
+        epilogue=train_page.EPILOGUE,
+        hidden=tuple(f"training.{name}" for name in train.OWN_OPTIONS),
     ),
     "data check": Command(data_check.data_check_command, "source"),
     "generate": Command(generate.generate_command, folder=None),
+    "chat": Command(chat.chat_command, "model", folder=None, kept="Nothing is kept of what was said."),
+    "merge": Command(merge.merge_command, "adapter"),
     "plot": Command(plot.plot_command, "runs", several=True, folder=None),
     "explore": Command(explore.explore_command, folder=None),
     "judge": Command(judge.judge_command, "responses", several=True, kept=VERDICTS),
@@ -113,36 +129,52 @@ GROUPS = {
 }
 
 
-def build_parser(asked: str | None, objective: Choice | None = None) -> tuple[ArgumentParser, ArgumentParser | None]:
+def build_parser(
+    asked: str | None, objective: Choice | None = None, *, everything: bool = False
+) -> tuple[ArgumentParser, ArgumentParser | None]:
     """Return the parser of `rpo` and that of the command asked for, with the options of the objective chosen.
 
-    objective: None for the command's own. The others are listed with their summaries only: reading the options of
-    `train` imports transformers.
+    objective: None for the command's own. everything: whether its help shows what no section has. The others are
+    listed with their summaries only: reading the options of `train` imports transformers.
     """
     settle_parsing()
     description = "Regularized Preference Optimization: theory, training, and the comparison of both."
     parser = ArgumentParser(
-        prog="rpo", description=description, version=__version__, exit_on_error=False, allow_abbrev=False
+        prog="rpo",
+        description=description,
+        version=__version__,
+        formatter_class=HelpPage,  # of the commands too
+        exit_on_error=False,
+        allow_abbrev=False,
     )
     listed = parser.add_subcommands(dest="command", required=True, metavar="COMMAND")
     groups = {"": listed}
     for name, summary in GROUPS.items():
         group = ArgumentParser(description=summary, exit_on_error=False, allow_abbrev=False)
         listed.add_subcommand(name, group, help=summary)
+        group.prog = f"rpo {name}"
         groups[name] = group.add_subcommands(dest="command", required=True, metavar="COMMAND")
     chosen = None
     for name, command in COMMANDS.items():
         group_name, _, last = name.rpartition(" ")
-        sub = ArgumentParser(description=command.summary, exit_on_error=False, allow_abbrev=False)
+        sub = ArgumentParser(
+            description=command.summary,
+            epilog=command.epilogue,
+            exit_on_error=False,
+            allow_abbrev=False,
+        )
         if name == asked:
             _add_options(sub, command, objective or command.settle(Given([])))
+            if command.sections is not None:
+                arrange(sub, command.sections, everything=everything)
             chosen = sub
         groups[group_name].add_subcommand(last, sub, help=command.summary)
+        sub.prog = f"rpo {name}"
     return parser, chosen
 
 
 def _add_options(sub: ArgumentParser, command: Command, objective: Choice | None) -> None:
-    sub.add_argument("--config", action="config", help="YAML file with any of the options below")
+    sub.add_argument("--config", action="config", help="YAML file with any of the options below", metavar="FILE")
     depending = {} if objective is None or command.depends is None else command.depends(objective.kind)
     skip = {"resolved", OBJECTIVE, *depending}
     if command.several:
@@ -157,6 +189,8 @@ def _add_options(sub: ArgumentParser, command: Command, objective: Choice | None
         objective.add_options(sub)
     for key, kind in depending.items():
         sub.add_class_arguments(kind, key)
+        describe(sub, key, kind)
+    shorten(sub, command.hidden)
 
 
 def _others(command: Command) -> set[str]:
@@ -167,11 +201,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, 2 after one line on stderr for each thing the user can mend, 130 after Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     name = next((name for name in COMMANDS if given[: name.count(" ") + 1] == name.split()), None)
-    kept = COMMANDS[name].kept if name is not None else "Nothing was begun."
+    kept = COMMANDS[name].kept if name is not None else NOTHING
     options = Namespace()
     try:
         return _main(given, name, options)
     except KeyboardInterrupt:
+        if isinstance(kept, str) and not vars(options):  # not parsed yet
+            kept = NOTHING
         said = kept.format(**vars(options)) if isinstance(kept, str) else kept(options)
         print(f"rpo{'' if name is None else f' {name}'}: interrupted. {said}", file=sys.stderr)
         return 130
@@ -194,7 +230,7 @@ def _main(given: list[str], name: str | None, options: Namespace) -> int:
     lines = config_mistakes(rest)
     read = Given([] if lines else rest)
     objective = COMMANDS[name].settle(read)
-    parser, sub = build_parser(name, objective)
+    parser, sub = build_parser(name, objective, everything=rest[:2] == EVERYTHING)
     if sub is None:
         return _without_command(parser, given)
     lines += map(str, read.mistakes)
@@ -202,7 +238,7 @@ def _main(given: list[str], name: str | None, options: Namespace) -> int:
         config: Any = None if lines and not read.mistakes else parser.parse_args([*name.split(), *read.arguments])
     except PARSE_ERRORS as error:
         found = parse_mistakes(sub, read.arguments, error)
-        lines += [line.replace(f"{name.replace(' ', '.')}.", "") for line in found]
+        lines += [with_suggestion(line.replace(f"{name.replace(' ', '.')}.", ""), sub) for line in found]
     if lines:
         return _refuse("rpo", [f"{line} (see rpo {name} --help)" for line in lines])
     for part in name.split():
@@ -239,6 +275,12 @@ def _main(given: list[str], name: str | None, options: Namespace) -> int:
 
 def _without_command(parser: ArgumentParser, given: list[str]) -> int:
     """Answer --help, --version and whatever names no command."""
+    words = list(itertools.takewhile(lambda one: not one.startswith("-"), given))
+    if words and words not in ([group] for group in GROUPS):
+        near = meant(" ".join(words[:2]), COMMANDS) or meant(words[0], [*COMMANDS, *GROUPS])
+        said = f"; did you mean {' or '.join(near)}?" if near else ", which is none"
+        group = words[0] if words[0] in GROUPS else ""
+        return _refuse("rpo", [f"COMMAND: got {' '.join(words[:2] if group else words[:1])!r}{said} (see rpo --help)"])
     try:
         parser.parse_args(given)
     except ArgumentError as error:

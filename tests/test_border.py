@@ -21,6 +21,7 @@ from rpo.bandit import (
     LinearBall,
     LinearSoftmaxPolicy,
     PreferenceCounts,
+    RankedLists,
     TabularSoftmaxPolicy,
     baselines,
     bounds,
@@ -38,6 +39,7 @@ from rpo.core.objectives import DPO, RPO
 
 PROBLEM = instances.random(prompts=2, arms=3, features=2, rng=0)
 DATA = PROBLEM.sample_preferences(60, rng=1)
+LISTS = PROBLEM.sample_rankings(60, size=3, rng=1)
 OBJECTIVE = RPO(beta=0.5, eta=0.2)
 UNIFORM = np.full((2, 3), 1 / 3)
 REWARD = np.asarray(PROBLEM.reward)
@@ -100,6 +102,32 @@ CALLS = {
         bandit.build_saddle, "problem", "data", "objective", "reward_class", **DATA_PAIR, objective=OBJECTIVE,
         reward_class=Box(2.0), prompt_weights="data",
     ),
+    "training_path": call(
+        bandit.training_path, "policy", "data", "objective", "steps", "rate", policy=PROBLEM.softmax_policy(),
+        data=DATA, objective=DPO(beta=0.5), labels=REWARD, steps=2, rate=0.01,
+    ),
+    "gradient_entanglement": call(
+        bandit.diagnostics.gradient_entanglement, "policy", "data", policy=PROBLEM.softmax_policy(), data=DATA
+    ),
+    "ranking_accuracy": call(
+        bandit.diagnostics.ranking_accuracy, "logps", "data", logps=np.log(UNIFORM), data=DATA
+    ),
+    "idealised_ranking_accuracy": call(
+        bandit.diagnostics.idealised_ranking_accuracy, "log_reference", "data", "beta", "chosen_rate",
+        log_reference=np.log(UNIFORM), data=DATA, beta=0.5, chosen_rate=0.75,
+    ),
+    "ranking_loss": call(
+        bandit.diagnostics.ranking_loss, "log_reference", "data", "beta", log_reference=np.log(UNIFORM), data=DATA,
+        beta=0.5,
+    ),
+    "geometric_mean": call(bandit.diagnostics.geometric_mean, "policies", policies=UNIFORM[None], weights=np.ones(1)),
+    "bhattacharyya": call(bandit.diagnostics.bhattacharyya, "first", "second", first=UNIFORM, second=UNIFORM),
+    "robust_policy": call(
+        bandit.robust_policy, "problem", "reward_class", "beta", "base", problem=PROBLEM, reward_class=Box(2.0),
+        beta=0.5, base="reference",
+    ),
+    "Hull": call(bandit.Hull, "rewards", rewards=REWARD[None]),
+    "Intervals": call(bandit.Intervals, "lower", "upper", lower=REWARD, upper=REWARD),
     "certify": call(bandit.certify, "saddle", "reward", saddle=SADDLE, reward=SOLUTION.reward, policy=UNIFORM),
     "minimizer_exists": call(bandit.minimizer_exists, "saddle", saddle=SADDLE),
     "policy_metrics": call(
@@ -132,6 +160,13 @@ CALLS = {
     "sample_preferences": call(PROBLEM.sample_preferences, "n", "rng", n=9, rng=0),
     "expected_reward": call(PROBLEM.expected_reward, "policy", policy=UNIFORM),
     "suboptimality": call(PROBLEM.suboptimality, "policy", policy=UNIFORM, comparator=UNIFORM),
+    "sample_rankings": call(PROBLEM.sample_rankings, "n", "size", "rng", n=9, size=3, score_noise=0.5, rng=0),
+    "from_lists": call(
+        RankedLists.from_lists, "prompt", "responses", "num_prompts", "num_responses", prompt=np.array([0]),
+        responses=np.array([[0, 1]]), num_prompts=2, num_responses=2, count=np.array([2.0]),
+        scores=np.array([[1.0, 0.5]]), prompt_labels=("x", "y"), response_labels=("a", "b"),
+    ),
+    "to_pairs": call(LISTS.to_pairs, "rule", rule="adjacent"),
     "from_pairs": call(
         PreferenceCounts.from_pairs, "prompt", "chosen", "rejected", "num_prompts", "num_responses",
         prompt=np.array([0, 1]), chosen=np.array([0, 1]), rejected=np.array([1, 2]), num_prompts=2, num_responses=3,
@@ -185,8 +220,18 @@ CALLS = {
         baselines.ChiSquaredPO, "beta", "base", beta=0.5, reward_class=Box(1.0), clip=2.0, base="chosen"
     ),
     "RewardEnsemble": call(
-        baselines.RewardEnsemble, "beta", "size", "how", "penalty", "base", beta=0.5, size=2, how="mean", penalty=1.0,
-        reward_class=Box(1.0), base="chosen",
+        baselines.RewardEnsemble, "beta", "size", "how", "penalty", "base", "members", "ridge", "scale", beta=0.5,
+        size=2, how="mean", penalty=1.0, reward_class=Box(1.0), base="chosen", members="bootstrap", ridge=0.3,
+        scale=1.0,
+    ),
+    "ensemble_rewards": call(
+        baselines.ensemble_rewards, "problem", "data", "size", "members", "ridge", "scale", "base", "rng", **DATA_PAIR,
+        size=2, members="prior", ridge=0.3, scale=1.0, base="reference", rng=0,
+    ),
+    "entropic": call(baselines.entropic, "rewards", "penalty", rewards=REWARD[None], penalty=0.5),
+    "annotator_groups": call(
+        bandit.annotator_groups, "problem", "annotators", "groups", "restarts", "rounds", "tolerance", "rng",
+        problem=PROBLEM, annotators=[DATA, DATA], groups=2, restarts=1, rounds=3, tolerance=1e-8, rng=0,
     ),
     "PessimisticMLE": call(
         baselines.PessimisticMLE, "delta", "scale", "base", reward_class=Box(1.0), radius=0.5, delta=0.1, scale=1.0,
@@ -315,9 +360,10 @@ def test_an_argument_of_another_kind_is_refused_by_a_typed_error(name: str) -> N
 def test_every_public_function_is_among_the_calls() -> None:
     """Records and what takes no argument aside; a new function must be added above, or here with a reason."""
     aside = {
-        "Advice", "Baseline", "BatchSolution", "Certificate", "Existence", "PolicyResult", "PreferenceTable", "Saddle",
+        "Advice", "AnnotatorGroups", "Baseline", "BatchSolution", "Certificate", "Existence", "PolicyResult",
+        "PreferenceTable", "Saddle", "TrainingPath",
         "Solution", "Bound", "Ledger", "LedgerEntry", "Proportion", "Slope", "Coverage",  # records
-        "PreferenceCounts",  # by its constructors `from_pairs` and `from_wins`
+        "PreferenceCounts", "RankedLists",  # by their constructors `from_pairs`, `from_wins` and `from_lists`
         "Comparison", "GoldExperiment", "NonFiniteLoss",  # records and an error
         "Unconstrained", "ReferencePolicy", "list_baselines",  # take nothing
         "compare", "gold_experiment", "draw_problem", "fit_with_trainer", "write_report", "save_gold",  # below

@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from models_for_tests import tiny_model, tiny_tokenizer
 from wrong_arguments import answered, call
 
 from rpo.core.errors import InvalidArgument
+from rpo.core.links import LogRatio, WeighedReference
 from rpo.eval import judges, judging, matchups, matrix, planning, ranking, scorers, win_rates
 from rpo.eval.benchmarks import alpaca_eval, lm_eval, mt_bench, reading, results
 from rpo.eval.gold import measure, prompts, report, study
@@ -23,7 +25,7 @@ from rpo.eval.judges.scored import Scored
 from rpo.eval.pacing import Calls
 from rpo.eval.spending import Prices
 from rpo.eval.verdicts import VerdictStore
-from rpo.llm import data
+from rpo.llm import RPOConfig, data
 
 FOLDER = tempfile.TemporaryDirectory()
 HOME = Path(FOLDER.name)
@@ -264,6 +266,31 @@ OPEN: dict[str, dict[str, Any]] = {
 def test_an_argument_of_another_kind_is_refused_by_a_typed_error(name: str) -> None:
     found = answered(CALLS[name], ANY_TEXT | OPEN.get(name, {}))
     assert not found, f"{name}\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "names"),
+    [
+        (Prices, {}, ["input", "output"]),
+        (Calls, {}, ["concurrency", "per_minute", "attempts", "first_wait", "max_wait", "give_up_after", "seed"]),
+        (Scored, {"scorer": LENGTH}, ["margin", "at_once"]),
+        (scorers.Repetition, {}, ["n"]),
+        (GoldStudy, {"model": "m"}, ["train_prompts", "label_temperature", "beta", "learning_rate", "coverage"]),
+        (
+            RPOConfig,
+            {"output_dir": "nowhere"},
+            ["max_tokens_per_batch", "learning_rate", "weight_decay", "seed", "max_steps"],
+        ),
+        (RPOConfig, {"output_dir": "nowhere", "use_cpu": True}, ["kl_prompts", "num_train_epochs"]),
+        (LogRatio, {}, ["beta"]),
+        (WeighedReference, {"beta": 1.0, "weight": 1.0}, ["beta", "weight"]),
+    ],
+)
+def test_a_number_that_is_taken_is_kept_as_pythons_own(kind: Any, given: dict[str, Any], names: list[str]) -> None:
+    """A Decimal, as of money, would fail at the first product with a float, in the middle of the work."""
+    for name in names:
+        made = kind(**{**given, name: Decimal(1)})
+        assert getattr(made, name) == 1 and type(getattr(made, name)) in (int, float), name
 
 
 @pytest.mark.parametrize(

@@ -305,6 +305,11 @@ def test_ctrl_c_is_one_line_that_says_what_is_kept(tmp_path: Path, monkeypatch: 
     command = ["simulate", "--grid", '{"n": [30, 60], "beta": [0.1], "eta": [0.1]}', "--seeds", 3, "--output", tmp_path]
     from rpo.bandit.simulation.store import GridStore
 
+    with monkeypatch.context() as patched:  # before it is known which folder it is
+        patched.setattr("rpo.cli.build_parser", interrupt)
+        result = rpo(*command)
+    assert (result.returncode, result.stderr.count("\n")) == (130, 1) and "Nothing was written" in result.stderr
+
     save = GridStore.save
     with monkeypatch.context() as patched:
         patched.setattr(GridStore, "save", lambda self, index, *a: interrupt() if index else save(self, index, *a))

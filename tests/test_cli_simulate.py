@@ -46,6 +46,20 @@ def test_the_table_is_that_of_the_function_and_the_summary_says_what_is_in_it(tm
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
 
 
+def test_of_many_cells_the_extremes_are_printed(tmp_path: Path) -> None:
+    """Twelve cells of DPO, two methods: four rows, which are the smallest and largest mean gaps of the table."""
+    grid = '{"n": [30, 60, 90, 120], "beta": [0.1, 0.2, 0.4], "eta": [0.1], "arms": [3]}'
+    result = rpo("--grid", grid, "--seeds", 3, "--proxy", "false", "--output", tmp_path / "out")
+    assert result.returncode == 0, result
+    assert len(result.stdout.splitlines()) < 12 and "24 cells" in result.stdout
+    means = pandas.read_parquet(tmp_path / "out" / "table.parquet").groupby(["method", "n", "beta"])["gap"].mean()
+    for method in ("RPO", "DPO"):
+        rows = [line.split() for line in result.stdout.splitlines() if line.split()[0] == method]
+        assert [(row[1], row[2]) for row in rows] == [
+            (str(cell[0]), f"{cell[1]:.4g}") for cell in (means[method].idxmin(), means[method].idxmax())
+        ]
+
+
 def test_the_saved_configuration_runs_again_to_the_same_bytes(tmp_path: Path) -> None:
     assert rpo("--grid", GRID, "--seeds", "[3, 1]", "--seed", 9, "--output", tmp_path / "a").returncode == 0
     again = rpo("--config", tmp_path / "a" / "config.yaml", "--output", tmp_path / "b", "--jobs", 2)

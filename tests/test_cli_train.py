@@ -101,6 +101,13 @@ def test_train_saves_a_model_that_loads_and_a_configuration_that_repeats_the_run
     assert weights[0] == weights[1] != weights[2]
 
 
+def test_a_folder_with_what_another_command_wrote_is_refused(here: Path) -> None:
+    (here / "solved").mkdir()
+    (here / "solved" / "solution.json").write_text("{}")
+    (line,) = refusals("train", "--model", "./model", "--dataset", "pairs.jsonl", "--training.output_dir", "solved")
+    assert "expected a folder without an earlier run, got solved/solution.json" in line
+
+
 def test_an_earlier_run_is_kept_or_continued(here: Path) -> None:
     options = ["--training.save_strategy", "steps", "--training.save_steps", "2", "--training.output_dir", "a"]
     train(*options)
@@ -353,6 +360,53 @@ def test_prompts_that_cannot_be_read_are_refused_before_the_model_is_loaded(here
     }.items():
         (line,) = refusals("generate", "--model", "./nowhere", "--prompts", name)
         assert words in line
+
+
+def test_an_adapter_is_merged_into_a_plain_model(here: Path) -> None:
+    """Log-probabilities of the merged model are the adapter's up to float32, and not the base's."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from rpo.llm.models import load_model
+
+    train("--training.output_dir", "a", "--lora", "{r: 2}", "--training.learning_rate", "0.1")
+    result = rpo("merge", "a", "--output", "merged")
+    assert result.returncode == 0, result.stderr
+    merged, info = AutoModelForCausalLM.from_pretrained(here / "merged", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not hasattr(merged, "peft_config")
+    ids = torch.tensor([[3, 4, 5, 6]])
+    with torch.no_grad():
+        logps = [m.eval()(input_ids=ids).logits.log_softmax(-1) for m in (merged, load_model("a"), load_model("model"))]
+    assert (logps[0] - logps[1]).abs().max() < 1e-4 < 1e-3 < (logps[0] - logps[2]).abs().max()
+    assert "at most" in result.stdout
+    assert rpo("generate", "--model", "merged", "--prompts", "w1 w2", "--max_new_tokens", "2").returncode == 0
+    (line,) = refusals("merge", "model", "--output", "other")
+    assert "adapter: expected an adapter of peft" in line and not (here / "other").exists()
+    assert "output" in refusals("merge", "a", "--output", "merged")[0]
+
+
+def test_a_chat_answers_each_line_with_what_was_said_before(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second answer is that of `generate` to the whole conversation; after /new to the line alone."""
+    from rpo.llm.models import load_model, load_tokenizer
+    from rpo.llm.sampling import generate
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("w1 w2\nw3\n/new\nw3\n"))
+    result = rpo("chat", "model", "--max_new_tokens", "4", "--temperature", "0")
+    assert result.returncode == 0, result.stderr
+    answers = result.stdout.splitlines()
+    assert len(answers) == 3
+    first = answers[0].removesuffix(" [...]")
+    asked = [
+        {"role": "user", "content": "w1 w2"},
+        {"role": "assistant", "content": first},
+        {"role": "user", "content": "w3"},
+    ]
+    model, tokenizer = load_model("model"), load_tokenizer("model")
+    for answer, conversation in zip(answers, (asked[:1], asked, asked[2:]), strict=True):
+        ((sample,),) = generate(
+            model, tokenizer, [conversation], num_samples=1, max_new_tokens=4, temperature=0.0, seed=0
+        )
+        assert answer.removesuffix(" [...]") == sample.text
 
 
 def test_plot_overlays_runs(here: Path) -> None:

@@ -175,7 +175,7 @@ def advise(
         theory_eta=theory.theorem_eta,
         held_out_eta=held_out,
         warnings=tuple(_warnings(chosen, mine)),
-        message=_sentence(chosen, plain, theory.theorem_beta, theory.theorem_eta, data.n, margin, delta),
+        message=_sentence(chosen, plain, theory.theorem_beta, theory.theorem_eta, data.n, margin, theory.delta),
         rows=tuple(rows),
         config={
             "base": base,

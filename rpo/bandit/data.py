@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
+from rpo.core.summary import Summarised, counted
 
 MAX_COUNT = 10**12
 MAX_EXPLICIT_PAIRS = 10**7
@@ -19,8 +20,71 @@ MAX_KEY = 2**62
 Index = NDArray[np.int64]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class PreferenceCounts:
+@dataclass(frozen=True, eq=False)
+class RankedBlock:
+    """G different groups of K responses of a prompt, best first, and how often each occurred.
+
+    prompt: (G,). responses: (G, K). count: (G,), > 0. scores: (G, K) or None.
+    """
+
+    prompt: Index
+    responses: Index
+    count: Array
+    scores: Array | None = None
+
+
+class CountedGroups:
+    """What every data set says of its groups: how many, at which prompts, of which responses."""
+
+    num_prompts: int
+    num_responses: int
+
+    @property
+    def blocks(self) -> tuple[RankedBlock, ...]:
+        """The groups, those of one size K together."""
+        raise NotImplementedError
+
+    @property
+    def scored(self) -> bool:
+        """Whether every response of every group has a score."""
+        return all(block.scores is not None for block in self.blocks)
+
+    @property
+    def n(self) -> float:
+        """N, the number of groups."""
+        return float(sum(block.count.sum() for block in self.blocks))
+
+    @property
+    def prompt_frequencies(self) -> Array:
+        """(X,), N_x / N: the prompt weights "data"."""
+        counts = (np.bincount(b.prompt, b.count / self.n, self.num_prompts) for b in self.blocks)
+        return np.asarray(sum(counts), dtype=np.float64)
+
+    def response_frequencies(self, which: str) -> Array:
+        """Return (X, A): how often each response is "chosen", "rejected" or either ("responses").
+
+        Each row sums to one, or is zero for a prompt without data.
+        """
+        table = self.response_counts(which)
+        total = table.sum(axis=1, keepdims=True)
+        return np.divide(table, total, out=np.zeros(table.shape), where=total > 0)
+
+    def response_counts(self, which: str) -> Array:
+        """Return (X, A): how many times each response is "chosen", "rejected" or either ("responses").
+
+        Of a list the first is chosen, and every other rejected.
+        """
+        checks.one_of("which", which, ("chosen", "rejected", "responses"))
+        table = _zeros(self.num_prompts, self.num_responses)
+        for block in self.blocks:
+            ranks = range(block.responses.shape[1])
+            for k in {"chosen": ranks[:1], "rejected": ranks[1:], "responses": ranks}[which]:
+                np.add.at(table, (block.prompt, block.responses[:, k]), block.count)
+        return table
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class PreferenceCounts(Summarised, CountedGroups):
     """Win counts n[x, w, l], stored sparsely over the K distinct (prompt, chosen, rejected) triples.
 
     prompt, chosen, rejected: (K,) indices. count: (K,), > 0; whole numbers, or halves where ties
@@ -39,6 +103,17 @@ class PreferenceCounts:
     response_labels: tuple[str, ...] | None = None
     own_labels: tuple[tuple[str, ...], ...] | None = None
 
+    @property
+    def summary(self) -> tuple[str, dict[str, str]]:
+        """How many comparisons, of how many different ones, over what."""
+        headline = f"PreferenceCounts: {counted(float(self.count.sum()), 'comparison')}"
+        compared = len(np.unique(self.prompt))
+        return headline, {
+            "distinct": f"{len(self.count):,}",
+            "prompts": f"{self.num_prompts:,}" + ("" if compared == self.num_prompts else f" ({compared:,} with data)"),
+            "responses": f"{self.num_responses:,}",
+        }
+
     @classmethod
     def from_pairs(
         cls,
@@ -53,20 +128,12 @@ class PreferenceCounts:
         response_labels: tuple[str, ...] | None = None,
     ) -> PreferenceCounts:
         """Count explicit pairs. prompt, chosen, rejected: (N,) indices; count: (N,), > 0, or None for ones."""
-        size = checks.integer("num_prompts", num_prompts, minimum=1)
-        arms = checks.integer("num_responses", num_responses, minimum=2)
-        if size > checks.MAX_TABLE or size * arms**2 > MAX_KEY:
-            raise InvalidArgument(
-                "num_prompts, num_responses",
-                expected=f"at most {checks.MAX_TABLE:g} prompts, and X A^2 at most {MAX_KEY:.0e}",
-                got=f"X = {size}, A = {arms}",
-                remedy="Thin the prompts, or merge responses into fewer labels.",
-            )
+        size, arms = table_shape(num_prompts, num_responses)
         prompt_labels = checks.labels("prompt_labels", prompt_labels, size)
         response_labels = checks.labels("response_labels", response_labels, arms)
-        x = _indices("prompt", prompt, size)
-        w = _indices("chosen", chosen, arms)
-        lost = _indices("rejected", rejected, arms)
+        x = indices("prompt", prompt, size)
+        w = indices("chosen", chosen, arms)
+        lost = indices("rejected", rejected, arms)
         for name, index in (("chosen", w), ("rejected", lost)):
             checks.has_shape(name, index, x.shape)
         if not x.size:
@@ -79,13 +146,7 @@ class PreferenceCounts:
                 got=f"response {int(w[same[0]])} against itself at pair {int(same[0])} ({same.size} such pairs)",
                 remedy="Remove the pairs whose two responses are the same.",
             )
-        n = np.ones(x.size) if count is None else checks.finite("count", count, shape=x.shape)
-        if (n <= 0).any():
-            raise InvalidArgument(
-                "count", expected="counts > 0", got=n.min(), remedy="Leave out the pairs that never happened."
-            )
-        if n.sum() > MAX_COUNT:
-            raise InvalidArgument("count", expected=f"a total <= {MAX_COUNT:g}", got=n.sum(), remedy="Thin the data.")
+        n = counts(count, x.size)
         key = (x * arms + w) * arms + lost
         distinct, position = np.unique(key, return_inverse=True)
         return cls(
@@ -155,38 +216,14 @@ class PreferenceCounts:
         )
 
     @property
-    def n(self) -> float:
-        """N, the number of preferences."""
-        return float(self.count.sum())
+    def blocks(self) -> tuple[RankedBlock, ...]:
+        """The preferences as groups of two, chosen first."""
+        return (RankedBlock(self.prompt, np.stack([self.chosen, self.rejected], axis=1), self.count),)
 
     @property
     def weights(self) -> Array:
         """(K,), count / N."""
         return np.asarray(self.count / self.n)
-
-    @property
-    def prompt_frequencies(self) -> Array:
-        """(X,), N_x / N: the prompt weights "data"."""
-        return np.asarray(np.bincount(self.prompt, self.weights, self.num_prompts), dtype=np.float64)
-
-    def response_frequencies(self, which: str) -> Array:
-        """Return (X, A): how often each response is "chosen", "rejected" or either ("responses").
-
-        Each row sums to one, or is zero for a prompt without data.
-        """
-        table = self.response_counts(which)
-        total = table.sum(axis=1, keepdims=True)
-        return np.divide(table, total, out=np.zeros(table.shape), where=total > 0)
-
-    def response_counts(self, which: str) -> Array:
-        """Return (X, A): how many times each response is "chosen", "rejected" or either ("responses")."""
-        checks.one_of("which", which, ("chosen", "rejected", "responses"))
-        table = _zeros(self.num_prompts, self.num_responses)
-        if which != "rejected":
-            np.add.at(table, (self.prompt, self.chosen), self.count)
-        if which != "chosen":
-            np.add.at(table, (self.prompt, self.rejected), self.count)
-        return table
 
     def wins(self) -> Array:
         """Return the dense table n[x, w, l], (X, A, A)."""
@@ -213,7 +250,34 @@ def _zeros(*shape: int) -> Array:
     return np.zeros(shape)
 
 
-def _indices(name: str, values: Any, size: int) -> Index:
+def table_shape(num_prompts: object, num_responses: object) -> tuple[int, int]:
+    """Return (X, A), or refuse fewer than one prompt or two responses, and too many to number pairs by."""
+    size = checks.integer("num_prompts", num_prompts, minimum=1)
+    arms = checks.integer("num_responses", num_responses, minimum=2)
+    if size > checks.MAX_TABLE or size * arms**2 > MAX_KEY:
+        raise InvalidArgument(
+            "num_prompts, num_responses",
+            expected=f"at most {checks.MAX_TABLE:g} prompts, and X A^2 at most {MAX_KEY:.0e}",
+            got=f"X = {size}, A = {arms}",
+            remedy="Thin the prompts, or merge responses into fewer labels.",
+        )
+    return size, arms
+
+
+def counts(count: Any, size: int, what: str = "pairs") -> Array:
+    """Return how often each of `size` groups occurred, ones for None; refuse what is not above zero, or too much."""
+    n = np.ones(size) if count is None else checks.finite("count", count, shape=(size,))
+    if (n <= 0).any():
+        raise InvalidArgument(
+            "count", expected="counts > 0", got=n.min(), remedy=f"Leave out the {what} that never happened."
+        )
+    if n.sum() > MAX_COUNT:
+        raise InvalidArgument("count", expected=f"a total <= {MAX_COUNT:g}", got=n.sum(), remedy="Thin the data.")
+    return n
+
+
+def indices(name: str, values: Any, size: int) -> Index:
+    """Return `values` (N,) as integers in [0, size), or refuse them."""
     array = checks.numbers(name, values)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise InvalidArgument(

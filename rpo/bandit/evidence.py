@@ -16,9 +16,10 @@ from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 from rpo.bandit.problem import TabularSoftmaxPolicy
 from rpo.bandit.solver.certificate import RELATIVE_GAP
 from rpo.bandit.solver.existence import minimizer_exists
-from rpo.bandit.solver.solvable import proven_convex
+from rpo.bandit.solver.solvable import proven_convex, sample
 from rpo.bandit.table_loss import PromptSlopes, TableLoss
 from rpo.core.checks import Array
+from rpo.core.columns import Columns
 from rpo.core.divergences import KL
 from rpo.core.links import LogRatio, WeighedReference
 from rpo.core.numerics import kl_divergence
@@ -92,13 +93,13 @@ def loss_gap(loss: TableLoss, parameters: Array) -> tuple[float, str]:
         return sum(map(_policy_gap, loss.slopes(parameters))), "policy"
     link, shape, pull = objective.link, objective.shape, objective.anchor.weight
     known = type(link) in (LogRatio, WeighedReference)  # a subclass may link in another way
-    differences = isinstance(shape, MarginShape) and shape.invariant
+    differences = shape.invariant and (isinstance(shape, MarginShape) or shape.concordant)
     if not (known and (link.affine or (differences and not pull)) and proven_convex(shape)):
         return math.inf, ""
-    total = 0.0
+    total, of_differences = 0.0, _reward_gap if isinstance(shape, MarginShape) else _list_gap
     for prompt in loss.slopes(parameters):
         free = differences and not pull * prompt.block.d
-        total += _reward_gap(loss, prompt) if free else _log_probability_gap(prompt)
+        total += of_differences(loss, prompt) if free else _log_probability_gap(prompt)
     return total, "log-probabilities" if pull or not differences else "rewards"
 
 
@@ -121,20 +122,20 @@ def _log_probability_gap(prompt: PromptSlopes) -> float:
 
 def _reward_gap(loss: TableLoss, prompt: PromptSlopes) -> float:
     """Return the bound for a loss of reward differences alone; inf where its slope outweighs its curvature."""
-    block, shape, size = prompt.block, loss.objective.shape, prompt.block.support.size
-    weights = loss.objective.preference_weight * block.weights
+    (pairs,), shape, size = prompt.block.term.groups, loss.objective.shape, prompt.block.support.size
+    (chosen, rejected), weights = pairs.entries, loss.objective.preference_weight * pairs.weights
     # Of the formula itself: a subclass may inherit the closed form of another.
     left, here, right = (MarginShape.derivatives(shape, prompt.margins + step, 1.0)[0] for step in (-1.0, 0.0, 1.0))  # type: ignore[arg-type]
     slope = np.zeros(size)
-    np.add.at(slope, block.chosen, weights * here)
-    np.add.at(slope, block.rejected, -weights * here)
-    pairs = np.minimum(block.chosen, block.rejected), np.maximum(block.chosen, block.rejected)
+    np.add.at(slope, chosen, weights * here)
+    np.add.at(slope, rejected, -weights * here)
+    edges = np.minimum(chosen, rejected), np.maximum(chosen, rejected)
     bend = np.minimum(here - left, right - here)
     bend[bend <= CURVED * np.maximum(np.abs(left), np.abs(right))] = 0.0
-    grip = csr_array((weights * bend, pairs), shape=(size, size))
+    grip = csr_array((weights * bend, edges), shape=(size, size))
     grip.eliminate_zeros()
     count, component = connected_components(grip, directed=False)
-    apart = component[block.chosen] != component[block.rejected]  # a comparison without curvature
+    apart = component[chosen] != component[rejected]  # a comparison without curvature
     tree = minimum_spanning_tree(-grip).tocoo()
     weakest = np.full(count, np.inf)
     np.minimum.at(weakest, component[tree.row], -tree.data)
@@ -144,6 +145,27 @@ def _reward_gap(loss: TableLoss, prompt: PromptSlopes) -> float:
     return float(steep @ (np.bincount(component, minlength=count) - 1.0))
 
 
+def _list_gap(loss: TableLoss, prompt: PromptSlopes) -> float:
+    """Return the bound for lists' differences alone, of third derivatives held by the second; inf as above."""
+    block, objective, size = prompt.block, loss.objective, prompt.block.support.size
+    one = Columns(logps=(prompt.logps,), reference=(block.log_reference,), lengths=(np.ones(size),))
+    (rewards,) = objective.rewards(one)
+    _, slope, hessian = block.term.derivatives(rewards)
+    joined = [(groups.entries[0], entry) for groups in block.term.groups for entry in groups.entries[1:]]
+    first, second = (np.concatenate(side) for side in zip(*joined, strict=True))
+    count, component = connected_components(csr_array((np.ones(first.size), (first, second)), shape=(size, size)))
+    total = 0.0
+    for mine in (np.flatnonzero(component == c) for c in range(count)):
+        if mine.size == 1:
+            continue
+        steep = 0.5 * objective.preference_weight * float(np.abs(slope[mine]).sum())
+        grip = 0.5 * objective.preference_weight * float(np.linalg.eigvalsh(hessian[np.ix_(mine, mine)])[1])
+        if steep >= grip:
+            return math.inf
+        total += max(0.0, steep + (grip - steep) * math.log1p(-steep / grip))
+    return total
+
+
 # --- infima at infinity, stationarity --------------------------------------------------------------
 
 
@@ -151,7 +173,7 @@ def _no_minimiser(loss: TableLoss) -> str | None:
     """Return why no table attains the least loss, "" where one does, and None where no theorem tells."""
     objective = loss.objective
     shape, link = objective.shape, objective.link
-    told = isinstance(shape, MarginShape) and shape.convex and shape.invariant and shape.slopes is not None
+    told = shape.convex and shape.invariant and shape.arrows(sample(shape)) is not None
     own = isinstance(link, LogRatio) and (link.divergence == objective.anchor.divergence or not objective.anchor.weight)
     if not (told and own and objective.anchor.weight >= 0 and objective.preference_weight == 1.0):
         return None

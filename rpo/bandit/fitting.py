@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize
 
-from rpo.bandit.data import PreferenceCounts
+from rpo.bandit.data import CountedGroups
 from rpo.bandit.evidence import table_evidence
 from rpo.bandit.maximin import solve
 from rpo.bandit.metrics import policy_metrics, total_variation
@@ -23,9 +23,10 @@ from rpo.bandit.table_loss import TableLoss
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
+from rpo.core.group_shapes import PlackettLuce
 from rpo.core.objectives import DPO, Objective, require_objective
 from rpo.core.records import Run
-from rpo.core.shapes import Hinge
+from rpo.core.shapes import Shape
 
 OPTIMIZERS = ("newton", "lbfgs", "gradient_descent")
 MAX_NEWTON_PARAMETERS = 2000
@@ -35,7 +36,7 @@ FAR = 2.0  # standard deviation of the other starts, in reward units
 
 def fit(
     policy: SoftmaxPolicy,
-    data: PreferenceCounts,
+    data: CountedGroups,
     objective: Objective,
     *,
     optimizer: str | None = None,
@@ -52,11 +53,11 @@ def fit(
 ) -> Run:
     """Minimise the objective over a softmax policy's parameters, full batch, and record the path.
 
-    objective: any; a response here is one token. optimizer: "newton" (at most 2,000 parameters), "lbfgs" or
-    "gradient_descent" (learning_rate is the step on the plain gradient); by default Newton where the loss is convex in
-    the logits and smooth, else lbfgs and then Newton. Stops when no gradient entry exceeds `tolerance`, or after
-    max_steps. proxy_reward: (X, A), None, or "mle", the maximum-likelihood reward (Unconstrained where it exists, else
-    Box(reward_bound), else left out).
+    objective: any that takes the data's groups; a response here is one token. optimizer: "newton" (at most 2,000
+    parameters), "lbfgs" or "gradient_descent" (learning_rate is the step on the plain gradient); by default Newton
+    where the loss is convex in the logits and smooth, else lbfgs and then Newton. Stops when no gradient entry exceeds
+    `tolerance`, or after max_steps. proxy_reward: (X, A), None, or "mle", the maximum-likelihood reward (Unconstrained
+    where it exists, else Box(reward_bound), else left out).
 
     The run's `evidence` and `certificate` say what is known of its end (`rpo.bandit.evidence`). Where no bound proves
     anything, the fit is repeated from starts - 1 other tables drawn from rng, each at the price of a fit, and the
@@ -66,7 +67,7 @@ def fit(
     checks.instance("policy", policy, kind, remedy="Pass problem.softmax_policy(), for example.")
     convex = require_objective(objective).convex_in_logits
     small = policy.parameters.size <= MAX_NEWTON_PARAMETERS
-    smooth = not isinstance(objective.shape, Hinge)
+    smooth = objective.shape.smooth
     # Newton's method finishes what lbfgs leaves at a slope of about 1e-8.
     polish = optimizer is None and small and smooth
     if optimizer is None:
@@ -170,16 +171,33 @@ def fit(
 
 
 def maximum_likelihood_reward(
-    problem: ContextualBandit, data: PreferenceCounts, objective: Objective
+    problem: ContextualBandit, data: CountedGroups, objective: Objective
 ) -> tuple[Array | None, dict[str, Any] | None]:
-    """Return (r_MLE (X, A), its class): the proxy; unconstrained where it exists, else in Box(reward_bound)."""
-    plain = DPO(beta=require_objective(objective).link.beta, base="reference")
+    """Return (r_MLE (X, A), its class): the proxy; unconstrained where it exists, else in Box(reward_bound).
+
+    Of lists Plackett-Luce's, whatever the objective; None of single responses, which are compared with nothing.
+    """
+    checks.instance("data", data, CountedGroups, remedy="Pass PreferenceCounts or RankedLists.")
+    sizes = {block.responses.shape[1] for block in data.blocks}
+    if 1 in sizes:
+        return None, None
+    kind = DPO if sizes == {2} else _Rankings
+    plain = kind(beta=require_objective(objective).link.beta, base="reference")
     reward_class: RewardClass = Unconstrained()
     if not minimizer_exists(build_saddle(problem, data, plain, reward_class)).exists:
         if problem.reward_bound is None:
             return None, None
         reward_class = Box(problem.reward_bound)
     return solve(problem, data, plain, reward_class=reward_class, method="newton").reward, reward_class.describe()
+
+
+class _Rankings(DPO):
+    """The likelihood of rankings, with the base that DPO has."""
+
+    @property
+    def shape(self) -> Shape:
+        """Plackett-Luce's."""
+        return PlackettLuce()
 
 
 @dataclass(frozen=True)

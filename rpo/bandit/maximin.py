@@ -9,17 +9,11 @@ from typing import Any, overload
 import numpy as np
 
 from rpo.bandit.baseline import Baseline, PolicyResult
-from rpo.bandit.data import PreferenceCounts
+from rpo.bandit.data import CountedGroups, PreferenceCounts
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, RewardClass
-from rpo.bandit.solver.certificate import (
-    RELATIVE_GAP,
-    TV_BOUND,
-    Certificate,
-    certify,
-    has_dual,
-    within_tolerance,
-)
+from rpo.bandit.solver.certificate import RELATIVE_GAP, TV_BOUND, Certificate, certify, within_tolerance
+from rpo.bandit.solver.data_term import has_dual
 from rpo.bandit.solver.existence import Existence, minimizer_exists
 from rpo.bandit.solver.reward_side import Smoothed, minimize_reward_side
 from rpo.bandit.solver.saddle import Saddle, build_saddle
@@ -28,6 +22,7 @@ from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InaccurateSolution, InvalidArgument, NoMinimizer
 from rpo.core.objectives import Objective
+from rpo.core.summary import Summarised
 
 ACTIVE = 1e-8  # of the penalty's multiplier, which is of order eta
 ROUNDING = 1e-14
@@ -37,8 +32,8 @@ METHODS = ("programs", "newton", "auto")
 PROGRAM_COMPARISONS, PROGRAM_PROMPTS = 30_000, 500
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Solution:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Solution(Summarised):
     """A solved maximin with its evidence.
 
     policy: (X, A), the best under `reward`, pi_ref at prompts without weight. reward: (X, A).
@@ -60,6 +55,19 @@ class Solution:
     active: bool
     multiplier: float
     prompts_without_data: int
+
+    @property
+    def summary(self) -> tuple[str, dict[str, str]]:
+        """Of what, and whether it is certified; the numbers that say so."""
+        x, a = self.policy.shape
+        facts = {
+            "loss": f"{self.loss:.6g}",
+            "relative gap": f"{self.certificate.relative_gap:.1e}",
+            "total variation": f"within {self.certificate.tv_bound:.1e}",
+            "rewards in": str(self.reward_class.describe()["name"]),
+            "policy": f"{x} x {a}",
+        }
+        return f"Solution of {self.label}: {self.status}", facts
 
     @property
     def label(self) -> str:
@@ -105,7 +113,7 @@ def solve(
 @overload
 def solve(
     problem: ContextualBandit,
-    data: PreferenceCounts,
+    data: CountedGroups,
     objective: Objective,
     *,
     reward_class: RewardClass | None = None,
@@ -116,7 +124,7 @@ def solve(
     start: Array | None = None,
 ) -> Solution: ...
 def solve(
-    problem: ContextualBandit, data: PreferenceCounts, objective: Any, *, rng: Any = None, **options: Any
+    problem: ContextualBandit, data: CountedGroups, objective: Any, *, rng: Any = None, **options: Any
 ) -> Solution | PolicyResult:
     """Solve argmax_pi min_{r in R} phi(pi, r) and certify the answer; or run a baseline on the same data.
 
@@ -145,14 +153,14 @@ def solve(
             remedy="A baseline's options are its fields.",
         )
     checks.instance("problem", problem, ContextualBandit)
-    checks.instance("data", data, PreferenceCounts)
-    made = objective.solve(problem, data, rng=rng)
+    pairs = checks.instance("data", data, PreferenceCounts)
+    made = objective.solve(problem, pairs, rng=rng)
     return checks.instance(f"{type(objective).__name__}.solve", made, PolicyResult, remedy="Return a PolicyResult.")
 
 
 def _solve_maximin(
     problem: ContextualBandit,
-    data: PreferenceCounts,
+    data: CountedGroups,
     objective: Objective,
     *,
     reward_class: RewardClass | None = None,
@@ -196,7 +204,7 @@ def _solve_maximin(
         checks.one_of("solver", solver, installed_solvers())
         primal = solve_reward_program(saddle, solver=solver)
         solved = {"reward": primal}
-        if has_dual(saddle.margin_shape):
+        if has_dual(objective.shape):
             dual = solved["policy"] = solve_policy_program(saddle, solver=solver)
         programs = {side: {"status": result.status, "value": result.value} for side, result in solved.items()}
         start = primal.reward if start is None else start
@@ -234,7 +242,7 @@ def _minimized(saddle: Saddle, start: Array | None) -> tuple[Array, Array | None
     Where the loss has a kink, of the problems whose corner is rounded ever less the one whose point, and whose slopes
     at it, certify the loss itself best.
     """
-    if saddle.margin_shape.smoothed(1.0) is None:
+    if saddle.objective.shape.smooth:
         return minimize_reward_side(saddle, start), None
     least, reward, dual = np.inf, np.zeros(saddle.base.shape), np.zeros(saddle.weights.shape)
     for width in WIDTHS:

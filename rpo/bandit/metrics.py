@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 
 from rpo.bandit.problem import ContextualBandit
@@ -10,11 +12,23 @@ from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.numerics import kl_divergence
 
+GROUP_METRICS = (
+    "logps/chosen",
+    "logps/rejected",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "rewards/accuracies",
+)
+
 
 def policy_metrics(
     logps: Array, saddle: Saddle, problem: ContextualBandit, proxy_reward: Array | None = None
 ) -> dict[str, float]:
     """Return loss and its terms, implicit rewards, log-probabilities, KL, and gold and proxy where known.
+
+    Of a list "chosen" is the first response and "rejected" the mean of the others, and rewards/accuracies is the share
+    of its pairs that stand in order.
 
     logps: (X, A), log pi in nats. kl/reference: E_{d0}[KL(pi || pi_ref)], exact, nats. reward/gold:
     E_{d0, pi}[r*]. reward/proxy: E_{d0, pi}[r] - E_{d0, pi_base}[r] with r = proxy_reward (X, A).
@@ -25,22 +39,34 @@ def policy_metrics(
     logps = checks.numbers("logps", logps)
     policy = checks.probabilities("exp(logps)", np.exp(logps), shape=problem.reference.shape)
     loss, terms = saddle.loss(logps)
-    w, lost, x, weights = saddle.chosen, saddle.rejected, saddle.prompt, saddle.weights
-    link = saddle.objective.link
-    chosen, rejected = link(saddle.columns(logps))
-    margins = link.beta * (chosen - rejected)
     return {
         "loss": float(loss),
         "loss/preference": float(terms.preference),
         "loss/sft": float(terms.sft),
-        "logps/chosen": float(weights @ logps[x, w]),
-        "logps/rejected": float(weights @ logps[x, lost]),
-        "rewards/chosen": float(link.beta * (weights @ chosen)),
-        "rewards/rejected": float(link.beta * (weights @ rejected)),
-        "rewards/margins": float(weights @ margins),
-        "rewards/accuracies": float(weights @ (margins > 0)),
+        **_group_metrics(logps, saddle),
         **policy_outcome(policy, problem, saddle.base, proxy_reward),
     }
+
+
+def _group_metrics(logps: Array, saddle: Saddle) -> dict[str, float]:
+    link, found = saddle.objective.link, dict.fromkeys(GROUP_METRICS, 0.0)
+    for columns, groups in zip(saddle.columns(logps), saddle.groups, strict=True):
+        weights, values, given = groups.weights, link(columns), columns.logps
+        others = len(values) - 1
+        none = np.full(weights.size, np.nan)  # where there is no other response
+        chosen, rejected = values[0], sum(values[1:]) / others if others else none
+        ahead = [first - second > 0 for first, second in combinations(values, 2)]
+        parts = (
+            weights @ given[0],
+            weights @ (sum(given[1:]) / others if others else none),
+            link.beta * (weights @ chosen),
+            link.beta * (weights @ rejected),
+            weights @ (link.beta * (chosen - rejected)),
+            weights @ (sum(ahead) / len(ahead) if others else none),
+        )
+        for name, part in zip(GROUP_METRICS, parts, strict=True):
+            found[name] += float(part)
+    return found
 
 
 def policy_outcome(

@@ -13,13 +13,15 @@ from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
 from rpo.core.numerics import log_softmax
 from rpo.core.preferences import bradley_terry
+from rpo.core.summary import Summarised, counted
 
 if TYPE_CHECKING:
     from rpo.bandit.data import PreferenceCounts
+    from rpo.bandit.lists import RankedLists
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class ContextualBandit:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class ContextualBandit(Summarised):
     """A finite contextual bandit with X prompts, A responses and Bradley-Terry preferences.
 
     d0: (X,), prompt distribution. reference: (X, A), pi_ref; a zero forbids the response.
@@ -85,6 +87,20 @@ class ContextualBandit:
             raise InvalidArgument(
                 "own_labels", expected=f"{x} labels", got=len(self.own_labels), remedy="Pass one for each."
             )
+
+    @property
+    def summary(self) -> tuple[str, dict[str, str]]:
+        """Its size; rewards, whose responses are compared, features and noise."""
+        x, a = self.reference.shape
+        headline = f"ContextualBandit {self.name!r}: {counted(x, 'prompt')}, {counted(a, 'response')} each"
+        known = "unknown" if self.reward is None else f"from {self.reward.min():.3g} to {self.reward.max():.3g}"
+        bound = "" if self.reward_bound is None else f" (R = {self.reward_bound:.3g})"
+        facts = {"rewards": known + bound, "preferences drawn from": "pi_ref" if self.behavior is None else "behavior"}
+        if self.features is not None:
+            facts["features"] = str(self.features.shape[-1])
+        if self.label_noise:
+            facts["labels flipped"] = f"{self.label_noise:.3g}"
+        return headline, facts
 
     @property
     def num_prompts(self) -> int:
@@ -162,6 +178,58 @@ class ContextualBandit:
         wins[:, first, second] = first_wins
         wins[:, second, first] = drawn - first_wins
         return PreferenceCounts.from_wins(wins, prompt_labels=self.prompt_labels, response_labels=self.response_labels)
+
+    def sample_rankings(self, n: int, *, size: int, score_noise: float | None = None, rng: Any) -> RankedLists:
+        """Draw n lists of `size` responses, x ~ d0, best first by Plackett-Luce, as counts.
+
+        The responses are draws from the behavior at x, repeated until all differ. Each place of a list goes to one of
+        those left with probability proportional to exp(r*). score_noise: with a number, each response has a score, r*
+        plus normal noise of this standard deviation, and the list is ordered by them, equal ones in the order of the
+        responses' numbers. The time does not depend on n but with noise. rng: Generator, SeedSequence or int. Raises
+        InvalidArgument. Source: Plackett 1975; at size 2 Bradley-Terry.
+        """
+        from rpo.bandit.data import MAX_COUNT
+        from rpo.bandit.lists import RankedLists, counted
+        from rpo.bandit.rankings import draw_rankings, draw_scored, draw_sets
+
+        total = checks.integer("n", n, minimum=1, maximum=MAX_COUNT)
+        k = checks.integer("size", size, minimum=2, maximum=self.num_responses)
+        generator = checks.generator("rng", rng)
+        reward, behavior = self.true_reward(), self.reference if self.behavior is None else self.behavior
+        if self.label_noise:
+            raise InvalidArgument(
+                "problem.label_noise",
+                expected="0: noise flips a pair, and says nothing of a list",
+                got=self.label_noise,
+                remedy="Draw lists of a problem without it.",
+            )
+        if behavior.ndim == 3:
+            if k > 2:
+                raise InvalidArgument(
+                    "problem.behavior",
+                    expected=f"a response distribution (X, A) for lists of {k}",
+                    got="a pair distribution (X, A, A)",
+                    remedy="Pass behavior=(X, A), or size=2.",
+                )
+            drawn = self.draw_pairs(total, generator)
+            prompt, pair = np.nonzero(drawn)
+            sets, count = np.stack(np.triu_indices(self.num_responses, k=1), axis=1)[pair], drawn[prompt, pair]
+        else:
+            times = generator.multinomial(total, self.d0 / self.d0.sum())
+            prompt, sets, count = draw_sets(times, behavior, k, generator)
+        scores = None
+        if score_noise is None:
+            prompt, ranked, count = draw_rankings(prompt, sets, count, reward, generator)
+        else:
+            noise = checks.nonnegative("score_noise", score_noise)
+            prompt, ranked, count, scores = draw_scored(prompt, sets, count, reward, noise, generator)
+        return RankedLists(
+            by_size=(counted(prompt, ranked, count, scores),),
+            num_prompts=self.num_prompts,
+            num_responses=self.num_responses,
+            prompt_labels=self.prompt_labels,
+            response_labels=self.response_labels,
+        )
 
     def expected_reward(self, policy: Array) -> float:
         """Return gold J(pi) = E_{d0, pi}[r*], in reward units. policy: (X, A). Source: paper, Eq. (2.3)."""

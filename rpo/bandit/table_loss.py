@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rpo.bandit.data import Index
 from rpo.bandit.problem import SoftmaxPolicy
 from rpo.bandit.solver.blocks import PromptBlock, blocks
 from rpo.bandit.solver.newton import Derivatives
@@ -30,14 +29,12 @@ class PromptSlopes(NamedTuple):
 
 
 class TableLoss:
-    """An objective and its derivatives in a softmax policy's parameters, through the log-probabilities of pairs."""
+    """An objective and its derivatives in a softmax policy's parameters, through the log-probabilities of groups."""
 
     def __init__(self, saddle: Saddle, policy: SoftmaxPolicy) -> None:
         self.saddle, self.objective, self.policy = saddle, saddle.objective, policy
         design = policy.design
         self.parts = [(block, design[block.prompt, block.support]) for block in blocks(saddle)]
-        self.of_prompt = [np.flatnonzero(saddle.prompt == block.prompt) for block, _ in self.parts]
-        self.weights = self.objective.preference_weight * saddle.weights
 
     def logps(self, parameters: Array) -> Array:
         """Return log pi, (X, A), -inf outside the support and at prompts without weight or data; parameters: (P,)."""
@@ -58,15 +55,16 @@ class TableLoss:
         """Return each prompt's derivatives of the loss in its log-probabilities, as if these were free."""
         table, shape = self.logps(parameters), self.objective.shape
         columns = self.saddle.columns(table)
-        slope = self.objective.derivatives(columns)[1]
-        margins = np.full(self.weights.size, np.nan)
+        slopes = [self.objective.derivatives(part)[1] for part in columns]
+        margins = np.full(self.saddle.groups[0].weights.size, np.nan)
         if isinstance(shape, MarginShape):
-            margins = shape.signed_margin(self.objective.link(columns), self.objective.link.beta, columns)
-        return [
-            PromptSlopes(block, logps, self._slopes(block, mine, slope, self._anchor(block, logps)[1]), margins[mine])
-            for (block, _), mine in zip(self.parts, self.of_prompt, strict=True)
-            for logps in (table[block.prompt, block.support],)
-        ]
+            margins = shape.signed_margin(self.objective.link(columns[0]), self.objective.link.beta, columns[0])
+        found = []
+        for block, _ in self.parts:
+            logps = table[block.prompt, block.support]
+            q = self._slopes(block, slopes, self._anchor(block, logps)[1])
+            found.append(PromptSlopes(block, logps, q, margins[block.which[0]]))
+        return found
 
     def derivatives(self, parameters: Array, *, hessian: bool = True) -> Derivatives:
         """Return loss, gradient (P,) and Hessian (P, P).
@@ -75,20 +73,22 @@ class TableLoss:
         in log pi: (I - 1 pi')' H (I - 1 pi') - sum(q) (diag(pi) - pi pi').
         """
         table = self.logps(parameters)
-        value, slope, curvature = self.objective.derivatives(self.saddle.columns(table))
-        total, g = float(self.weights @ value), np.zeros(parameters.size)
+        share = self.objective.preference_weight
+        found = [self.objective.derivatives(columns) for columns in self.saddle.columns(table)]
+        means = (float(share * groups.weights @ f[0]) for groups, f in zip(self.saddle.groups, found, strict=True))
+        total, g = sum(means), np.zeros(parameters.size)
         h = np.zeros((parameters.size, parameters.size) if hessian else (0, 0))
-        for (block, design), mine in zip(self.parts, self.of_prompt, strict=True):
+        for block, design in self.parts:
             logps, pi = table[block.prompt, block.support], np.exp(table[block.prompt, block.support])
             anchored, pulled, bent = self._anchor(block, logps)
             total += anchored
-            q = self._slopes(block, mine, slope, pulled)
+            q = self._slopes(block, [slope for _, slope, _ in found], pulled)
             g += design.T @ (q - pi * q.sum())
             if hessian:
                 inner = np.diag(bent)
-                pair = enumerate((block.chosen, block.rejected))
-                for (j, first), (k, second) in product(tuple(pair), repeat=2):
-                    np.add.at(inner, (first, second), self.weights[mine] * curvature[j, k, mine])
+                for groups, mine, (_, _, curvature) in zip(block.term.groups, block.which, found, strict=True):
+                    for (j, first), (k, second) in product(tuple(enumerate(groups.entries)), repeat=2):
+                        np.add.at(inner, (first, second), share * groups.weights * curvature[j, k, mine])
                 centred = design - pi @ design  # (I - 1 pi') design
                 h += centred.T @ inner @ centred - q.sum() * (design.T @ (pi[:, None] * centred))
         return total, g, h
@@ -102,8 +102,10 @@ class TableLoss:
         value, slope, curvature = anchor.divergence.base_derivatives(block.base, logps, block.log_measure)
         return -pull * value, -pull * slope, -pull * curvature
 
-    def _slopes(self, block: PromptBlock, mine: Index, slope: Array, pulled: Array) -> Array:
-        q = pulled.copy()
-        for k, index in enumerate((block.chosen, block.rejected)):
-            np.add.at(q, index, self.weights[mine] * slope[k, mine])
+    def _slopes(self, block: PromptBlock, slopes: list[Array], pulled: Array) -> Array:
+        """Return the slopes of a prompt's part in its log-probabilities, (S,); slopes: (K, G) of each size's groups."""
+        q, share = pulled.copy(), self.objective.preference_weight
+        for groups, mine, slope in zip(block.term.groups, block.which, slopes, strict=True):
+            for k, entry in enumerate(groups.entries):
+                np.add.at(q, entry, share * groups.weights * slope[k, mine])
         return q

@@ -19,6 +19,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 import rpo
+from rpo.commands.help_page import field_words
 from rpo.commands.parsing import YAML_ERRORS, option_tokens, read_config
 from rpo.core.checks import imported
 from rpo.core.divergences import KL, Divergence
@@ -39,7 +40,8 @@ class Kind:
     @property
     def names(self) -> str:
         """What may be named, in words."""
-        return ", ".join(self.classes) + ", or package.module:Name of your own"
+        names = ", ".join(self.classes)
+        return f"{names if len(self.classes) < 10 else self.noun}, or package.module:Name of your own"
 
     def find(self, key: str, name: str) -> type:
         """Return the class called `name`. Raises InvalidArgument."""
@@ -86,8 +88,14 @@ class Choice:
             skip=parts,
         )
         for action in parser._actions:
+            home, _, name = action.dest.rpartition(".")
+            if home == self.key and name in self.kind.__dataclass_fields__:  # type: ignore[attr-defined]
+                action.help = field_words(self.kind, name)
             if action.dest == self.key:
-                action.metavar, action.help = "NAME", f"as --{self.key}.name; the fields below are those of {self.name}"
+                action.metavar = "NAME"
+                action.help = f"{self.names}; below are the fields of {self.name}"
+            elif home == self.key and name in self.defaults:
+                action.required = False
         for part in self.parts:
             part.add_options(parser)
 
@@ -258,7 +266,8 @@ def objectives(also: Sequence[str] = ()) -> Kind:
     """Return the registered methods, of which a command takes one, and the losses `also` named, of `rpo`."""
     classes: dict[str, Callable[[], type]] = {name: method.load for name, method in registry.METHODS.items()}
     classes |= {name: lambda name=name: getattr(rpo, name) for name in also}  # type: ignore[misc]
-    return Kind(base=Objective, classes=classes, noun="a method that `rpo methods` lists")
+    noun = ", ".join(["a method that `rpo methods` lists", *also])
+    return Kind(base=Objective, classes=classes, noun=noun)
 
 
 def _is_whole(kind: type) -> bool:

@@ -12,7 +12,7 @@ from rpo.core.errors import InvalidArgument, RPOError
 if TYPE_CHECKING:
     import pandas
 
-MAX_ROWS = 30
+MOST_CELLS = 8
 
 
 def simulate_command(
@@ -92,15 +92,23 @@ def simulate_command(
 
 
 def _print_simulation(frame: pandas.DataFrame, axes: list[str]) -> None:
-    """Print the mean gap of each cell and method with its standard error, and what was not certified."""
+    """Print the mean gaps with their standard errors, and what was not certified.
+
+    Of each cell where these are few; else of each method's best cell and its worst.
+    """
+    import pandas
+
     varied = [key for key in axes if frame[key].nunique(dropna=False) > 1]
     groups = frame.groupby([*varied, "method"], dropna=False)
     shown = groups.agg(
         gap=("gap", "mean"), standard_error=("gap", "sem"), kl=("kl/reference", "mean"), seeds=("seed", "size")
     ).reset_index()
-    print(shown.head(MAX_ROWS).to_string(index=False, float_format=lambda value: f"{value:.4g}"))
-    if len(shown) > MAX_ROWS:
-        print(f"... and {len(shown) - MAX_ROWS} more cells; the table has all of them.")
+    if len(shown) > MOST_CELLS:
+        print(f"{len(shown)} cells; of each method those with the lowest and the highest mean gap:")
+        known = shown.dropna(subset="gap").sort_values("gap").groupby("method")
+        shown = pandas.concat([known.head(1), known.tail(1)]).drop_duplicates().sort_values(["method", "gap"])
+    shown = shown[["method", *(name for name in shown if name != "method")]]
+    print(shown.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     counts = frame["status"].value_counts().sort_index()
     print(f"{len(frame)} rows: " + ", ".join(f"{number} {status}" for status, number in counts.items()))
     reused = frame.attrs["rows_reused"]

@@ -27,6 +27,7 @@ OWN_OPTIONS = {
     "center_rewards_coefficient": "objective.center_rewards_coefficient",
     "model_init_kwargs": "dtype, quantization, attn_implementation or revision",
     "resume_from_checkpoint": "resume",
+    "log": "log",
 }
 CONFIG = "config.yaml"
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
@@ -62,6 +63,7 @@ def train_command(
     attn_implementation: str | None = None,
     revision: str | None = None,
     resume: bool | str = False,
+    log: Literal["short", "full", "none"] = "short",
     label: str | None = None,
     resolved: str = "",
 ) -> None:
@@ -82,6 +84,7 @@ def train_command(
         attn_implementation: sdpa, eager, flash_attention_2 ...; null for transformers' choice.
         revision: branch, tag or commit of a model on the hub.
         resume: true for the newest checkpoint in the output folder, auto for it if there is one, or a checkpoint.
+        log: what is printed of each log: short for five numbers, full for all, none. run.json has all of them.
         label: name of the run in legends and records.
     """
     from rpo.llm.models import load_tokenizer
@@ -93,6 +96,7 @@ def train_command(
         "attn_implementation": attn_implementation,
         "revision": revision,
     }
+    training.log = log
     training.model_init_kwargs = {key: value for key, value in keywords.items() if value is not None}
     run = fit(
         model,
@@ -169,18 +173,18 @@ def kept(options: Namespace) -> str:
 
 
 def _output_errors(options: Namespace) -> list[RPOError]:
-    from rpo.core.records import check_output
+    from rpo.core.records import RESULTS, check_output
 
     output, resume = options["training"]["output_dir"], options["resume"]
-    if output is None:
+    if not output:
         remedy = "Pass --training.output_dir DIR."
-        return [InvalidArgument("training.output_dir", expected="a folder", got=None, remedy=remedy)]
+        return [InvalidArgument("training.output_dir", expected="a folder", got=repr(output), remedy=remedy)]
     try:
         check_output(output, overwrite=True, marker="run.json")
     except OutputError as error:
         return [error]
     errors: list[RPOError] = []
-    earlier = [path for path in (Path(output) / "run.json", *Path(output).glob("checkpoint-*")) if path.exists()]
+    earlier = [path for name in RESULTS for path in Path(output).glob(name)]
     if earlier and not resume:
         expected = "a folder without an earlier run"
         remedy = "Choose another folder, or continue that run (--resume true)."

@@ -17,6 +17,7 @@ from rpo.bandit.problem import ContextualBandit
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
+from rpo.core.fields import hold
 from rpo.llm.logps.logprobs import token_logps
 
 MAX_RESPONSES = 4096
@@ -38,7 +39,7 @@ class EnumerableLM:
     def __post_init__(self) -> None:
         checks.instance("model", self.model, torch.nn.Module, remedy="Pass a transformers causal language model.")
         checks.instance("prompts", self.prompts, torch.Tensor)
-        checks.integer("length", self.length, minimum=1)
+        hold(self, checks.integer, "length", minimum=1)
         checks.instance("model", self.model, torch.nn.Module)
         checks.instance("prompts", self.prompts, torch.Tensor)
         if self.prompts.ndim != 2 or self.prompts.shape[1] < 1:
@@ -134,7 +135,7 @@ def tiny_gpt2(
     """
     x = checks.integer("prompts", prompts, minimum=1)
     v = checks.integer("vocab_size", vocab_size, minimum=2)
-    checks.integer("length", length, minimum=1)
+    length = checks.integer("length", length, minimum=1)
     width = checks.integer("hidden_size", hidden_size, minimum=8)
     if width % HEADS:
         raise InvalidArgument(

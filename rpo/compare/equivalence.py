@@ -127,7 +127,7 @@ def compare(
             got=objective,
             remedy="The drawn data guarantee a minimiser for that base; DPO is trained beside it anyway.",
         )
-    checks.integer("skew_draws", skew_draws, minimum=2)
+    skew_draws = checks.integer("skew_draws", skew_draws, minimum=2)
     total = checks.integer("steps", steps, minimum=1)
     problem_rng, skew_rng = np.random.default_rng(checks.integer("seed", seed, minimum=0)).spawn(2)
     lm, problem, data, draws = draw_problem(

@@ -125,8 +125,8 @@ def gold_experiment(
         raise InvalidArgument("etas", expected="one or more, all different", got=list(etas), remedy="Pass each once.")
     total = checks.integer("draws", draws, minimum=2)
     trained = checks.integer("trained_draws", trained_draws, minimum=2, maximum=total)
-    checks.integer("steps", steps, minimum=1)
-    checks.integer("kl_draws", kl_draws, minimum=2)
+    steps = checks.integer("steps", steps, minimum=1)
+    kl_draws = checks.integer("kl_draws", kl_draws, minimum=2)
     repetitions = checks.integer("kl_repetitions", kl_repetitions, minimum=1)
     instance_rng, data_rng, kl_rng = np.random.default_rng(checks.integer("seed", seed, minimum=0)).spawn(3)
     lm, problem = draw_instance(

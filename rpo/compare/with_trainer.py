@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from transformers import PrinterCallback
 
 from rpo.bandit.data import PreferenceCounts
 from rpo.compare.enumerable import EnumerableLM
@@ -73,6 +72,7 @@ def fit_with_trainer(
             "save_strategy": "no",
             "report_to": "none",
             "disable_tqdm": True,
+            "log": "none",
             "max_length": None,
             "use_cpu": True,
             "path": "padded",  # nothing is padded: all responses have one length
@@ -80,7 +80,6 @@ def fit_with_trainer(
         trainer = PreferenceTrainer(
             policy.model, args=RPOConfig(**(fields | training)), train_dataset=pairs, objective=objective
         )
-        trainer.remove_callback(PrinterCallback)  # prints every log where there is no progress bar
         run = record(trainer, trainer.train(), label=label or "transformer, RPOTrainer")
     table = policy.policy()
     run.arrays["policy"] = table / table.sum(axis=1, keepdims=True)

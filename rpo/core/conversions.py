@@ -22,6 +22,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument, shown
@@ -92,7 +94,8 @@ def from_trl(beta: float, loss_weights: Sequence[float]) -> RPO:
     weight scales the whole loss, which is no RPO: refused. Raises InvalidArgument.
     """
     temperature = checks.positive("beta", beta)
-    if isinstance(loss_weights, str) or not isinstance(loss_weights, Sequence) or len(loss_weights) != 2:
+    listed = isinstance(loss_weights, (Sequence, np.ndarray)) and not isinstance(loss_weights, str)
+    if not listed or getattr(loss_weights, "ndim", 1) != 1 or len(loss_weights) != 2:
         raise InvalidArgument(
             "loss_weights",
             expected='two weights, for loss_type=["sigmoid", "sft"]',

@@ -8,9 +8,14 @@ LONGEST = 200
 def shown(value: object) -> str:
     """Return `value` on one line of a message: cut short, and an integer of thousands of digits by its size."""
     try:
-        text = " ".join(repr(value).split())
+        return brief(repr(value))
     except ValueError:  # Python spells out no integer of more than 4,300 digits
-        text = f"an integer of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
+        return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
+
+
+def brief(text: str) -> str:
+    """Return `text` on one line of a message, cut short."""
+    text = " ".join(text.split())
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
 
 

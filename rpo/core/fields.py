@@ -38,6 +38,12 @@ def check_fields(instance: object) -> None:
         object.__setattr__(instance, name, check(name, getattr(instance, name)))
 
 
+def hold(instance: object, check: Callable[..., Any], *names: str, **options: Any) -> None:
+    """Hold the named fields of a dataclass to one check, and keep what it returns. Raises InvalidArgument."""
+    for name in names:
+        object.__setattr__(instance, name, check(name, getattr(instance, name), **options))
+
+
 @functools.cache
 def _checks(kind: type) -> tuple[tuple[str, Check], ...]:
     found: dict[str, tuple[Check, ...]] = {}

@@ -16,14 +16,9 @@ SCORES = frozenset({"scores"})
 
 
 class GroupShape(Shape):
-    """A loss of K >= 2 rewards.
-
-    one_way: whether a response's reward may rise above those of all later ones for ever at no cost, as a win without a
-    loss does; where not, the loss grows for ever as any two rewards of a group part.
-    """
+    """A loss of K >= 2 rewards."""
 
     lists = True
-    one_way: bool = False
 
 
 class PlackettLuce(GroupShape):
@@ -34,7 +29,11 @@ class PlackettLuce(GroupShape):
 
     convex = True
     invariant = True
-    one_way = True
+    concordant = True
+
+    def arrows(self, columns: Columns) -> dict[tuple[int, int], Any] | None:
+        """From each response to every later one."""
+        return dict.fromkeys(_pairs(len(columns.logps)), True)
 
     def __call__(self, values: tuple[Any, ...], beta: float, columns: Columns) -> Any:
         """Return the losses (N,)."""
@@ -96,6 +95,24 @@ class ScoredPairs(GroupShape):
         """Scores."""
         return SCORES
 
+    @property
+    def smooth(self) -> bool:
+        """Whether the pair's loss has no corner."""
+        return self.pair.smooth
+
+    @property
+    def concordant(self) -> bool:  # type: ignore[override]
+        """Whether the pair's loss is."""
+        return self.pair.concordant
+
+    def arrows(self, columns: Columns) -> dict[tuple[int, int], Any] | None:
+        """Those of the pair's loss between any two of unequal scores."""
+        of_pair, scores = self.pair.arrows(columns), columns.scores or ()
+        if of_pair is None:
+            return None
+        ends = {(0, 1): lambda i, j: (i, j), (1, 0): lambda i, j: (j, i)}
+        return {ends[arrow](i, j): scores[i] > scores[j] for i, j in _pairs(len(scores)) for arrow in of_pair}
+
     def pair_weights(self, rewards: tuple[Any, ...], scores: tuple[Any, ...]) -> dict[tuple[int, int], Any]:
         """Return the weight, (N,), of each pair of positions, the better first: one where their scores differ."""
         return {pair: numerics.indicator(scores[pair[0]] > scores[pair[1]], scores[0]) for pair in _pairs(len(scores))}
@@ -153,6 +170,7 @@ class SoftTargets(GroupShape):
     normalised: bool = True
     convex = True
     invariant = True
+    concordant = True
 
     @property
     def unit_scores(self) -> bool:  # type: ignore[override]
@@ -163,6 +181,11 @@ class SoftTargets(GroupShape):
     def needs(self) -> frozenset[str]:
         """Scores."""
         return SCORES
+
+    def arrows(self, columns: Columns) -> dict[tuple[int, int], Any] | None:
+        """From each response that should have a share to every other."""
+        shares = self.targets(columns)
+        return {(i, j): shares[i] > 0 for i in range(len(shares)) for j in range(len(shares)) if i != j}
 
     def log_targets(self, columns: Columns) -> tuple[Any, ...]:
         """Return the log of what each response's share should be, K vectors (N,)."""
@@ -261,6 +284,11 @@ class SquaredGaps(GroupShape):
 
     convex = True
     invariant = True
+    concordant = True
+
+    def arrows(self, columns: Columns) -> dict[tuple[int, int], Any] | None:
+        """Both ways between any two responses."""
+        return {end: True for i, j in _pairs(len(columns.logps)) for end in ((i, j), (j, i))}
 
     @property
     def needs(self) -> frozenset[str]:

@@ -78,7 +78,7 @@ def pair_columns(
         read = tuple(
             like(name, checks.finite(name, value, shape=tuple(policy.shape)), policy) for name, value in scores.items()
         )
-        _check_scores(objective, next(iter(scores)), read)
+        check_scores(objective, next(iter(scores)), read)
     if "shift" in objective.needs:
         checks.finite("shift", shift, shape=())
     reference = tuple(value for name, value in logps.items() if not name.startswith("policy"))
@@ -142,7 +142,7 @@ def list_columns(
         check_alike(name, value, policy)
     columns = {name: tuple(value[:, k] for k in range(width)) for name, value in table.items()}
     if "scores" in table:
-        _check_scores(objective, "scores", columns["scores"], there.T)
+        check_scores(objective, "scores", columns["scores"], there.T)
     weights = like("weights", weights, policy[:, 0])
     check_weights(weights, policy[:, 0])
     read = Columns(
@@ -185,8 +185,13 @@ def like(name: str, values: Any, logps: Any) -> Any:
     if values is None:
         return None
     if numerics.backend(logps) == "torch":
-        given = values if numerics.backend(values) == "torch" else checks.numbers(name, values)
-        return sys.modules["torch"].as_tensor(given, dtype=logps.dtype, device=logps.device)
+        torch = sys.modules["torch"]
+        if numerics.backend(values) != "torch":
+            values = checks.numbers(name, values)
+        elif values.dtype == torch.bool or values.is_complex() or values.layout != torch.strided:
+            got = f"{values.dtype}, {values.layout}"
+            raise InvalidArgument(name, expected="a dense tensor of real numbers", got=got, remedy="Convert it first.")
+        return torch.as_tensor(values, dtype=logps.dtype, device=logps.device)
     return checks.numbers(name, values).astype(logps.dtype, copy=False)
 
 
@@ -196,7 +201,7 @@ def _asks_for(objective: Reader, name: str) -> bool:
     return name.startswith("policy") or "reference" in objective.needs
 
 
-def _check_scores(objective: Reader, name: str, scores: tuple[Any, ...], there: Any = None) -> None:
+def check_scores(objective: Reader, name: str, scores: tuple[Any, ...], there: Any = None) -> None:
     """Refuse scores that rise along a group, of pairs also ties where their difference is read, or that leave [0, 1].
 
     there: (K, N) bool, which entries there are; None for all.

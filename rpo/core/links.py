@@ -9,6 +9,7 @@ from typing import Any
 from rpo.core import checks, numerics
 from rpo.core.columns import Columns
 from rpo.core.divergences import KL, Divergence, require_divergence, require_interior
+from rpo.core.fields import hold
 
 
 class Link(ABC):
@@ -49,7 +50,7 @@ class LogRatio(Link):
     per_token: bool = False
 
     def __post_init__(self) -> None:
-        checks.positive("beta", self.beta)
+        hold(self, checks.positive, "beta")
         require_divergence(self.divergence)
 
     @property
@@ -85,8 +86,8 @@ class WeighedReference(Link):
     weight: float
 
     def __post_init__(self) -> None:
-        checks.positive("beta", self.beta)
-        checks.nonnegative("weight", self.weight)
+        hold(self, checks.positive, "beta")
+        hold(self, checks.nonnegative, "weight")
 
     @property
     def needs(self) -> frozenset[str]:

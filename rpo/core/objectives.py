@@ -25,7 +25,7 @@ from rpo.core.reduction import SFT_REDUCTIONS, reduced
 from rpo.core.shapes import AbsoluteOdds, Logistic, MarginShape, Shape
 
 # What solvers and trainers evaluate; a method says what it is through link, shape, anchor and preference_weight.
-FORMULA = ("__call__", "terms", "per_pair", "rewards", "at_reference", "derivatives", "loss", "of_lists", "_total")
+FORMULA = ("__call__", "terms", "per_pair", "rewards", "at_reference", "derivatives", "loss", "of_lists", "total")
 PROOFS = ("convex_in_logits", "convex_in_policy")  # derived from the parts: certificates rest on them
 LEAST_SCALE = 1e-20  # its square, and that of its inverse, leave float64 room for the data's own scale
 BASES = ("chosen", "rejected", "responses", "reference", "custom")
@@ -69,7 +69,7 @@ class Objective(ABC):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         for name in (*FORMULA, *PROOFS):
-            if name in vars(cls):
+            if getattr(cls, name) is not getattr(Objective, name):  # its own, or that of a class mixed in
                 raise InvalidArgument(
                     cls.__name__,
                     expected="link, shape, anchor and preference_weight of its own, and nothing else of the formula",
@@ -159,7 +159,7 @@ class Objective(ABC):
 
         For an anchor of another divergence base_logps are E_base[f'(u)] - E_ref[u f'(u) - f(u)], its `base_value`.
         """
-        return self._total(numerics.weighted_mean(self.per_pair(columns), weights), base_logps, weights, base_weights)
+        return self.total(numerics.weighted_mean(self.per_pair(columns), weights), base_logps, weights, base_weights)
 
     def rewards(self, columns: Columns) -> tuple[Any, ...]:
         """Return the implicit rewards of each response, K vectors (N,)."""
@@ -191,7 +191,7 @@ class Objective(ABC):
         base_logps concave). Raises InvalidArgument for a shape that is not of one margin.
         """
         losses = require_margin_shape(self).of_margin(self.link.beta * margins)
-        return self._total(numerics.weighted_mean(losses, weights), base_logps, weights, base_weights)
+        return self.total(numerics.weighted_mean(losses, weights), base_logps, weights, base_weights)
 
     def __call__(
         self,
@@ -275,14 +275,17 @@ class Objective(ABC):
             best = reduced(
                 columns.logps[0], of_first, weights, anchor.reduction, whose="lengths", setting="sft_reduction"
             )
-        return self._total(numerics.weighted_mean(self.per_pair(columns, counts), weights), best, weights, None)
+        return self.total(numerics.weighted_mean(self.per_pair(columns, counts), weights), best, weights, None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a record stores: the class's name and every field."""
         return _described(self)
 
-    def _total(self, preference: Any, base_logps: Any, weights: Any, base_weights: Any) -> tuple[Any, LossTerms]:
-        """Add the weighted terms up: the formula's one home."""
+    def total(self, preference: Any, base_logps: Any, weights: Any, base_weights: Any) -> tuple[Any, LossTerms]:
+        """Return (loss, LossTerms) from the mean preference loss and the rest as for `loss`: the formula's one home.
+
+        Where groups of several sizes are asked for one size at a time, their weighted sums add up to that mean.
+        """
         anchor = self.anchor
         weighted = self.preference_weight * preference
         if base_logps is None:
@@ -446,6 +449,9 @@ def require_objective(value: object, name: str = "objective") -> Objective:
             got=f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__,
             remedy="Call the class with its numbers; `rpo methods` lists them.",
         )
+    parts: tuple[tuple[str, Any], ...] = (("link", Link), ("shape", Shape), ("anchor", Anchor))
+    for part, kind in parts:
+        checks.instance(f"{name}.{part}", getattr(value, part), kind)
     _check_scales(name, {"beta": value.link.beta, "eta": getattr(value, "eta", 0.0)})
     return value
 

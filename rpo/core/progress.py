@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import TypeVar
 
 T = TypeVar("T")
 _drawn: list[str] = []
 
 
-def track(items: Iterable[T], description: str, *, show: bool | None = None) -> Iterator[T]:
+def track(
+    items: Iterable[T], description: str, *, show: bool | None = None, sizes: Sequence[int] | None = None
+) -> Iterator[T]:
     """Yield `items` under a bar with the time left, if they are finite.
 
-    show: None draws only where stderr is a terminal. Within another bar nothing is drawn: a terminal has one.
+    show: None draws only where stderr is a terminal. Within another bar nothing is drawn: a terminal has one. sizes:
+    how much of the whole each item is, for a bar of tokens; by default they are alike.
     """
     if not (sys.stderr.isatty() if show is None else show) or _drawn:
         yield from items
@@ -23,9 +26,12 @@ def track(items: Iterable[T], description: str, *, show: bool | None = None) -> 
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        total = len(items) if isinstance(items, Sized) else None
+        total = sum(sizes) if sizes is not None else len(items) if isinstance(items, Sized) else None
+        task = progress.add_task(description, total=total)
         _drawn.append(description)
         try:
-            yield from progress.track(items, total=total, description=description)
+            for place, item in enumerate(items):
+                yield item
+                progress.advance(task, 1 if sizes is None else sizes[place])
         finally:
             _drawn.remove(description)

@@ -25,19 +25,22 @@ from numpy.typing import NDArray
 
 from rpo.core.errors import InvalidArgument, OutputError, RPOError
 from rpo.core.locks import STAGE, alone, unwritable
+from rpo.core.summary import Summarised
 
 if TYPE_CHECKING:
     import pandas
 
 PACKAGES = ("numpy", "scipy", "cvxpy", "clarabel", "torch", "transformers", "accelerate", "peft", "datasets")
 RECORD_VERSION = 1
+# What says that a folder has a command's result, or a training's on the way; beside it each keeps its config.yaml.
+RESULTS = ("run.json", "solution.json", "results.json", "report.json", "gold.json", "manifest.json", "checkpoint-*")
 SECRET = re.compile(r"(^|[_-])(token|key|password|passwd|secret|credential)s?$", re.IGNORECASE)
 VOCABULARY = re.compile(r"(^|_)(bos|eos|pad|unk|sep|cls|mask|image|audio|video)_token$")
 NOT_KEPT = "Not kept here, for it is secret"
 
 
-@dataclass(kw_only=True)
-class Run:
+@dataclass(kw_only=True, repr=False)
+class Run(Summarised):
     """One fitted policy and its evidence, the same whichever world made it.
 
     label: for legends. objective, config: resolved. status: "converged" or "not_converged";
@@ -59,6 +62,14 @@ class Run:
     evidence: str = "none"
     certificate: dict[str, Any] = field(default_factory=dict)
     artifact: Any = None
+
+    @property
+    def summary(self) -> tuple[str, dict[str, str]]:
+        """Of what and how it ended; the last of the numbers that a run is read by."""
+        last = self.last_metrics()
+        names = ("loss", "rewards/margins", "rewards/accuracies", "displacement/share", "eval_loss")
+        facts = {name: f"{last[name]:.4g}" for name in names if name in last}
+        return f"Run of {self.label}: {self.status}. {self.message}", facts | {"evidence": self.evidence}
 
     @property
     def policy(self) -> NDArray[Any]:
@@ -203,13 +214,18 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json_text(value), encoding="utf-8")
 
 
-def check_output(directory: str | Path, *, overwrite: bool, marker: str) -> Path:
-    """Refuse, before any work, a folder that cannot be written or already holds `marker`."""
+def check_output(directory: str | Path, *, overwrite: bool, marker: str, goes_on: bool = False) -> Path:
+    """Refuse, before any work, a folder that cannot be written or already holds `marker`, or another's result.
+
+    goes_on: whether what has `marker` is continued rather than replaced.
+    """
+    if directory == "":  # the working directory to pathlib, and an unset variable to a shell
+        raise OutputError("output: expected the path of a folder, got ''. Pass '.' for this one.")
     folder = Path(directory)
     try:
         if folder.exists() and not folder.is_dir():
             raise OutputError(f"output: expected a folder, got the file {folder}. Choose another path.")
-        found = (folder / marker).exists()
+        found = next((path.name for name in (marker, *RESULTS) for path in folder.glob(name)), None)
         existing = folder.absolute()
         while not existing.exists():
             existing = existing.parent
@@ -219,11 +235,11 @@ def check_output(directory: str | Path, *, overwrite: bool, marker: str) -> Path
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise unwritable(folder, error) from error
-    if found and not overwrite:
+    if found is not None and not overwrite and not (goes_on and found == marker):
         raise InvalidArgument(
             "output",
             expected="a folder without an earlier result",
-            got=f"{folder / marker}",
+            got=f"{folder / found}",
             remedy="Choose another folder, or pass overwrite (--overwrite true).",
         )
     return folder
@@ -231,6 +247,8 @@ def check_output(directory: str | Path, *, overwrite: bool, marker: str) -> Path
 
 def check_file(name: str, path: str | os.PathLike[str]) -> Path:
     """Refuse a path that cannot become a file: a folder, a device or another special file. Raises OutputError."""
+    if path == "":
+        raise OutputError(f"{name}: expected the path of a file, got ''. Pass one.")
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):

@@ -28,8 +28,10 @@ class Shape(ABC):
     convex: in the implicit rewards. invariant: the same when a constant is added to all rewards of a group, so that
     responses in no group feel no pull. falls: whether it never rises when a constant is added to all rewards of a
     group. compares: whether rewards are read at all. pairs, unpaired, lists: whether it takes K = 2; a response alone,
-    K = 1, by its label or its score; any K >= 2. unit_scores: whether scores must lie in [0, 1]. shift: what is
-    subtracted from the values, as the batches before say; None for nothing.
+    K = 1, by its label or its score; any K >= 2. unit_scores: whether scores must lie in [0, 1]. piecewise_linear: a
+    sum of such losses takes its least value, if it has one. smooth: whether it has no corner. concordant: whether its
+    third derivative along any direction is at most the second times the direction's range (docs/theory.md, section 13).
+    shift: what is subtracted from the values, as the batches before say; None for nothing.
     """
 
     convex: bool = False
@@ -39,6 +41,8 @@ class Shape(ABC):
     unpaired: bool = False
     lists: bool = False
     unit_scores: bool = False
+    piecewise_linear: bool = False
+    concordant: bool = False
     shift: Shift | None = None
 
     @property
@@ -51,6 +55,20 @@ class Shape(ABC):
         """Whether it never rises when all rewards of a group rise together."""
         return self.invariant
 
+    @property
+    def smooth(self) -> bool:
+        """Whether it has no corner."""
+        return True
+
+    def arrows(self, columns: Columns) -> dict[tuple[int, int], Any] | None:
+        """Return the pairs of ranks (i, j) that decide whether a minimiser exists, each with the groups it is of.
+
+        Far out along a direction v of rewards the loss of a group never falls, and grows unless v_i >= v_j for every
+        arrow of it; it is strictly convex in the differences along arrows. The groups, (N,) bool, or True for all; None
+        where that was not worked out. docs/theory.md, section 13.
+        """
+        return None
+
     @abstractmethod
     def __call__(self, values: tuple[Any, ...], beta: float, columns: Columns) -> Any:
         """Return the losses (N,); values: K vectors (N,), rewards over beta."""
@@ -60,12 +78,10 @@ class MarginShape(Shape):
     """A loss of one margin, z = r(chosen) - rival * r(rejected) - offset, in reward units.
 
     slopes: its derivative towards z = -inf and +inf, which decide whether a minimiser exists; None where they were not
-    worked out: then no solver takes it. piecewise_linear: a sum of such losses takes its least value, if it has one.
-    reversal: c where the loss at -z is the loss at z plus c z, else None.
+    worked out: then no solver takes it. reversal: c where the loss at -z is the loss at z plus c z, else None.
     """
 
     rival: float = 1.0
-    piecewise_linear: bool = False
 
     @property
     def reversal(self) -> float | None:
@@ -76,6 +92,17 @@ class MarginShape(Shape):
     def slopes(self) -> tuple[float, float] | None:
         """Derivatives towards -inf and +inf; None where not declared."""
         return None
+
+    def arrows(self, columns: Columns) -> dict[tuple[int, int], Any] | None:
+        """From the chosen response to the rejected one, and back where the loss moves on both sides of a margin."""
+        if self.slopes is None:
+            return None
+        return {(0, 1): True} if self.slopes[1] == 0 else {(0, 1): True, (1, 0): True}
+
+    @property
+    def smooth(self) -> bool:
+        """Whether nothing smooth is needed to approach it."""
+        return self.smoothed(1.0) is None
 
     @property
     def invariant(self) -> bool:  # type: ignore[override]
@@ -146,6 +173,7 @@ class Logistic(MarginShape):
     score_weight: float = 0.0
     rival: float = 1.0
     convex = True
+    concordant = True
 
     @property
     def needs(self) -> frozenset[str]:
@@ -260,6 +288,7 @@ class Square(MarginShape):
 
     target: float
     convex = True
+    concordant = True
 
     def of_margin(self, z: Any) -> Any:
         """Return (z - target)^2."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rpo.core import checks
+from rpo.core.fields import hold
 
 
 class Shift(ABC):
@@ -54,7 +55,7 @@ class MovingMean(Shift):
     decay: float
 
     def __post_init__(self) -> None:
-        checks.fraction("decay", self.decay)
+        hold(self, checks.fraction, "decay")
 
     def totals(self, values: tuple[Any, ...], labels: Any, mismatched: Any, weights: Any) -> tuple[Any, ...]:
         """Return sum w value and sum w of the desirable, then of the undesirable."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rpo.core import checks
+from rpo.core.fields import hold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +31,11 @@ class Calls:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("concurrency", "attempts", "give_up_after"):
-            checks.integer(name, getattr(self, name), minimum=1)
+        hold(self, checks.integer, "concurrency", "attempts", "give_up_after", minimum=1)
         if self.per_minute is not None:
-            checks.positive("per_minute", self.per_minute)
-        checks.nonnegative("first_wait", self.first_wait)
-        checks.nonnegative("max_wait", self.max_wait)
-        checks.integer("seed", self.seed, minimum=0)
+            hold(self, checks.positive, "per_minute")
+        hold(self, checks.nonnegative, "first_wait", "max_wait")
+        hold(self, checks.integer, "seed", minimum=0)
 
     def waits(self, key: str) -> list[float]:
         """Return the seconds between the attempts at the question of this key (hexadecimal), the same in any order."""

@@ -16,6 +16,7 @@ import numpy as np
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument, MissingDependency
+from rpo.core.fields import hold
 
 Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]
 WRAP = "Wrap a function of your own in rpo.eval.scorers.Function."
@@ -77,7 +78,7 @@ class Repetition:
     name: str = "repetition"
 
     def __post_init__(self) -> None:
-        checks.integer("n", self.n, minimum=1)
+        hold(self, checks.integer, "n", minimum=1)
         checks.instance("name", self.name, str)
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Array:
@@ -94,9 +95,11 @@ class Weighted:
     def __post_init__(self) -> None:
         if not checks.instance("parts", self.parts, Mapping):  # type: ignore[type-abstract]
             raise InvalidArgument("parts", expected="at least one scorer", got="none", remedy="Pass {Sentiment(): 1}.")
+        weights = {}
         for part, weight in self.parts.items():
             checks.instance("parts", part, Scorer, remedy=WRAP)  # type: ignore[type-abstract]
-            checks.finite("parts", weight, shape=())
+            weights[part] = float(checks.finite("parts", weight, shape=()))
+        object.__setattr__(self, "parts", weights)
 
     @property
     def name(self) -> str:
@@ -128,9 +131,9 @@ class RewardModel:
         checks.instance("model", self.model, torch.nn.Module)
         checks.instance("tokenizer", self.tokenizer, PreTrainedTokenizerBase)
         checks.instance("name", self.name, str)
-        checks.integer("batch_size", self.batch_size, minimum=1)
+        hold(self, checks.integer, "batch_size", minimum=1)
         if self.max_length is not None:
-            checks.integer("max_length", self.max_length, minimum=2)
+            hold(self, checks.integer, "max_length", minimum=2)
 
     @classmethod
     def load(cls, name_or_path: str, *, batch_size: int = 16) -> RewardModel:

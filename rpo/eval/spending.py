@@ -21,7 +21,7 @@ class Prices:
     def __post_init__(self) -> None:
         for name in ("input", "output"):
             if getattr(self, name) is not None:
-                checks.nonnegative(f"prices.{name}", getattr(self, name))
+                object.__setattr__(self, name, checks.nonnegative(f"prices.{name}", getattr(self, name)))
 
     def cost(self, input_tokens: float, output_tokens: float) -> float | None:
         """Return the price of so many tokens; None where it is unknown."""

@@ -16,6 +16,7 @@ from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import Objective
 
 CERTIFIED, STATIONARY, ABSENT = "certified", "stationary", "none on a table"
+FREE, EMPTIED, SET, FLOODED = "free", "emptied", "set", "flooded"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,10 @@ class Method:
     name: of its class. home: module. paper, arxiv, equation: source. oracle: what its values are held to by tests.
     evidence: of its optimum on a table, where there is one: "certified" where `rpo.bandit.solve` or `rpo.fit` bounds
     how far its answer is from it whatever the data, else "stationary"; "none on a table" where it reads what a table
-    does not have.
+    does not have. knob, path: the field that trades the data against the reference, and its values from the most to the
+    least held back, which the atlas goes along; no path where a table would show nothing. pull: what the loss does to
+    the mass of a response in no group: "free" (nothing: what it had stays), "emptied" (it goes to zero), "set" (to a
+    number of its own) or "flooded" (it takes the rest).
     """
 
     name: str
@@ -35,6 +39,9 @@ class Method:
     equation: str
     oracle: str
     evidence: str = STATIONARY
+    knob: str = "beta"
+    path: tuple[float, float] | None = (4.0, 0.03)
+    pull: str = FREE
 
     def load(self) -> type[Objective]:
         """Return the class."""
@@ -47,22 +54,45 @@ _LISTS = "rpo.methods.lists"
 
 
 def _row(
-    home: str, name: str, paper: str, arxiv: str, equation: str, oracle: str, evidence: str = STATIONARY
+    home: str, name: str, paper: str, arxiv: str, equation: str, oracle: str, evidence: str = STATIONARY, **more: Any
 ) -> Method:
-    return Method(name=name, home=home, paper=paper, arxiv=arxiv, equation=equation, oracle=oracle, evidence=evidence)
+    known: dict[str, Any] = {"home": home, "name": name, "paper": paper, "arxiv": arxiv, "equation": equation, "oracle": oracle}
+    if evidence == ABSENT:
+        more = {"path": None} | more
+    return Method(**known, evidence=evidence, **more)
 
 
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        _row(_CORE, "RPO", "Liu et al. 2024", "2405.16436", "4.8", "TRL [sigmoid, sft]", CERTIFIED),
+        _row(_CORE, "RPO", "Liu et al. 2024", "2405.16436", "4.8", "TRL [sigmoid, sft]", CERTIFIED, pull=EMPTIED),
         _row(_CORE, "DPO", "Rafailov et al. 2023", "2305.18290", "7", "TRL sigmoid", CERTIFIED),
-        _row(_PAIRS, "IPO", "Azar et al. 2023", "2310.12036", "17", "TRL ipo", CERTIFIED),
+        _row(
+            _PAIRS, "IPO", "Azar et al. 2023", "2310.12036", "17", "TRL ipo", CERTIFIED, knob="tau", path=(4.0, 0.003)
+        ),
         _row(_PAIRS, "SLiC", "Zhao et al. 2023", "2305.10425", "not verified", "TRL hinge", CERTIFIED),
         _row(_PAIRS, "ConservativeDPO", "Mitchell 2023", "none", "3", "DPO on counts (1 - eps, eps)", CERTIFIED),
         _row(_PAIRS, "RobustDPO", "Ray Chowdhury et al. 2024", "2403.00409", "12", "TRL robust", CERTIFIED),
-        _row(_PAIRS, "RDPO", "Park et al. 2024", "2403.19159", "derived", "DPO at alpha = 0; by hand", CERTIFIED),
-        _row(_PAIRS, "ODPO", "Amini et al. 2024", "2402.10571", "not verified", "DPO at alpha = 0; by hand", ABSENT),
+        _row(
+            _PAIRS,
+            "RDPO",
+            "Park et al. 2024",
+            "2403.19159",
+            "derived",
+            "DPO at alpha = 0; by hand",
+            CERTIFIED,
+            path=None,
+        ),
+        _row(
+            _PAIRS,
+            "ODPO",
+            "Amini et al. 2024",
+            "2402.10571",
+            "not verified",
+            "DPO at alpha = 0; by hand",
+            CERTIFIED,
+            path=None,
+        ),
         _row(_PAIRS, "GammaDPO", "Chen et al. 2024", "2405.19534", "4", "DPO at a scaled reference", CERTIFIED),
         _row(_PAIRS, "EXO", "Ji et al. 2024", "2402.00856", "16", "TRL exo_pair"),
         _row(_PAIRS, "DiscoPOP", "Lu et al. 2024", "2406.08414", "5", "TRL discopop"),
@@ -76,14 +106,41 @@ METHODS: dict[str, Method] = {
             "plug-in of the fitted reward",
             CERTIFIED,
         ),
-        _row(_DIVERGENCE, "FRPO", "this package", "none", "theory, 11", "RPO at the KL; the policy program", CERTIFIED),
+        _row(
+            _DIVERGENCE,
+            "FRPO",
+            "this package",
+            "none",
+            "theory, 11",
+            "RPO at the KL; the policy program",
+            CERTIFIED,
+            pull=EMPTIED,
+        ),
         _row(_FREE, "SimPO", "Meng et al. 2024", "2405.14734", "6", "TRL cpo simpo", CERTIFIED),
         _row(_FREE, "AlphaPO", "Gupta et al. 2025", "2501.03884", "not verified", "TRL cpo alpha", CERTIFIED),
         _row(
-            _FREE, "CPL", "Hejna et al. 2023", "2310.13639", "5", "DPO with a uniform reference at lam = 1", CERTIFIED
+            _FREE,
+            "CPL",
+            "Hejna et al. 2023",
+            "2310.13639",
+            "5",
+            "DPO with a uniform reference at lam = 1",
+            CERTIFIED,
+            knob="alpha",
+            pull=EMPTIED,
         ),
-        _row(_FREE, "CPO", "Xu et al. 2024", "2401.08417", "3-5", "TRL cpo sigmoid", CERTIFIED),
-        _row(_FREE, "ORPO", "Hong et al. 2024", "2403.07691", "6-7", "TRL orpo"),
+        _row(_FREE, "CPO", "Xu et al. 2024", "2401.08417", "3-5", "TRL cpo sigmoid", CERTIFIED, pull=EMPTIED),
+        _row(
+            _FREE,
+            "ORPO",
+            "Hong et al. 2024",
+            "2403.07691",
+            "6-7",
+            "TRL orpo",
+            knob="weight",
+            path=(0.03, 10.0),
+            pull=EMPTIED,
+        ),
         _row(
             _FREE,
             "ASFT",
@@ -92,10 +149,13 @@ METHODS: dict[str, Method] = {
             "quoted",
             "-(1 + lam) log p_w - lam log(1 - p_l)",
             CERTIFIED,
+            knob="weight",
+            path=(0.03, 10.0),
+            pull=EMPTIED,
         ),
-        _row(_POINTWISE, "NCA", "Chen et al. 2024", "2402.05369", "not verified", "TRL nca_pair"),
-        _row(_POINTWISE, "APOZero", "D'Oosterlinck et al. 2024", "2408.06266", "7", "TRL apo_zero"),
-        _row(_POINTWISE, "APODown", "D'Oosterlinck et al. 2024", "2408.06266", "8", "TRL apo_down"),
+        _row(_POINTWISE, "NCA", "Chen et al. 2024", "2402.05369", "not verified", "TRL nca_pair", pull=SET),
+        _row(_POINTWISE, "APOZero", "D'Oosterlinck et al. 2024", "2408.06266", "7", "TRL apo_zero", pull=EMPTIED),
+        _row(_POINTWISE, "APODown", "D'Oosterlinck et al. 2024", "2408.06266", "8", "TRL apo_down", pull=FLOODED),
         _row(_POINTWISE, "KTO", "Ethayarajh et al. 2024", "2402.01306", "7-8", "TRL kto, z0 given", ABSENT),
         _row(
             _POINTWISE,
@@ -106,16 +166,35 @@ METHODS: dict[str, Method] = {
             "TRL bco_pair at a shift of 0; by hand",
             ABSENT,
         ),
-        _row(_LISTS, "PlackettLuceDPO", "Rafailov et al. 2023", "2305.18290", "A.3", "DPO at K = 2"),
-        _row(_LISTS, "PRO", "Song et al. 2023", "2306.17492", "from its code", "a loop; by hand", ABSENT),
-        _row(_LISTS, "LiPO", "Liu et al. 2024", "2402.01878", "5-11", "DCG changes of swaps", ABSENT),
-        _row(_LISTS, "InfoNCA", "Chen et al. 2024", "2402.05369", "not verified", "its fixed point", ABSENT),
         _row(
-            _LISTS, "ListNCA", "Chen et al. 2024", "2402.05369", "not verified", "NCA at K = 2; its fixed point", ABSENT
+            _LISTS, "PlackettLuceDPO", "Rafailov et al. 2023", "2305.18290", "A.3", "DPO at K = 2", CERTIFIED, path=None
         ),
-        _row(_LISTS, "ListEXO", "Ji et al. 2024", "2402.00856", "16", "EXO at K = 2", ABSENT),
-        _row(_LISTS, "CoPG", "Flet-Berliac et al. 2024", "2406.19185", "7-19", "IPO; its fixed point", ABSENT),
-        _row(_LISTS, "ALoL", "Baheti et al. 2023", "2305.14718", "from its code", "mu max(A, 0) / Z", ABSENT),
+        _row(_LISTS, "PRO", "Song et al. 2023", "2306.17492", "from its code", "a loop; by hand", CERTIFIED, path=None),
+        _row(_LISTS, "LiPO", "Liu et al. 2024", "2402.01878", "5-11", "DCG changes of swaps", path=None),
+        _row(
+            _LISTS, "InfoNCA", "Chen et al. 2024", "2402.05369", "not verified", "its fixed point", CERTIFIED, path=None
+        ),
+        _row(
+            _LISTS,
+            "ListNCA",
+            "Chen et al. 2024",
+            "2402.05369",
+            "not verified",
+            "NCA at K = 2; its fixed point",
+            path=None,
+        ),
+        _row(_LISTS, "ListEXO", "Ji et al. 2024", "2402.00856", "16", "EXO at K = 2", path=None),
+        _row(
+            _LISTS,
+            "CoPG",
+            "Flet-Berliac et al. 2024",
+            "2406.19185",
+            "7-19",
+            "IPO; its fixed point",
+            CERTIFIED,
+            path=None,
+        ),
+        _row(_LISTS, "ALoL", "Baheti et al. 2023", "2305.14718", "from its code", "mu max(A, 0) / Z", path=None),
     )
 }
 
@@ -141,7 +220,8 @@ def table(solved: Callable[[Objective], bool]) -> str:
         kind = method.load()
         made = kind(**dict.fromkeys(_without_default(kind), 0.1))
         needs = ", ".join(sorted(made.needs)) or "nothing"
-        where = "train" if method.evidence == ABSENT else "fit, simulate, train"
+        where = "fit, train" if "scores" in made.needs else "fit, simulate, train"
+        where = "train" if method.evidence == ABSENT else where
         where = f"solve, {where}" if solved(made) else where
         source = method.paper if method.arxiv == "none" else f"{method.paper}, arXiv {method.arxiv}"
         rows.append(

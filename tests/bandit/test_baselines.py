@@ -1,5 +1,6 @@
 """Baselines against brute force, enumeration and second constructions; what permutations, shifts and splits leave."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable
@@ -15,7 +16,8 @@ from scipy.special import expit
 from rpo.bandit import instances
 from rpo.bandit.baseline import Baseline
 from rpo.bandit.baselines.catalogue import list_baselines
-from rpo.bandit.baselines.ensembles import RewardEnsemble, bootstrap, combine
+from rpo.bandit.baselines.ensembles import RewardEnsemble, combine
+from rpo.bandit.baselines.members import bootstrap
 from rpo.bandit.baselines.pessimism import EllipticGame, PessimisticMLE, covariance
 from rpo.bandit.baselines.plain import (
     BasePolicy,
@@ -520,6 +522,10 @@ def test_splitting_counts_changes_nothing(seed: int) -> None:
         (lambda: ChiSquaredPO(0.1, clip=-1.0), "clip"),
         (lambda: RewardEnsemble(0.1, how="median"), "how"),
         (lambda: RewardEnsemble(0.1, size=0), "size"),
+        (lambda: RewardEnsemble(0.1, members="seeds"), "members"),
+        (lambda: RewardEnsemble(0.1, ridge=0.0), "ridge"),
+        (lambda: RewardEnsemble(0.1, scale=-1.0), "scale"),
+        (lambda: RewardEnsemble(0.1, members="prior", reward_class=Box(1.0)), "reward_class"),
         (lambda: PessimisticMLE(delta=1.0), "delta"),
         (lambda: PessimisticMLE(ridge=0.0), "ridge"),
         (lambda: PessimisticMLE(Unconstrained()), "radius"),
@@ -530,6 +536,17 @@ def test_bad_settings_are_refused_by_name(make: Callable[[], Baseline], name: st
     with pytest.raises(InvalidArgument) as error:
         make()
     assert error.value.name == name
+
+
+@pytest.mark.parametrize(
+    "method", [method for method in METHODS if hasattr(method, "reward_class")], ids=lambda m: type(m).__name__
+)
+def test_a_function_for_a_reward_class_is_completed_by_simulate_alone(
+    method: Baseline, problem: ContextualBandit, data: PreferenceCounts
+) -> None:
+    asked = dataclasses.replace(method, reward_class=len)
+    with pytest.raises(InvalidArgument, match="^reward_class: expected .*, got <built-in function len>"):
+        solve(problem, data, asked, rng=0)
 
 
 def test_what_draws_needs_an_rng_and_unknown_options_are_refused(

@@ -290,6 +290,10 @@ def test_signs_on_which_the_proof_rests_are_checked(
     for name, value in change.items():
         if name in ("beta", "eta"):
             object.__setattr__(objective, name, value)
+        elif name == "weights":
+            (pairs,) = saddle.groups
+            pairs = dataclasses.replace(pairs, weights=value * pairs.weights)
+            saddle = dataclasses.replace(saddle, groups=(pairs,))
         else:
             scaled = np.asarray(value) if name == "d" else value * getattr(saddle, name)
             saddle = dataclasses.replace(saddle, **{name: scaled})

@@ -8,7 +8,7 @@ import pytest
 from scipy.special import xlogy
 
 import rpo
-from rpo.bandit import ContextualBandit, PreferenceCounts, Unconstrained, fit, instances, minimizer_exists
+from rpo.bandit import ContextualBandit, PreferenceCounts, RankedLists, Unconstrained, fit, instances, minimizer_exists
 from rpo.bandit.evidence import _beyond, loss_gap
 from rpo.bandit.metrics import total_variation
 from rpo.bandit.solver.saddle import build_saddle
@@ -66,13 +66,30 @@ def pairs(problem: ContextualBandit) -> PreferenceCounts:
     return problem.sample_preferences(4_000, rng=4)
 
 
+def data_for(problem: ContextualBandit, pairs: PreferenceCounts, objective: Objective) -> Any:
+    """Pairs; or where scores are read, scores in [0, 1]: of lists of three, of pairs without ties, of single responses.
+
+    Noise puts every response on top now and then.
+    """
+    if "scores" not in objective.needs:
+        return pairs
+    size = 3 if objective.takes_lists else 2 if objective.shape.pairs else 1
+    drawn = problem.sample_rankings(3_000 if size == 2 else 300, size=max(size, 2), score_noise=1.0, rng=0)
+    (block,) = drawn.blocks
+    assert block.scores is not None
+    scores = (block.scores - block.scores.min()) / np.ptp(block.scores)
+    return RankedLists.from_lists(
+        block.prompt, block.responses[:, :size], scores=scores[:, :size], num_prompts=2, num_responses=4
+    )
+
+
 def two(share: float) -> tuple[ContextualBandit, PreferenceCounts]:
     """One prompt, a uniform reference, and A over B in `share` of the comparisons."""
     problem = ContextualBandit(d0=[1.0], reference=[[0.5, 0.5]], reward_bound=1.0)
     return problem, PreferenceCounts.from_wins([[[0, share], [1 - share, 0]]])
 
 
-def loss_of(problem: ContextualBandit, pairs: PreferenceCounts, objective: Objective) -> TableLoss:
+def loss_of(problem: ContextualBandit, pairs: Any, objective: Objective) -> TableLoss:
     return TableLoss(build_saddle(problem, pairs, objective, Unconstrained()), problem.softmax_policy())
 
 
@@ -83,11 +100,12 @@ def loss_of(problem: ContextualBandit, pairs: PreferenceCounts, objective: Objec
 def test_the_registry_says_what_the_code_answers(problem: ContextualBandit, pairs: PreferenceCounts, name: str) -> None:
     """Certified rows are so by `solve`, or on a table at each of three betas; stationary rows by neither."""
     words, objective = [], METHODS[name]
+    data = data_for(problem, pairs, objective)
     for beta in (0.1, 1.0, 5.0):
         at = replace(objective, beta=beta) if hasattr(objective, "beta") else objective
-        words.append(fit(problem.softmax_policy(), pairs, at, max_steps=2_000).evidence)
+        words.append(fit(problem.softmax_policy(), data, at, max_steps=2_000).evidence)
     try:
-        solved = rpo.bandit.solve(problem, pairs, objective, reward_class=Unconstrained()).status
+        solved = rpo.bandit.solve(problem, data, objective, reward_class=Unconstrained()).status
     except InvalidArgument:
         solved = "refused"
     certified = solved == "certified" or all(word == "certified" for word in words)
@@ -103,7 +121,8 @@ def test_gap_is_never_negative_and_bounds_the_distance_to_the_least_loss(
 ) -> None:
     """At 120 tables from 1e-6 to 1 nat away from the best found: gap >= loss - best, and finite near it."""
     objective = METHODS[name]
-    loss, run = loss_of(problem, pairs, objective), fit(problem.softmax_policy(), pairs, objective, max_steps=5_000)
+    data = data_for(problem, pairs, objective)
+    loss, run = loss_of(problem, data, objective), fit(problem.softmax_policy(), data, objective, max_steps=5_000)
     rng, end, finite = np.random.default_rng(0), run.arrays["parameters"].ravel(), 0
     for scale in (1e-6, 1e-3, 0.03, 0.1, 0.3, 1.0):
         for _ in range(20):

@@ -631,12 +631,12 @@ def test_a_temperature_beyond_float64_is_refused_and_any_other_answered(beta: fl
         LinearBall(problem.features * 1e150, 1.0)
 
 
-def test_another_reward_class_than_the_three_is_refused() -> None:
+def test_another_reward_class_than_the_package_s_is_refused() -> None:
     """A subclass may widen the set; its support function would be the narrower one's."""
     problem, data, _ = two_components()
     wide = type("Wide", (Box,), {"contains": lambda self, reward: True})(1.0)
     for reward_class in (wide, Box, 3.0, "box"):
-        with pytest.raises(InvalidArgument, match=r"^reward_class: expected Unconstrained\(\), Box\(R\) or LinearBall"):
+        with pytest.raises(InvalidArgument, match=r"^reward_class: expected Unconstrained\(\), Box\(R\), Intervals"):
             solve(problem, data, RPO(beta=0.5, eta=0.1), reward_class=reward_class)
 
 

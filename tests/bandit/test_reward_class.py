@@ -107,7 +107,7 @@ def test_bad_features_are_refused_by_name() -> None:
             LinearBall(features, 1.0)
 
 
-class Intervals(RewardSet):
+class Cells(RewardSet):
     """A class of a user's: a box with walls per entry, that answers what every class must and no more."""
 
     def __init__(self, lower: Any, upper: Any) -> None:
@@ -120,24 +120,24 @@ class Intervals(RewardSet):
         return bool((reward >= self.lower).all() and (reward <= self.upper).all())
 
     def describe(self) -> dict[str, Any]:
-        return {"name": "Intervals"}
+        return {"name": "Cells"}
 
 
 def test_a_class_of_ones_own_is_refused_by_what_it_lacks() -> None:
     """Each question names the answer that is missing and the method that would give it."""
     problem = instances.random(prompts=1, arms=3, rng=0)
     pairs = problem.sample_preferences(50, rng=0)
-    own = Intervals(np.zeros((1, 3)), np.full((1, 3), problem.reward_bound))
-    with pytest.raises(InvalidArgument, match="bounded class with a covering number, got Intervals.*`log_covering`"):
+    own = Cells(np.zeros((1, 3)), np.full((1, 3), problem.reward_bound))
+    with pytest.raises(InvalidArgument, match="bounded class with a covering number, got Cells.*`log_covering`"):
         bounds.log_covering(own, prompts=1, arms=3, radius=0.1)  # type: ignore[arg-type]
-    with pytest.raises(InvalidArgument, match="bounded class with a largest margin, got Intervals.*`largest_margin`"):
+    with pytest.raises(InvalidArgument, match="bounded class with a largest margin, got Cells.*`largest_margin`"):
         largest_margin(own)
-    with pytest.raises(InvalidArgument, match="class with walls, got Intervals.*`walls`"):
+    with pytest.raises(InvalidArgument, match="class with walls, got Cells.*`walls`"):
         coverage.coverage_coefficient(problem, reward_class=own)
     for ask in (own.project, own.contains_differences, own.outer_normal):
-        with pytest.raises(InvalidArgument, match=f"got Intervals.*`{ask.__name__}`"):
+        with pytest.raises(InvalidArgument, match=f"got Cells.*`{ask.__name__}`"):
             ask(problem.reward)
-    with pytest.raises(InvalidArgument, match="got Intervals.*`minimize`"):
+    with pytest.raises(InvalidArgument, match="got Cells.*`minimize`"):
         own.minimize([], (1, 3))
     for refused in (own, "box", Box):
         with pytest.raises(InvalidArgument, match="reward_class: expected Unconstrained"):
@@ -149,7 +149,7 @@ def test_a_class_of_ones_own_is_refused_by_what_it_lacks() -> None:
 def test_a_class_of_ones_own_is_taken_where_it_answers() -> None:
     """Coverage asks for walls only where r* may lie on one; then the interior value is the box's."""
     problem = instances.random(prompts=1, arms=3, rng=0)
-    own = Intervals(np.zeros((1, 3)), np.full((1, 3), problem.reward_bound))
+    own = Cells(np.zeros((1, 3)), np.full((1, 3), problem.reward_bound))
     inside = coverage.coverage_coefficient(problem, reward_class=own, boundary=False)
     assert inside.value == coverage.coverage_coefficient(problem, boundary=False).value
 

@@ -3,8 +3,10 @@
 import contextlib
 import functools
 import hashlib
+import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,6 +72,8 @@ class Coin(Baseline):
     def solve(self, problem: Any, data: Any, *, rng: Any = None) -> PolicyResult:
         if self.what == "raises":
             raise FloatingPointError("lost")
+        if self.what == "exits":
+            sys.exit("lost")
         policy = np.full((1, 2), 0.5) if self.what != "not a policy" else np.full((1, 2), np.nan)
         if self.what == "random":
             first = rng.uniform()
@@ -318,6 +322,7 @@ def test_baselines_run_beside_objectives() -> None:
     ("what", "status", "message"),
     [
         ("raises", "failed", "FloatingPointError: lost"),
+        ("exits", "failed", "SystemExit: lost"),
         ("not a policy", "failed", "finite numbers"),
         ("inaccurate", "inaccurate", "by hand"),
         ("fine", "exact", "by hand"),
@@ -628,6 +633,39 @@ def test_the_digest_of_own_code_changes_with_what_runs_and_only_then(
     digests = [{name: code_digest(name, getattr(own, name)) for name in names} for own in (before, same, after)]
     assert digests[0] == digests[1] and None not in digests[0].values()
     assert {name for name in names if digests[0][name] != digests[2][name]} == touched
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["import INNER", "from INNER import inner", "import INNER as other", "from INNER_package import INNER_sub"],
+)
+def test_what_a_function_imports_when_it_runs_counts(
+    statement: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loaded before or not, the digest is the same; a module of Python's own and one that is not there add nothing."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names = ("rpo_test_inner", "rpo_test_inner_package.rpo_test_inner_sub")
+    (tmp_path / "rpo_test_inner_package").mkdir()
+    (tmp_path / "rpo_test_inner_package" / "__init__.py").write_text("")
+
+    def digest(said: str, number: int, *, fresh: bool = True) -> str | None:
+        for name in names if fresh else ():
+            (tmp_path / f"{name.replace('.', '/')}.py").write_text(f"def inner():\n    return {number}\n")
+            sys.modules.pop(name, None)
+            sys.modules.pop(name.partition(".")[0], None)
+        # The time of a source decides whether its compiled form is read, and two of these are written in one second.
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        shutil.rmtree(tmp_path / "rpo_test_inner_package" / "__pycache__", ignore_errors=True)
+        importlib.invalidate_caches()
+        made: dict[str, Any] = {"__name__": "rpo_test_outer"}
+        exec(f"def mine():\n    def within():\n        {said}\n    return within", made)
+        return code_digest("mine", made["mine"])
+
+    said = statement.replace("INNER", "rpo_test_inner")
+    first = digest(said, 1)
+    assert first == digest(said, 1, fresh=False) == digest(said, 1) != digest(said, 2)
+    assert digest("import wave", 1) == digest("import wave", 2)
+    assert digest("import rpo_test_nowhere", 1) == digest("import rpo_test_nowhere", 2)
 
 
 def test_the_digest_does_not_depend_on_the_process_and_the_package_has_none(tmp_path: Path) -> None:

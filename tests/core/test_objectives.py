@@ -24,6 +24,7 @@ from rpo.core.objectives import (
     implicit_margins,
     preference_derivatives,
     preference_loss,
+    require_objective,
 )
 
 LN2, LN3 = math.log(2.0), math.log(3.0)
@@ -327,6 +328,14 @@ CALLS = [
 ]
 
 
+@pytest.mark.parametrize(
+    "weights", [torch.tensor([True, False]), torch.tensor([1.0 + 1.0j, 0.0]), torch.eye(2)[0].to_sparse()]
+)
+def test_tensors_that_hold_no_real_numbers_are_refused(weights: torch.Tensor) -> None:
+    with pytest.raises(InvalidArgument, match=r"^weights: expected a dense tensor of real numbers, got torch\."):
+        DPO(beta=0.5)(*map(torch.tensor, batch()), weights=weights)
+
+
 @pytest.mark.parametrize(("keywords", "fields", "name"), CALLS)
 def test_call_refuses_a_bad_batch_and_names_the_argument(keywords: dict, fields: dict, name: str) -> None:
     names = ("policy_chosen_logps", "policy_rejected_logps", "reference_chosen_logps", "reference_rejected_logps")
@@ -388,6 +397,16 @@ def test_a_subclass_cannot_override_the_formula_unseen(name: str) -> None:
     """Its `terms` would be ignored by the trainer, or its `__call__` by a solver: two losses under one name."""
     with pytest.raises(InvalidArgument, match=rf"^Mine: .* got its own {name}"):
         type("Mine", (RPO,), {name: lambda self, *_: 0.0})
+    mixed_in = type("Mixed", (), {name: lambda self, *_: 0.0})
+    with pytest.raises(InvalidArgument, match=rf"^Mine: .* got its own {name}"):
+        type("Mine", (mixed_in, RPO), {})
+
+
+@pytest.mark.parametrize("part", ["link", "shape", "anchor"])
+def test_parts_of_another_kind_are_refused_by_name(part: str) -> None:
+    mine = type("Mine", (RPO,), {part: property(lambda self: None)})
+    with pytest.raises(InvalidArgument, match=rf"^objective.{part}: expected an? {part.title()}, got NoneType"):
+        require_objective(mine(beta=1.0, eta=0.1))
 
 
 def test_fields_are_held_to_their_annotations_in_own_classes_too() -> None:

@@ -16,3 +16,12 @@ def test_a_bar_within_a_bar_is_not_drawn(capsys: pytest.CaptureFixture[str], mon
         break
     assert list(track(range(2), "again", show=True)) == [0, 1]
     assert "again" in capsys.readouterr().err
+
+
+def test_a_bar_of_sizes_counts_them_and_not_the_items(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two items of 3 and 7 tokens: the bar is full at 10."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert list(track("ab", "tokens", show=True, sizes=[3, 7])) == ["a", "b"]
+    assert "10/10" in capsys.readouterr().err

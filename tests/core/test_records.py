@@ -60,6 +60,18 @@ def test_an_earlier_result_is_not_overwritten_unless_asked(tmp_path: Path) -> No
     assert Run.load(tmp_path).label == "other"
 
 
+def test_a_result_of_another_command_is_kept_too(tmp_path: Path) -> None:
+    """Their config.yaml have one name."""
+    make_run().save(tmp_path)
+    with pytest.raises(InvalidArgument, match=r"output: expected a folder without an earlier result, got .*run\.json"):
+        check_output(tmp_path, overwrite=False, marker="solution.json", goes_on=True)
+    assert check_output(tmp_path, overwrite=False, marker="run.json", goes_on=True) == tmp_path
+    assert check_output(tmp_path, overwrite=True, marker="solution.json") == tmp_path
+    (tmp_path / "begun" / "checkpoint-10").mkdir(parents=True)
+    with pytest.raises(InvalidArgument, match="got .*checkpoint-10"):
+        check_output(tmp_path / "begun", overwrite=False, marker="solution.json")
+
+
 def test_a_failing_block_leaves_nothing_and_keeps_what_was_there(tmp_path: Path) -> None:
     target = tmp_path / "out"
     with (
@@ -107,6 +119,17 @@ def test_an_earlier_result_goes_before_the_new_one_comes(
     found = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
     assert "m.json" not in found or set(found.values()) == {"new"}
     assert ("m.json" in found) == (after == 3)
+
+
+def test_an_empty_path_is_not_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError, match="^output: expected the path of a folder, got ''"):
+        make_run().save("")
+    with pytest.raises(OutputError, match="^thing: expected the path of a file, got ''"):
+        check_file("thing", "")
+    assert list(tmp_path.iterdir()) == []
+    make_run().save(".")
+    assert (tmp_path / "run.json").exists()
 
 
 def test_special_files_are_never_replaced(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib.util
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import models_for_tests
@@ -14,7 +16,7 @@ import transformers
 from training import config, tiny_pairs, trainer
 
 import rpo
-from rpo.core.errors import InvalidArgument, OutputError, RPOError
+from rpo.core.errors import InvalidArgument, MissingDependency, OutputError, RPOError
 from rpo.llm.training.arguments import OPTIMIZER, REFUSED
 from rpo.llm.training.config import RPOConfig, TrainerConfig
 from rpo.llm.training.fitting import record
@@ -80,6 +82,7 @@ def test_refused_arguments_have_one_value(name: str) -> None:
         ("num_train_epochs", 0), ("num_train_epochs", -2), ("max_steps", 0), ("max_steps", -7), ("seed", -1),
         ("seed", 2**32), ("data_seed", -1), ("adam_beta1", 1), ("adam_beta2", -0.1), ("max_grad_norm", -1),
         ("warmup_steps", -1), ("logging_steps", 0), ("dataloader_num_workers", -1), ("report_to", "mlfloo"),
+        ("neftune_noise_alpha", "x"),
         ("train_sampling_strategy", "group_by_length"), ("accelerator_config", {"split_batches": True}),
     ],
 )  # fmt: skip
@@ -94,6 +97,30 @@ def test_values_that_cannot_be_meant_are_refused_when_the_arguments_are_made(nam
 def test_what_transformers_refuses_is_a_typed_error_too(fields: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgument, match="^args: expected training arguments that transformers takes"):
         TrainerConfig(output_dir="unused", use_cpu=True, **fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"optim": "adamw_bnb_8bit"},
+        {"lr_scheduler_type": "linear", "lr_scheduler_kwargs": {"gone": 1}},
+        {"fsdp": "full_shard"},
+    ],
+)
+def test_what_transformers_refuses_later_is_typed_as_well(fields: dict[str, Any], tmp_path: Path) -> None:
+    """The optimiser's library, the schedule's keywords, sharding in one process: known when training begins."""
+    with pytest.raises(InvalidArgument, match="^args: expected training arguments that transformers takes"):
+        trainer(tmp_path, tiny_pairs(4), **fields).train()
+
+
+def test_what_would_do_nothing_or_is_not_installed_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="^save_strategy: expected checkpoints to choose from, got 'no'"):
+        RPOConfig(output_dir="unused", use_cpu=True, load_best_model_at_end=True, save_strategy="no")
+    with pytest.raises(InvalidArgument, match="^dataloader_num_workers: expected workers that persist, got 0"):
+        RPOConfig(output_dir="unused", use_cpu=True, dataloader_persistent_workers=True)
+    if importlib.util.find_spec("liger_kernel") is None:
+        with pytest.raises(MissingDependency, match="use_liger_kernel needs liger-kernel"):
+            RPOConfig(output_dir="unused", use_cpu=True, use_liger_kernel=True)
 
 
 def test_a_column_of_pi_base_is_not_ignored(tmp_path: Any) -> None:
@@ -114,8 +141,9 @@ def test_arguments_that_do_not_fit_the_data_are_refused_before_the_reference_is_
     with pytest.raises(InvalidArgument, match="dataloader_drop_last: expected at least 4 pairs.*got 3"):
         trainer(tmp_path / "o", tiny_pairs(3), dataloader_drop_last=True)
     trainer(tmp_path / "o", tiny_pairs(4), dataloader_drop_last=True, max_steps=1).train()  # control
-    with pytest.raises(InvalidArgument, match="eval_strategy: expected 'no' without an eval_dataset"):
-        trainer(tmp_path / "o", tiny_pairs(4), eval_strategy="steps")
+    for fields in ({"eval_strategy": "steps"}, {"eval_on_start": True}):
+        with pytest.raises(InvalidArgument, match=f"{next(iter(fields))}: expected .* without an eval_dataset"):
+            trainer(tmp_path / "o", tiny_pairs(4), **fields)
 
 
 def test_a_cache_is_never_written_over_a_special_file(tmp_path: Any) -> None:

@@ -274,6 +274,14 @@ def test_nothing_there(load: Callable[[str], Any], tmp_path: Path) -> None:
         load("rpo-lab/no-such-model")
 
 
+def test_what_transformers_says_at_length_is_a_line(tmp_path: Path) -> None:
+    """Of an encoder-decoder it names every other architecture that it has, in two lines."""
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    with pytest.raises(ModelNotLoaded, match=r"Unrecognized configuration class .*T5Config") as raised:
+        load_model(tmp_path)
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 700
+
+
 def test_damaged_weights(folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])

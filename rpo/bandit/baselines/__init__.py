@@ -1,7 +1,8 @@
 """The methods RPO is held against, all run by `solve(problem, data, baseline)`."""
 
 from rpo.bandit.baselines.catalogue import list_baselines
-from rpo.bandit.baselines.ensembles import RewardEnsemble
+from rpo.bandit.baselines.ensembles import RewardEnsemble, entropic
+from rpo.bandit.baselines.members import ensemble_rewards
 from rpo.bandit.baselines.pessimism import PessimisticMLE
 from rpo.bandit.baselines.plain import BasePolicy, BestOfN, ChiSquaredPO, Greedy, PlugIn, ReferencePolicy
 
@@ -14,5 +15,7 @@ __all__ = [
     "PlugIn",
     "ReferencePolicy",
     "RewardEnsemble",
+    "ensemble_rewards",
+    "entropic",
     "list_baselines",
 ]

@@ -1,33 +1,43 @@
-"""Reward ensembles: several maximum-likelihood rewards from resampled data, combined into one."""
+"""Reward ensembles: several rewards fitted to one data set, combined into one."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from rpo.bandit.baseline import Baseline, PolicyResult
-from rpo.bandit.baselines.plain import check_fields, likelihood_evidence, maximum_likelihood
+from rpo.bandit.baselines.members import Members
+from rpo.bandit.baselines.plain import check_fields, keep_reference
 from rpo.bandit.data import PreferenceCounts
+from rpo.bandit.maximin import default_class
 from rpo.bandit.problem import ContextualBandit
-from rpo.bandit.reward_class import RewardClass
+from rpo.bandit.reward_class import Hull, RewardClass, Unconstrained
+from rpo.bandit.robust import robust_policy
+from rpo.bandit.solver.certificate import RELATIVE_GAP
+from rpo.bandit.solver.saddle import build_saddle
 from rpo.core import checks
 from rpo.core.checks import Array
+from rpo.core.errors import InvalidArgument
+from rpo.core.objectives import DPO
 
-COMBINATIONS = ("mean", "worst", "variance")
+COMBINATIONS = ("mean", "worst", "variance", "entropic", "hull")
 
 
 @dataclass(frozen=True, eq=False)
 class RewardEnsemble(Baseline):
-    """The Gibbs policy of a combination of maximum-likelihood rewards, one a bootstrap replicate of the data.
+    """The Gibbs policy of a combination of rewards that were fitted to one data set.
 
-    beta: KL temperature, > 0. size: replicates, >= 1. how: "mean", "worst" (the least reward of each
-    response) or "variance" (mean - penalty * variance, over the replicates). Rewards matter up to a constant
-    a prompt, so each replicate is first measured against pi_base, E_base[r] = 0. reward_class: default
-    Box(problem.reward_bound). base: "chosen", "rejected", "responses" or "reference"; also breaks ties.
-    A replicate has as many pairs as the data (rounded, where ties were split). Needs rng.
-    Source: Coste et al. 2024, Section 3 (mean, worst-case and uncertainty-weighted optimization).
+    beta: KL temperature, > 0. size: members, >= 1. members: "bootstrap", maximum likelihood on replicates of the data,
+    or "prior", the data's most likely reward from random priors, as seeds of a network are: ridge / 2 times the squared
+    distance from normals of deviation `scale`. how: "mean", "worst" (the least reward of each response), "variance"
+    (mean - penalty * variance, over the members), "entropic" (see there) or "hull" (the best policy against its
+    worst mixture of members). Rewards matter up to a constant a prompt, so each member is first measured against
+    pi_base, E_base[r] = 0. reward_class: of bootstraps, default Box(problem.reward_bound). base: "chosen", "rejected",
+    "responses" or "reference"; also breaks ties. A replicate has as many pairs as the data (rounded, where ties were
+    split) and is blind where the data are: on a response in no pair bootstrap members agree, and a worst case over them
+    is none. Needs rng. Source: Coste et al. 2024, Section 3 (mean, worst-case and uncertainty-weighted optimization).
     """
 
     beta: float
@@ -36,73 +46,98 @@ class RewardEnsemble(Baseline):
     penalty: float = 1.0
     reward_class: RewardClass | None = None
     base: str = "chosen"
+    members: str = "bootstrap"
+    ridge: float = 0.3
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "beta", check_fields(self.beta, self.base, self.reward_class))
-        object.__setattr__(self, "size", checks.integer("size", self.size, minimum=1))
         checks.one_of("how", self.how, COMBINATIONS)
         object.__setattr__(self, "penalty", checks.nonnegative("penalty", self.penalty))
+        made = self._members
+        for name in ("size", "ridge", "scale"):
+            object.__setattr__(self, name, getattr(made, name))
+
+    @property
+    def _members(self) -> Members:
+        return Members(
+            size=self.size, kind=self.members, ridge=self.ridge, scale=self.scale, reward_class=self.reward_class
+        )
 
     @property
     def label(self) -> str:
         """A short name for legends and tables."""
-        how = f"mean - {self.penalty:g} variance" if self.how == "variance" else self.how
-        return f"ensemble of {self.size}, {how} (beta={self.beta:g})"
+        how = {"variance": f"mean - {self.penalty:g} variance", "entropic": f"entropic {self.penalty:g}"}
+        drawn = "" if self.members == "bootstrap" else " from priors"
+        return f"ensemble of {self.size}{drawn}, {how.get(self.how, self.how)} (beta={self.beta:g})"
 
     def solve(self, problem: ContextualBandit, data: PreferenceCounts, *, rng: Any = None) -> PolicyResult:
-        """Return the policy. rng: draws the replicates."""
+        """Return the policy. rng: draws the members."""
         generator = checks.generator("rng", rng)
-        whole = maximum_likelihood(problem, data, reward_class=self.reward_class, beta=self.beta, base=self.base)
-        base = whole.saddle.base
-        fits = [
-            maximum_likelihood(
-                problem, bootstrap(data, child), reward_class=self.reward_class, beta=self.beta, base=self.base
-            )
-            for child in generator.spawn(self.size)
-        ]
-        rewards = np.stack([fit.reward for fit in fits])
-        rewards = rewards - (base * rewards).sum(axis=2, keepdims=True)
-        reward = combine(rewards, self.how, self.penalty)
-        policy = np.where(data.prompt_frequencies[:, None] > 0, whole.saddle.gibbs(reward), problem.reference)
-        bad = sum(fit.status != "certified" for fit in fits)
+        saddle = build_saddle(problem, data, DPO(beta=self.beta, base=self.base), Unconstrained())
+        rewards, gaps, relative = self._members.draw(problem, data, generator, self.beta, self.base)
+        evidence: dict[str, Any] = {}
+        if self.how == "hull":
+            seen = replace(problem, d0=data.prompt_frequencies)
+            found = robust_policy(seen, Hull(rewards), beta=self.beta, base=saddle.base)
+            policy, reward, evidence = found.policy, found.reward, {"robust": found.evidence}
+            bad = sum(gap > RELATIVE_GAP for gap in relative) + (found.status != "certified")
+        else:
+            reward = combine(rewards, self.how, self.penalty)
+            policy = keep_reference(saddle.gibbs(reward), problem, data)
+            bad = sum(gap > RELATIVE_GAP for gap in relative)
+        used = None
+        if self.members == "bootstrap":
+            used = (default_class(problem) if self.reward_class is None else self.reward_class).describe()
         spread = float(np.sqrt((problem.reference * rewards.var(axis=0)).sum(axis=1) @ problem.d0))
-        message = f"{self.size} bootstrap replicates, {bad} of them over tolerance"
+        kinds = "bootstrap replicates" if self.members == "bootstrap" else "members from random priors"
         return PolicyResult(
             policy=policy,
             label=self.label,
             status="inaccurate" if bad else "certified",
-            message=f"{message}; root mean variance of the reward under pi_ref {spread:.3g}.",
+            message=f"{self.size} {kinds}, {bad} of them over tolerance; root mean variance of the reward under pi_ref "
+            f"{spread:.3g}.",
             reward=reward,
             evidence={
-                **likelihood_evidence(whole),
-                "likelihood_gap": max(fit.certificate.gap for fit in fits),
-                "relative_gap": max(fit.certificate.relative_gap for fit in fits),
+                "reward_class": used,
+                "likelihood_gap": max(gaps),
+                "relative_gap": max(relative),
                 "likelihood_status": "inaccurate" if bad else "certified",
+                "prompts_without_data": int((data.prompt_frequencies == 0).sum()),
                 "replicates_inaccurate": bad,
                 "spread": spread,
+                **evidence,
             },
         )
 
 
-def bootstrap(data: PreferenceCounts, generator: np.random.Generator) -> PreferenceCounts:
-    """Return as many pairs drawn from the data with replacement: a multinomial over its K triples."""
-    count = generator.multinomial(max(1, round(data.n)), data.weights)
-    kept = count > 0
-    return PreferenceCounts.from_pairs(
-        data.prompt[kept],
-        data.chosen[kept],
-        data.rejected[kept],
-        count=count[kept],
-        num_prompts=data.num_prompts,
-        num_responses=data.num_responses,
-        prompt_labels=data.prompt_labels,
-        response_labels=data.response_labels,
-    )
-
-
 def combine(rewards: Array, how: str, penalty: float) -> Array:
-    """Return (X, A) from one reward a replicate, (size, X, A). Source: Coste et al. 2024, Section 3."""
+    """Return (X, A) from one reward a member, (size, X, A). Source: Coste et al. 2024, Section 3."""
     if how == "worst":
         return np.asarray(rewards.min(axis=0))
+    if how == "entropic":
+        return entropic(rewards, penalty)
     mean = rewards.mean(axis=0)
     return np.asarray(mean if how == "mean" else mean - penalty * rewards.var(axis=0))
+
+
+def entropic(rewards: Any, penalty: float) -> Array:
+    r"""Return $-\frac1{2p}\log\frac1M\sum_m e^{-2pr_m}$, (X, A), one family with the others as its limits.
+
+    rewards: (M, X, A). penalty: p >= 0, per reward unit. The mean as p -> 0; to first order in p the mean less p times
+    the variance (UWO); the least member as p -> infinity. It is the worst case over mixtures of members whose weights
+    are held to the uniform by a KL of price 1/(2p). Raises InvalidArgument. Source: docs/theory.md, section 12.
+    """
+    tables = checks.finite("rewards", rewards, shape=(None, None, None))
+    p = checks.nonnegative("penalty", penalty)
+    if not len(tables):
+        raise InvalidArgument("rewards", expected="at least one reward", got="none", remedy="Pass a member.")
+    mean = tables.mean(axis=0)
+    if p == 0:
+        return np.asarray(mean)
+    x = -2.0 * p * (tables - mean)
+    most = x.max(axis=0)
+    # Near the mean the exponentials less one keep the digits that one would swallow.
+    near = np.log1p(np.expm1(np.minimum(x, 1.0)).mean(axis=0))
+    far = most + np.log(np.exp(x - most).mean(axis=0))
+    return np.asarray(mean - np.where(most < 1.0, near, far) / (2.0 * p))

@@ -128,9 +128,9 @@ def _parametrise(
 ) -> tuple[Array, Array, float, float]:
     """Return (features, theta-hat, B, bound m on |<theta, phi>|)."""
     if isinstance(reward_class, LinearBall):
+        longest = reward_class.longest()
         largest = float(np.linalg.norm(reward_class.features, axis=2).max())
-        theta = reward_class.parameters(found.reward)
-        return reward_class.features, theta, reward_class.radius, reward_class.radius * largest
+        return reward_class.features, reward_class.parameters(found.reward), longest, longest * largest
     x, a = problem.reference.shape
     if x * a > MAX_FEATURES:
         raise InvalidArgument(
@@ -139,7 +139,8 @@ def _parametrise(
             got=f"{x} x {a}",
             remedy="Use LinearBall with features.",
         )
-    bound = getattr(default_class(problem) if reward_class is None else reward_class, "bound", 0.0)
+    used: RewardSet = default_class(problem) if reward_class is None else reward_class
+    bound = used.largest_margin() if used.bounded else 0.0
     # Only differences count, so the table may be centred: entries within R / 2 of zero.
     return np.eye(x * a).reshape(x, a, x * a), found.reward.ravel(), 0.5 * bound * math.sqrt(x * a), bound
 

@@ -325,7 +325,7 @@ class ChiSquaredPO(Baseline):
 
 def class_bound(problem: ContextualBandit, reward_class: RewardClass | None) -> float:
     """Return R: the box's bound, else problem.reward_bound, or refuse where neither is known."""
-    chosen = default_class(problem) if reward_class is None else reward_class
+    chosen: RewardClass = default_class(problem) if reward_class is None else check_reward_class(reward_class)
     bound = problem.reward_bound if chosen.largest_reward is None else chosen.largest_reward
     if bound is None:
         raise InvalidArgument(

@@ -70,6 +70,16 @@ class Cells:
                 conductance += weight / beta * (joint if isinstance(reply.total, float) else joint / reply.total)
         return value, gradient, laplacians(conductance, r.shape[1]) if curved else np.zeros((0, 0, 0))
 
+    def fenchel_young(self, r: Array, rounded: Cells) -> Array:
+        """Return loss(z) + p z - c(p) at rewards r, (C,), p being minus the slopes of the rounded loss."""
+        if self.objective is None or rounded.objective is None:  # the penalty alone has no slopes of a loss
+            return np.zeros(len(r))
+        shape, other = require_margin_shape(self.objective), require_margin_shape(rounded.objective)
+        z = r @ incidence_matrix(r.shape[1]).T
+        z = np.concatenate([z, -z], axis=1) - margin_asked(shape)
+        weights = np.concatenate([self.compared - self.lost, self.lost], axis=1)
+        return np.asarray((weights * shape.fenchel_young(-other.derivatives(z, 1.0)[0], z)).sum(axis=1))
+
     def pessimism(self, instances: Index, prompts: int) -> Cells:
         """Return these instances' cells with the penalty alone: what breaks ties at eta = 0."""
         return self.penalty((instances[:, None] * prompts + np.arange(prompts)).ravel())
@@ -116,7 +126,8 @@ def margin_asked(shape: MarginShape) -> float:
 def minimizers_exist(wins: Array, d: Array, base: Array, support: Any, objective: Objective) -> NDArray[np.bool_]:
     """Test existence per instance: the reachability of `existence.minimizer_exists`, by boolean closure."""
     s, x, a, _ = wins.shape
-    penalised, slopes = objective.anchor.weight > 0, require_margin_shape(objective).slopes or (-1.0, 0.0)
+    penalised, shape = objective.anchor.weight > 0, require_margin_shape(objective)
+    slopes = shape.slopes or (-1.0, 0.0)
     stands = np.ones((s, x), dtype=bool)
     if slopes[1] < 0:
         eta = objective.reward_penalty
@@ -133,7 +144,7 @@ def minimizers_exist(wins: Array, d: Array, base: Array, support: Any, objective
     carried = anchored | (reach & anchored[:, None, :]).any(axis=2)
     outside = ~np.broadcast_to(support, (s, x, a)).reshape(s * x, a)
     with_penalty = (carried | outside).all(axis=1)
-    strong = (~linked | (reach & reach.transpose(0, 2, 1))).all(axis=(1, 2))
+    strong = (~linked | (reach & reach.transpose(0, 2, 1))).all(axis=(1, 2)) | shape.piecewise_linear
     if not penalised:
         # The tie-break needs pi_base mass in every component.
         mass = (linked & anchored[:, None, :]).any(axis=2) | outside

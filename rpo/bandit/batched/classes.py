@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 from rpo.bandit.batched.cells import Cells, closure
 from rpo.bandit.batched.newton import Evaluation, minimize_balls, minimize_boxes
 from rpo.bandit.data import Index
-from rpo.bandit.reward_class import LinearBall, RewardClass
+from rpo.bandit.reward_class import Box, LinearBall, Unconstrained
 from rpo.core import checks
 from rpo.core.checks import Array
 
 
-def solve_boxes(cells: Cells, reward_class: RewardClass, start: Array, exists: NDArray[np.bool_]) -> tuple[Array, int]:
+def solve_boxes(
+    cells: Cells, reward_class: Unconstrained | Box, start: Array, exists: NDArray[np.bool_]
+) -> tuple[Array, int]:
     least, bound = reward_class.limits
     support = np.isfinite(cells.log_measure)
     enters = exists & ((cells.d > 0) | (cells.compared > 0).any(axis=1))

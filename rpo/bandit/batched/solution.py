@@ -5,7 +5,7 @@ Shapes: S seeds (instances), X prompts, A responses.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,20 @@ from numpy.typing import NDArray
 
 from rpo.bandit.batched.cells import Cells, minimizers_exist
 from rpo.bandit.batched.classes import solve_balls, solve_boxes
+from rpo.bandit.maximin import WIDTHS
 from rpo.bandit.problem import ContextualBandit
-from rpo.bandit.reward_class import RewardClass, check_reward_class
+from rpo.bandit.reward_class import Box, LinearBall, RewardClass, Unconstrained, check_reward_class
 from rpo.bandit.solver.certificate import NEGATIVE_MASS, least_modulus, within_tolerance
+from rpo.bandit.solver.reward_side import Smoothed
 from rpo.bandit.solver.saddle import check_base
 from rpo.bandit.solver.solvable import require_solvable
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
-from rpo.core.objectives import Objective, require_margin_shape
+from rpo.core.objectives import Objective
+from rpo.core.shapes import MarginShape
+
+KINK_GAP = 1e-8  # relative, at which a rounded corner is sharp enough: a tenth of what certifies
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -41,6 +46,16 @@ class BatchSolution:
     certified: NDArray[np.bool_]
     exists: NDArray[np.bool_]
     iterations: int
+
+    def where_better(self, other: BatchSolution) -> BatchSolution:
+        """Return the answers of the other where their gap is no larger, else these."""
+        better = other.gap <= self.gap
+        merged: dict[str, Any] = {
+            f.name: np.where(better.reshape(-1, *[1] * (one.ndim - 1)), getattr(other, f.name), one)
+            for f in fields(self)
+            if isinstance(one := getattr(self, f.name), np.ndarray)
+        }
+        return replace(self, **merged)
 
     @property
     def relative_gap(self) -> Array:
@@ -74,7 +89,7 @@ def solve_batch(
     InvalidArgument. An instance without a minimiser is marked in `exists`.
     """
     require_batchable(objective)
-    check_reward_class(reward_class)
+    require_batched_class(reward_class)
     table = checks.finite("wins", wins, shape=(None, None, None, None))
     s, x, a, _ = table.shape
     checks.has_shape("wins", table, (s, x, a, a))
@@ -117,30 +132,69 @@ def solve_batch(
     else:
         r0 = checks.finite("start", start, shape=(s, x, a))
     exists = np.ones(s, dtype=bool)
+    if not reward_class.bounded:
+        exists = minimizers_exist(table, d, base, pi_ref > 0, objective)
+    if objective.shape.smooth:
+        reward, rounds = _minimized(cells, reward_class, r0, exists)
+        return _certified(cells, reward_class, reward, exists, rounds, pi_ref)
+    # Where the loss has a kink: of the problems whose corner is rounded ever less, instance by instance the one whose
+    # point, and whose slopes at it, certify the loss itself best.
+    best, taken = None, 0
+    for width in WIDTHS[::3]:
+        rounded = replace(cells, objective=Smoothed(objective, width))
+        r0, rounds = _minimized(rounded, reward_class, r0, exists)
+        taken += rounds
+        found = _certified(cells, reward_class, r0, exists, taken, pi_ref, rounded)
+        best = found if best is None else best.where_better(found)
+        if (best.relative_gap[exists] <= KINK_GAP).all():
+            break
+    return replace(found if best is None else best, iterations=taken)
+
+
+def _minimized(cells: Cells, reward_class: RewardClass, start: Array, exists: NDArray[np.bool_]) -> tuple[Array, int]:
+    """Return the minimising rewards (S, X, A) and the rounds taken; start: (S, X, A)."""
+    s, x, a = start.shape
     if reward_class.linear_in is not None:
         ball: Any = reward_class
-        reward, rounds = solve_balls(cells, ball, r0)
-    else:
-        if not reward_class.bounded:
-            exists = minimizers_exist(table, d, base, pi_ref > 0, objective)
-        reward, rounds = solve_boxes(cells, reward_class, r0.reshape(s * x, a), np.repeat(exists, x))
-        reward = reward.reshape(s, x, a)
-    return _certified(cells, reward_class, reward, exists, rounds, pi_ref)
+        return solve_balls(cells, ball, start)
+    boxes: Any = reward_class
+    reward, rounds = solve_boxes(cells, boxes, start.reshape(s * x, a), np.repeat(exists, x))
+    return reward.reshape(s, x, a), rounds
 
 
 def is_batchable(objective: Objective) -> bool:
-    """Return whether an objective that `solve` takes is one problem, not a sequence of smoother ones."""
-    return require_margin_shape(objective).smoothed(1.0) is None
+    """Return whether an objective that `solve` takes is of pairs without scores."""
+    return isinstance(objective.shape, MarginShape) and "scores" not in objective.needs
 
 
 def require_batchable(objective: object, name: str = "objective") -> Objective:
-    """Return `objective`, or refuse one that `solve` does not certify, or only by way of a sequence of problems."""
+    """Return `objective`, or refuse one that `solve` does not certify, or only one instance at a time."""
     found = require_solvable(objective, name)
     if not is_batchable(found):
         raise InvalidArgument(
             name,
-            expected="a loss without a kink, to solve many instances at once",
+            expected="a loss of one margin without scores, to solve many instances at once",
             got=found.label,
+            remedy="Use `solve`, one instance at a time.",
+        )
+    return found
+
+
+def is_batched_class(reward_class: RewardClass) -> bool:
+    """Return whether the steps of many instances are taken together in this class."""
+    plain = isinstance(reward_class, LinearBall) and reward_class.is_plain
+    return plain or isinstance(reward_class, Unconstrained | Box)
+
+
+def require_batched_class(value: object) -> RewardClass:
+    """Return `value`, or refuse a class that `solve` takes one instance at a time."""
+    found = check_reward_class(value)
+    if not is_batched_class(found):
+        raise InvalidArgument(
+            "reward_class",
+            expected="Unconstrained(), Box(R) or LinearBall(features, B) without metric and centre, whose steps are "
+            "taken for many instances at once",
+            got=type(found).__name__,
             remedy="Use `solve`, one instance at a time.",
         )
     return found
@@ -167,12 +221,21 @@ def _certified(
     exists: NDArray[np.bool_],
     rounds: int,
     reference: Array,
+    rounded: Cells | None = None,
 ) -> BatchSolution:
-    """Certify every instance as `certificate.certify` does with p = -shape'(z): see docs/theory.md, section 3."""
+    """Certify every instance as `certificate.certify` does with p = -shape'(z): see docs/theory.md, section 3.
+
+    rounded: cells of a loss with its corner rounded, whose slopes are p in place of the loss's own.
+    """
     s, x, a = reward.shape
     objective, divergence, pull = cells.objective, cells.divergence, cells.pull
     eta = 0.0 if objective is None else objective.reward_penalty
-    value, gradient, _ = cells.evaluate(reward.reshape(-1, a), np.arange(s * x), curved=False)
+    every = np.arange(s * x)
+    value, gradient, _ = cells.evaluate(reward.reshape(-1, a), every, curved=False)
+    missed = np.zeros(s)
+    if rounded is not None:
+        gradient = rounded.evaluate(reward.reshape(-1, a), every, curved=False)[1]
+        missed = cells.fenchel_young(reward.reshape(-1, a), rounded).reshape(s, x).sum(axis=1)
     reply = divergence.reply(reward.reshape(-1, a) / cells.beta, cells.log_measure)
     gibbs = reply.policy
     g = -gradient
@@ -191,7 +254,7 @@ def _certified(
         gap = reward_class.support_gaps(g.reshape(s, x, a), reward)
     constant = cells.d * divergence.base_value(cells.base, cells.log_measure, cells.log_measure)
     total = value.reshape(s, x).sum(axis=1) + (pull * constant.reshape(s, x).sum(axis=1) if pull > 0 else 0.0)
-    gap = np.where(exists, gap, np.inf)
+    gap = np.where(exists, gap + missed, np.inf)
     bound = np.full(s, np.inf)
     if pull > 0:
         modulus = least_modulus(divergence, cells.log_measure.reshape(s, x, a), cells.d.reshape(s, x))

@@ -83,7 +83,7 @@ def loglog_slope(
     x = checks.finite("n", n, shape=(None,))
     y = checks.finite("means", means, shape=x.shape)
     se = checks.finite("standard_errors", standard_errors, shape=x.shape)
-    checks.fraction("level", level)
+    level = checks.fraction("level", level)
     if (x <= 0).any() or (se <= 0).any():
         raise InvalidArgument(
             "n, standard_errors", expected="numbers > 0", got=min(x.min(), se.min()), remedy="Drop the points without."
@@ -120,7 +120,7 @@ def loglog_slope(
         low=slope - half,
         high=slope + half,
         intercept=intercept,
-        level=float(level),
+        level=level,
         used=int(keep.sum()),
         omitted=int((~keep).sum()),
         misfit=misfit,

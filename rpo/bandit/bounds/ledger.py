@@ -18,7 +18,7 @@ it holds with probability 1 - delta; the others always.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -130,11 +130,12 @@ def worst_reward(saddle: Saddle, policy: Array) -> tuple[Array, float]:
     pull = saddle.eta * saddle.d[:, None] * (policy - saddle.base)
 
     def part(block: PromptBlock, r: Array) -> Derivatives:
-        value, gradient, hessian = derivatives(LIKELIHOOD, block, r)
+        value, gradient, hessian = derivatives(block, r)
         mine = pull[block.prompt, block.support]
         return value + float(mine @ r), gradient + mine, hessian
 
-    parts = [(block.prompt, block.support, lambda r, b=block: part(b, r)) for block in blocks(saddle)]
+    likelihood = replace(saddle, objective=LIKELIHOOD)
+    parts = [(block.prompt, block.support, lambda r, b=block: part(b, r)) for block in blocks(likelihood)]
     return saddle.reward_class.minimize(parts, saddle.base.shape)
 
 

@@ -32,6 +32,7 @@ from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
 from rpo.core.numerics import sigmoid
+from rpo.core.summary import Summarised
 
 ROUTES = ("paper", "sharper", "hellinger")
 CONSTANTS = ("derived", "printed")
@@ -44,8 +45,8 @@ FORMULAS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bound:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Bound(Summarised):
     """An upper bound on the gap, with everything it was computed from.
 
     value = statistical + kl + optimization, reward units. kl: beta times a divergence (nats).
@@ -77,6 +78,15 @@ class Bound:
     def vacuous(self) -> bool:
         """Whether the bound says nothing: no gap exceeds R."""
         return not self.value < self.margin_bound
+
+    @property
+    def summary(self) -> tuple[str, dict[str, str]]:
+        """What it promises, or that it promises nothing; its terms and constants."""
+        said = f"{self.value:.4g}, vacuous: no gap exceeds R = {self.margin_bound:.4g}"
+        if not self.vacuous:
+            said = f"gap <= {self.value:.4g} with probability {1 - self.delta:.4g}"
+        terms = ("statistical", "kl", "optimization", "coverage", "eta", "beta", "n")
+        return f"Bound ({self.route}): {said}", {name: f"{getattr(self, name):.4g}" for name in terms}
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a record stores."""

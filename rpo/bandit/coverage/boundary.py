@@ -6,7 +6,6 @@ from typing import Any
 
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, RewardSet, Unconstrained, require_reward_set
-from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
 
@@ -16,13 +15,13 @@ def check_class(problem: ContextualBandit, reward_class: RewardSet | None, bound
     if reward_class is None:
         reward_class = Unconstrained() if problem.reward_bound is None else Box(problem.reward_bound)
     require_reward_set(reward_class)
-    if reward_class.linear_in is not None:
-        checks.has_shape("reward_class.features", reward_class.linear_in, (*problem.reference.shape, None))
-    elif boundary is not False and problem.reward is not None and not reward_class.contains(problem.reward):
+    reward_class.check_shape(problem.reference.shape)
+    needed = boundary is not False and problem.reward is not None and reward_class.linear_in is None
+    if needed and not reward_class.contains(problem.true_reward()):
         raise InvalidArgument(
             "reward_class",
             expected="a class that holds r*",
-            got=f"{reward_class} and rewards up to {problem.reward.max():g}",
+            got=f"{reward_class} and rewards up to {problem.true_reward().max():g}",
             remedy="Raise the bound, or use boundary=False for the interior value.",
         )
     return reward_class

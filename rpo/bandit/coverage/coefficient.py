@@ -16,7 +16,8 @@ from rpo.bandit.coverage.cone import box_supremum, half_space_supremum, seminorm
 from rpo.bandit.coverage.pair_distributions import check_data, chosen_distribution
 from rpo.bandit.coverage.resistance import mass_tolerance, reduce_network
 from rpo.bandit.problem import ContextualBandit
-from rpo.bandit.reward_class import RESIDUAL, RewardSet
+from rpo.bandit.reward_class import RewardSet
+from rpo.bandit.reward_class.linear import RESIDUAL
 from rpo.core import checks
 from rpo.core.checks import PROBABILITY_TOLERANCE, Array
 from rpo.core.errors import InvalidArgument

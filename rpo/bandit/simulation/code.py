@@ -3,14 +3,19 @@
 It is taken from the compiled code that runs, not from a file, which may have changed since it was read: so it works
 in notebooks, and an edit elsewhere in the file changes nothing. It follows what the code names and closes over:
 helper functions, classes with their bases, modules of the user's, constants. What it cannot see is found by name at
-run time only (getattr, a registry filled elsewhere) or read from files.
+run time only (getattr, a registry filled elsewhere) or read from files. A module that is imported within a function
+is imported to be seen.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import dis
 import functools
 import hashlib
+import importlib
+import importlib.util
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
@@ -113,6 +118,9 @@ class _Walk:
             for word in sorted(set(_names(value.__code__)) & set(value.__globals__)):
                 self.write(word)
                 self.add(value.__globals__[word], strict=False)
+            for module in _imported(value.__code__, value.__globals__.get("__package__") or ""):
+                self.write(module.__name__)
+                self.add(module, strict=False)
             return
         for key, item in sorted(vars(value).items()):
             if key not in MADE:
@@ -148,6 +156,33 @@ def _names(code: CodeType) -> Iterator[str]:
             yield from _names(item)
 
 
+def _imported(code: CodeType, package: str) -> Iterator[ModuleType]:
+    """Yield the modules that code imports when it runs, but for those of libraries and those that are not there."""
+    steps = [step for step in dis.get_instructions(code) if step.opname != "EXTENDED_ARG"]
+    for k, step in enumerate(steps):
+        if step.opname == "IMPORT_NAME":  # after its level, the number of leading dots, and what is asked of it
+            level, items = steps[k - 2].argval, steps[k - 1].argval
+            with contextlib.suppress(Exception):  # raised again where it matters, when the function runs
+                name = importlib.util.resolve_name("." * level + step.argval, package)
+                if _is_users(name.partition(".")[0]):
+                    module = importlib.import_module(name)
+                    for item in items or ():
+                        if not hasattr(module, item):
+                            importlib.import_module(f"{name}.{item}")
+                    yield module
+    for item in code.co_consts:
+        if isinstance(item, CodeType):
+            yield from _imported(item, package)
+
+
+def _is_users(module: str) -> bool:
+    """Return whether a module, loaded or not, is there and of no library."""
+    if module in sys.modules:
+        return not _of_a_library(module)
+    spec = importlib.util.find_spec(module)
+    return spec is not None and spec.origin not in ("built-in", "frozen") and not _installed(spec.origin or "")
+
+
 def _content(cell: Any) -> Any:
     try:
         return cell.cell_contents
@@ -163,4 +198,8 @@ def _of_a_library(module: str) -> bool:
     file = getattr(loaded, "__file__", None)
     if file is None:
         return loaded is not None and module != "__main__" and getattr(loaded, "__spec__", None) is not None
+    return _installed(file)
+
+
+def _installed(file: str) -> bool:
     return any(Path(file).is_relative_to(folder) for folder in LIBRARIES) or "dist-packages" in Path(file).parts

@@ -136,7 +136,7 @@ def simulate(
     workers = checks.integer("jobs", jobs, minimum=-1)
     if workers == 0:
         raise InvalidArgument("jobs", expected="an integer >= 1, or -1 for all cores", got=0, remedy="Pass jobs=1.")
-    with _joblib(workers, backend):
+    with joblib_context(workers, backend):
         pass  # a backend that is not there is refused now
     plan = make_plan(instance, methods, grid, seeds, rng=rng, proxy=proxy)
     if output is None:
@@ -149,7 +149,7 @@ def simulate(
 
     if table_format == "parquet":
         _need_pyarrow()
-    with alone(check_output(output, overwrite=True, marker=MANIFEST)):
+    with alone(check_output(output, overwrite=overwrite, marker=MANIFEST, goes_on=True)):
         frame = _written(plan, output, overwrite, table_format, workers, backend, progress)
     _warn_of_failures(frame)
     return frame
@@ -250,7 +250,7 @@ def _solved(
 ) -> Iterator[tuple[int, dict[str, list[Any]], float]]:
     """Yield (index, columns, seconds) of the chunks as they are done, in any order."""
     todo = list(pending)
-    with _steady():
+    with steady():
         results = (_task(plan.part(index), index, os.getpid()) for index in todo)
         if (jobs != 1 or backend in ("dask", "ray")) and todo:
             results = _parallel(plan, todo, jobs, backend)
@@ -269,7 +269,7 @@ def _parallel(plan: Plan, todo: list[int], jobs: int, backend: str) -> Any:
     import joblib
     from joblib.parallel import get_active_backend
 
-    with _joblib(jobs, backend):
+    with joblib_context(jobs, backend):
         streams = get_active_backend()[0].supports_return_generator
         call = joblib.delayed(_task)
         if streams:
@@ -281,7 +281,7 @@ def _parallel(plan: Plan, todo: list[int], jobs: int, backend: str) -> Any:
             yield from joblib.Parallel()(call(plan.part(i), i, os.getpid()) for i in todo[at : at + wave])
 
 
-def _joblib(jobs: int, backend: str) -> Any:
+def joblib_context(jobs: int, backend: str) -> Any:
     """Return joblib's context for this backend, or refuse a backend that is not there."""
     import joblib
 
@@ -303,7 +303,7 @@ def _joblib(jobs: int, backend: str) -> Any:
 
 
 @contextlib.contextmanager
-def _steady() -> Iterator[None]:
+def steady() -> Iterator[None]:
     """Hold what is the process's, not a thread's: one BLAS thread, and silence where a row's status speaks.
 
     The last bits of a matrix product depend on the number of threads, and tables are compared as bytes.
@@ -317,7 +317,7 @@ def _steady() -> Iterator[None]:
 
 def _task(part: Plan, index: int, parent: int) -> tuple[int, dict[str, list[Any]], float]:
     began = time.perf_counter()
-    with contextlib.nullcontext() if os.getpid() == parent else _steady():
+    with contextlib.nullcontext() if os.getpid() == parent else steady():
         columns = part.solve(0)
     return index, columns, time.perf_counter() - began
 

@@ -8,18 +8,21 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from rpo.bandit.baseline import Baseline, PolicyResult
 from rpo.bandit.baselines.catalogue import list_baselines
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.fitting import fit
 from rpo.bandit.maximin import default_class
-from rpo.bandit.problem import ContextualBandit
+from rpo.bandit.problem import ContextualBandit, SoftmaxPolicy
 from rpo.bandit.reward_class import Box, LinearBall, RewardClass, Unconstrained
 from rpo.bandit.simulation.grid import canonical, digest, qualified_name
 from rpo.bandit.solver.saddle import PROMPT_WEIGHTS, require_on_table
 from rpo.bandit.solver.solvable import require_solvable
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument, shown
+from rpo.core.fields import hold
 from rpo.core.objectives import Objective
 from rpo.methods import registry
 
@@ -48,7 +51,7 @@ class Maximin:
         if isinstance(self.reward_class, str):
             checks.one_of("reward_class", self.reward_class, CLASSES)
         if self.bound is not None:
-            checks.positive("bound", self.bound)
+            hold(self, checks.positive, "bound")
         if (self.bound is not None and self.reward_class not in ("box", "ball")) or (
             self.bound is None and self.reward_class == "ball"
         ):
@@ -89,8 +92,7 @@ class Maximin:
         if callable(described):
             described = qualified_name("reward_class", described)
         elif not isinstance(described, str):
-            features = getattr(described, "features", None)
-            described = {**described.describe(), **({} if features is None else {"features": digest(features)})}
+            described = class_record(described)
         return {
             **self.objective.to_dict(),
             "reward_class": described,
@@ -100,11 +102,24 @@ class Maximin:
         }
 
 
+def class_record(reward_class: RewardClass) -> dict[str, Any]:
+    """Return what a record stores of a class, with a digest of each of its arrays: equal only for equal classes."""
+    fields = dataclasses.fields(reward_class) if dataclasses.is_dataclass(reward_class) else ()
+    tables = {item.name: getattr(reward_class, item.name) for item in fields}
+    arrays = {name: digest(table) for name, table in tables.items() if isinstance(table, np.ndarray)}
+    return {**reward_class.describe(), **arrays}
+
+
 @dataclass(frozen=True, eq=False)
 class Fitted(Baseline):
-    """An objective that `solve` does not take, minimised over all policies, with the evidence that `fit` has."""
+    """An objective minimised over policies, with the evidence that `fit` has: those that `solve` does not take.
+
+    linear: over linear softmax policies in the problem's features, else over all. `simulate` fits all seeds at once
+    where it can (`batched.fit_batch`).
+    """
 
     objective: Objective
+    linear: bool = False
 
     @property
     def label(self) -> str:
@@ -113,15 +128,19 @@ class Fitted(Baseline):
 
     def solve(self, problem: ContextualBandit, data: PreferenceCounts, *, rng: Any = None) -> PolicyResult:
         """Return what `rpo.bandit.fit` ends at from the reference policy."""
-        run = fit(problem.softmax_policy(), data, self.objective, proxy_reward=None)
+        run = fit(self.policy_for(problem), data, self.objective, proxy_reward=None)
         status = "inaccurate" if run.evidence == "none" else run.evidence
         gap = run.certificate.get("gap", float("nan"))
         evidence = {"gap": gap, "relative_gap": gap / max(1.0, abs(run.loss))}
         return PolicyResult(policy=run.policy, label=self.label, status=status, message=run.message, evidence=evidence)
 
+    def policy_for(self, problem: ContextualBandit) -> SoftmaxPolicy:
+        """Return the policies it is minimised over, at the reference."""
+        return problem.linear_softmax_policy() if self.linear else problem.softmax_policy()
+
     def to_dict(self) -> dict[str, Any]:
-        """Return what a record stores: the objective."""
-        return self.objective.to_dict()
+        """Return what a record stores: the objective, and where the policies are linear that they are."""
+        return self.objective.to_dict() | ({"policies": "linear softmax"} if self.linear else {})
 
 
 def describe(method: Maximin | Baseline) -> dict[str, Any]:
@@ -156,7 +175,8 @@ class Template:
             return made
         if isinstance(made, Objective):
             name = f"methods: {self.name}"
-            if self.maximin is None and not is_solvable(require_on_table(made, name)):
+            made = require_on_table(made, name)
+            if self.maximin is None and not is_solvable(made):
                 return Fitted(made)
             solvable = require_solvable(made, name)
             method = dataclasses.replace(self.maximin or Maximin(solvable), objective=solvable)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from rpo.bandit.data import Index
+from rpo.bandit.solver.data_term import DataTerm
 from rpo.bandit.solver.saddle import Saddle
 from rpo.core.checks import Array
 
 
 @dataclass(frozen=True, eq=False)
 class PromptBlock:
-    """One prompt's part of a Saddle, restricted to the support of pi_ref (size S); offset as `Saddle.offset`."""
+    """One prompt's part of a Saddle, restricted to the support of pi_ref (size S).
+
+    term: of its groups, on rewards (S,). which: their numbers among all of each size.
+    """
 
     prompt: int
     support: Index
@@ -23,23 +26,26 @@ class PromptBlock:
     log_measure: Array
     base: Array
     d: float
-    chosen: Index
-    rejected: Index
-    weights: Array
-    offset: Any
+    term: DataTerm
+    which: tuple[Index, ...]
 
 
 def blocks(saddle: Saddle) -> Iterator[PromptBlock]:
     """Yield the prompts that have weight or data; the others do not enter the objective."""
-    order = np.argsort(saddle.prompt, kind="stable")
-    bounds = np.searchsorted(saddle.prompt[order], np.arange(len(saddle.d) + 1))
-    position = np.empty(saddle.base.shape[1], dtype=np.int64)
+    arms = saddle.base.shape[1]
+    prompts = [groups.entries[0] // arms for groups in saddle.groups]
+    orders = [np.argsort(prompt, kind="stable") for prompt in prompts]
+    bounds = [
+        np.searchsorted(prompt[order], np.arange(len(saddle.d) + 1))
+        for prompt, order in zip(prompts, orders, strict=True)
+    ]
+    position = np.empty(saddle.base.size, dtype=np.int64)
     for x in range(len(saddle.d)):
-        mine = order[bounds[x] : bounds[x + 1]]
-        if saddle.d[x] == 0 and not mine.size:
+        mine = tuple(order[bound[x] : bound[x + 1]] for order, bound in zip(orders, bounds, strict=True))
+        if saddle.d[x] == 0 and not any(which.size for which in mine):
             continue
         support = np.flatnonzero(saddle.support[x])
-        position[support] = np.arange(support.size)
+        position[x * arms + support] = np.arange(support.size)
         yield PromptBlock(
             prompt=x,
             support=support,
@@ -47,8 +53,6 @@ def blocks(saddle: Saddle) -> Iterator[PromptBlock]:
             log_measure=saddle.log_measure[x, support],
             base=saddle.base[x, support],
             d=float(saddle.d[x]),
-            chosen=position[saddle.chosen[mine]],
-            rejected=position[saddle.rejected[mine]],
-            weights=saddle.weights[mine],
-            offset=saddle.offset[mine] if isinstance(saddle.offset, np.ndarray) else saddle.offset,
+            term=saddle.term.some(mine, position),
+            which=mine,
         )

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from rpo.bandit.reward_class import check_reward_class
+from rpo.bandit.solver.data_term import has_dual
 from rpo.bandit.solver.saddle import Saddle
-from rpo.bandit.solver.solvable import require_solvable
+from rpo.bandit.solver.solvable import proven_convex, require_solvable
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.divergences import Divergence
@@ -27,7 +28,7 @@ class Certificate:
     """An upper bound on how far reward r and policy pi are from the saddle point.
 
     gap = kl_term + likelihood_term + support_term, in units of the loss; zero iff optimal. Each is a Fenchel-Young
-    loss: of the divergence (the KL's is a KL), of the loss of a margin (Bradley-Terry's a KL of coins), of the class.
+    loss: of the divergence (the KL's is a KL), of the loss of a group (Bradley-Terry's a KL of coins), of the class.
     reward_value: phi's upper value, at r. policy_value = reward_value - gap: its lower value.
     infeasibility: the largest entry of g that an unconstrained class had to be forgiven (rounding).
     modulus: the divergence's in the l1 norm. tv_bound: bound on the prompt-weighted total variation
@@ -83,8 +84,8 @@ def within_tolerance(relative_gap: Any, tv_bound: Any, eta: float) -> Any:
 def certify(saddle: Saddle, reward: Array, *, policy: Array | None = None, p: Array | None = None) -> Certificate:
     """Certify r (X, A) against a dual point (pi, p): gap = reward side at r - policy side at (pi, p).
 
-    p: (K,) between minus the shape's slopes, default -shape'(z). policy: (X, A), default pi_r; for the
-    unconstrained class it is always the policy that balances p (`Saddle.balanced_policy`).
+    p: (G,) between minus the shape's slopes; default minus those at r, for lists the only one. policy: (X, A), default
+    pi_r; for the unconstrained class it is always the policy that balances p (`Saddle.balanced_policy`).
     Raises InvalidArgument, also where a sign on which the proof rests does not hold.
     """
     checks.instance("saddle", saddle, Saddle)
@@ -93,11 +94,12 @@ def certify(saddle: Saddle, reward: Array, *, policy: Array | None = None, p: Ar
     if policy is not None:
         policy = checks.probabilities("policy", policy, shape=saddle.base.shape)
     if p is not None:
-        if not has_dual(saddle.margin_shape):
+        shape = saddle.objective.shape
+        if not (isinstance(shape, MarginShape) and has_dual(shape)):
             remedy = "Its dual point is that of the reward itself."
             raise InvalidArgument("p", expected=f"None with {saddle.objective.label}", got="an array", remedy=remedy)
         p = checks.finite("p", p, shape=saddle.weights.shape)
-        left, right = saddle.margin_shape.slopes or (-np.inf, np.inf)
+        left, right = shape.slopes or (-np.inf, np.inf)
         _check_least("p" if right == 0 else "p + the loss's slope at infinity", p + right)
         _check_least("1 - p" if left == -1 else "minus the loss's slope at -infinity, less p", -left - p)
     if not saddle.reward_class.contains(reward):
@@ -107,7 +109,6 @@ def certify(saddle: Saddle, reward: Array, *, policy: Array | None = None, p: Ar
             got=f"entries in [{np.min(reward):g}, {np.max(reward):g}] outside it",
             remedy="Project it onto the class first: outside it the gap bounds nothing.",
         )
-    z = saddle.margins(reward)
     dual = saddle.losing_probabilities(reward) if p is None else p
     reply = saddle.reply(reward)
     gibbs = reply.policy
@@ -126,14 +127,11 @@ def certify(saddle: Saddle, reward: Array, *, policy: Array | None = None, p: Ar
         candidate = gibbs if policy is None else policy
         support_term = saddle.reward_class.support_gap(saddle.multiplier(candidate, dual), reward)
     kept = saddle.divergence.distance(candidate, reply, saddle.log_measure)
-    likelihood = np.zeros(z.shape)  # at p = -shape'(z) the Fenchel-Young loss of any convex shape vanishes
-    if has_dual(saddle.margin_shape):
-        likelihood = saddle.margin_shape.fenchel_young(dual, z)
     active = saddle.d > 0
     return Certificate(
         reward_value=saddle.reward_side(reward),
         kl_term=float(saddle.sft_weight * (saddle.d[active] @ kept[active])) if saddle.eta else 0.0,
-        likelihood_term=float(saddle.weights @ likelihood),
+        likelihood_term=saddle.term.fenchel_young(dual, reward.ravel()),
         support_term=support_term,
         eta_beta=saddle.sft_weight,
         infeasibility=infeasibility,
@@ -148,15 +146,20 @@ def least_modulus(divergence: Divergence, log_measure: Array, d: Array) -> Array
     return np.asarray(np.where(d > 0, moduli, np.inf).min(axis=-1))
 
 
-def has_dual(shape: MarginShape) -> bool:
-    """Return whether the shape's Fenchel-Young loss is known at every p."""
-    return type(shape).dual is not MarginShape.dual
-
-
 def _check_signs(saddle: Saddle) -> None:
     """Refuse a saddle for which a term of the gap could be negative: a sum would hide one behind the others."""
     checks.positive("saddle.objective.beta", getattr(saddle.objective, "beta", 1.0))  # before the link asks
     require_solvable(saddle.objective, "saddle.objective")
+    shape = saddle.objective.shape
+    if not isinstance(shape, MarginShape) and "scores" in shape.needs:
+        for columns in saddle.columns(np.zeros(saddle.base.shape)):
+            if not proven_convex(shape, columns):
+                raise InvalidArgument(
+                    "saddle.objective",
+                    expected="a loss that is convex whatever scores the data have",
+                    got=f"{saddle.objective.label}, which cvxpy's rules do not find convex at these",
+                    remedy="Write it so that the signs of its weights do not depend on the scores.",
+                )
     check_reward_class(saddle.reward_class)
     _check_least("saddle.objective.eta", checks.finite("saddle.objective.eta", saddle.eta))
     checks.probabilities("saddle.base", saddle.base)

@@ -11,7 +11,7 @@ from scipy.optimize import linprog
 from scipy.sparse import bmat, csr_array, diags_array, eye_array
 from scipy.sparse.csgraph import breadth_first_order, connected_components
 
-from rpo.bandit.solver.blocks import PromptBlock, blocks
+from rpo.bandit.solver.blocks import blocks
 from rpo.bandit.solver.saddle import Saddle
 from rpo.core import checks
 from rpo.core.checks import Array
@@ -35,18 +35,20 @@ def minimizer_exists(saddle: Saddle) -> Existence:
 
     With a penalty (eta > 0 and d_x > 0): every response is in supp(pi_base), or beats, through a
     chain of wins, one that is. Without: every component of the prompt's comparison graph is strongly
-    connected (Ford 1957). A loss that grows on both sides of a margin makes a comparison count both ways; where one
+    connected (Ford 1957). Who beat whom is what the shape's `arrows` say: of Plackett-Luce's list each response beat
+    every later one, and a loss that grows on both sides makes a comparison count both ways. Where a loss of a margin
     falls on the right, a linear program finds whether any direction falls for ever. A piecewise linear loss alone
     that does not fall for ever has a minimiser.
     """
     checks.instance("saddle", saddle, Saddle)
-    slopes = saddle.margin_shape.slopes or (-1.0, 0.0)
-    right = slopes[1]
+    shape = saddle.objective.shape
+    slopes = getattr(shape, "slopes", None) or (-1.0, 0.0)  # of a margin; a list's loss that is taken never falls
     for block in blocks(saddle):
-        x, wins = block.prompt, win_graph(block)
-        size, falling = block.support.size, None
-        if right < 0:
-            won = csr_array((block.weights, (block.chosen, block.rejected)), shape=(size, size))
+        x, size, falling = block.prompt, block.support.size, None
+        wins = block.term.arrows(size)
+        if slopes[1] < 0:
+            (pairs,) = block.term.groups
+            won = csr_array((pairs.weights, pairs.entries), shape=(size, size))
             falling = falling_pair(won, block.base, slopes, saddle.eta * block.d)
         if falling is not None:
             winner, loser = (int(block.support[a]) for a in falling)
@@ -57,9 +59,7 @@ def minimizer_exists(saddle: Saddle) -> Existence:
                 x,
                 (winner, loser),
             )
-        if right != 0:
-            wins = wins + wins.T
-        if (saddle.eta == 0 or block.d == 0) and saddle.margin_shape.piecewise_linear:
+        if (saddle.eta == 0 or block.d == 0) and shape.piecewise_linear:
             continue
         if saddle.eta == 0 or block.d == 0:
             stranded = _not_strongly_connected(wins)
@@ -84,12 +84,6 @@ def minimizer_exists(saddle: Saddle) -> Existence:
                 (lost,),
             )
     return Existence(True, "a minimiser exists")
-
-
-def win_graph(block: PromptBlock) -> Any:
-    """Return the sparse (S, S) matrix whose entry (w, l) is set where w beat l."""
-    size = block.support.size
-    return csr_array((np.ones(block.chosen.size, dtype=bool), (block.chosen, block.rejected)), shape=(size, size))
 
 
 def falling_pair(won: Any, base: Array, slopes: tuple[float, float], pull: float) -> tuple[int, int] | None:

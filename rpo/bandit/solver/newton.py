@@ -1,4 +1,4 @@
-"""Newton's method on a convex function over a box or a ball: to rounding, from any start."""
+"""Newton's method on a convex function over a box, a ball or a simplex: to rounding, from any start."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
+from scipy.linalg import LinAlgError, cho_factor, cho_solve, null_space
 from scipy.optimize import brentq
 
 from rpo.core.checks import Array
@@ -20,6 +20,7 @@ ARMIJO = 1e-4
 EIGENVALUE_FLOOR = 1e-14
 FACTOR_RIDGE = 1e-13
 TOGETHER = 1e-9
+INDEPENDENT = 1e-10  # of the largest singular value
 LARGE = 64  # variables from which a factor is tried before the spectrum, which takes thirty times as long
 SLOW = 500  # variables from which steps take long enough to be shown
 MIN_DAMPING, MAX_DAMPING = 1e-8, 1e10  # relative to the larger of curvature and slope
@@ -105,6 +106,38 @@ def minimize_ball(
     norm = float(np.linalg.norm(start))
     inside = start if norm <= radius else start * (radius / norm)
     return _descend(function, inside, direction, move, residual, max_iterations)
+
+
+def minimize_simplex(
+    function: Callable[[Array], Derivatives],
+    start: Array,
+    kept: Array | None = None,
+    *,
+    max_iterations: int = 300,
+) -> NewtonResult:
+    """Minimise a convex function of n variables over x >= 0 with sum(x) and kept (m, n) @ x those of start.
+
+    Each step minimises the (damped) quadratic model over the whole polytope, by an active set.
+    """
+    rows = np.ones((1, start.size))
+    if kept is not None and kept.any():  # an orthonormal basis of the row space: repeated rows hold nothing more
+        rows = np.vstack([rows, kept / np.abs(kept).max()])
+        _, singular, vectors = np.linalg.svd(rows, full_matrices=False)
+        rows = vectors[singular > INDEPENDENT * singular[0]]
+    total = float(start.sum())
+
+    def residual(x: Array, g: Array) -> float:
+        # For any multipliers this bounds g'x - g'y over the polytope; those of the positive entries make it tight.
+        left = g - rows.T @ np.linalg.lstsq(rows[:, x > 0].T, g[x > 0], rcond=None)[0]
+        return float(np.maximum(left, 0.0) @ x) + total * max(0.0, -float(left.min()))
+
+    def direction(x: Array, g: Array, h: Array) -> Array:
+        return _simplex_quadratic(h, g, x, rows)
+
+    def move(x: Array, step: Array) -> Array:
+        return np.maximum(x + step, 0.0)
+
+    return _descend(function, np.maximum(start, 0.0), direction, move, residual, max_iterations)
 
 
 def _descend(
@@ -212,3 +245,31 @@ def _ball_quadratic(h: Array, b: Array, radius: float) -> Array:
     )
     x = c / (values + shift)
     return np.asarray(vectors @ (x * min(1.0, radius / float(np.linalg.norm(x)))))
+
+
+def _simplex_quadratic(h: Array, g: Array, x: Array, rows: Array) -> Array:
+    """Return argmin of g'd + d'hd/2 over x + d >= 0 and rows d = 0; rows (m, n), of full rank."""
+    step, held = np.zeros(x.size), x <= 0
+    if np.linalg.matrix_rank(rows[:, ~held]) < len(rows):
+        held[:] = False  # walls that the rows imply have no multipliers of their own; the walk meets those it needs
+    for _ in range(10 * x.size):
+        free = ~held
+        basis, move = null_space(rows[:, free]), np.zeros(x.size)
+        slope = g + h @ step
+        if basis.shape[1]:
+            move[free] = basis @ -_solve(basis.T @ h[np.ix_(free, free)] @ basis, basis.T @ slope[free])
+        reach = np.full(x.size, np.inf)
+        np.divide(-(x + step), move, out=reach, where=move < 0)
+        wall = int(reach.argmin())
+        if reach[wall] < 1.0:
+            step += max(float(reach[wall]), 0.0) * move
+            step[wall], held[wall] = -x[wall], True
+            continue
+        step = step + move
+        slope = g + h @ step
+        left = slope - rows.T @ np.linalg.lstsq(rows[:, free].T, slope[free], rcond=None)[0]
+        wall = int(np.where(held, left, np.inf).argmin())
+        if not held[wall] or left[wall] >= -ROUNDING * float(np.abs(slope).max()):
+            break
+        held[wall] = False
+    return step

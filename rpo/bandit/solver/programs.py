@@ -10,6 +10,7 @@ import cvxpy as cp
 import numpy as np
 from scipy.sparse import csr_array
 
+from rpo.bandit.solver.data_term import Groups
 from rpo.bandit.solver.saddle import Saddle
 from rpo.core.checks import Array
 
@@ -28,12 +29,11 @@ class ProgramResult:
 
 
 def solve_reward_program(saddle: Saddle, *, solver: str = "CLARABEL", **options: Any) -> ProgramResult:
-    """Solve min over R of the reward side: for RPO `logistic` and `log_sum_exp` atoms.
+    """Solve min over R of the reward side: for RPO `logistic` and `log_sum_exp` atoms, for a list its shape itself.
 
     Returns the reward table (X, A), clipped into the class, and the value of phi.
     """
     entries, column = _entries(saddle)
-    size = len(entries[0])
     reward_class = saddle.reward_class
     r, constraints, read = reward_class.variables(entries)
     beta = saddle.beta
@@ -45,10 +45,8 @@ def solve_reward_program(saddle: Saddle, *, solver: str = "CLARABEL", **options:
         log_measure, base = saddle.log_measure[x, entries[1][mine]], saddle.base[x, entries[1][mine]]
         added, best = saddle.divergence.reply_program(scaled[mine], log_measure)
         base_values.append(base @ (scaled[mine] + added) - best)
-    margins = _differences(saddle, column, size) @ r / beta
-    if np.any(saddle.offset):
-        margins = margins - saddle.offset / beta
-    loss, _ = saddle.objective.terms(margins, cp.hstack(base_values), saddle.weights, saddle.d[prompts])
+    term = saddle.term.moved(column)
+    loss, _ = saddle.objective.total(term.value(r), cp.hstack(base_values), None, saddle.d[prompts])
     problem = cp.Problem(cp.Minimize(loss), constraints)
     status = _run(problem, solver, options)
     if status not in USABLE or r.value is None:
@@ -65,15 +63,16 @@ def solve_policy_program(saddle: Saddle, *, solver: str = "CLARABEL", **options:
     reward_class = saddle.reward_class
     entries, column = _entries(saddle)
     size = len(entries[0])
-    p = cp.Variable(saddle.weights.size)
-    g = _differences(saddle, column, size).T @ cp.multiply(saddle.weights, p)
-    shape = saddle.margin_shape
-    value = saddle.weights @ shape.dual(p)
-    if np.any(saddle.offset):
-        value = value + (saddle.weights * saddle.offset) @ p
+    term = saddle.margin_term.moved(column)
+    shape, weights = term.shape, term.pairs.weights
+    p = cp.Variable(weights.size)
+    g = _differences(term.pairs, size).T @ cp.multiply(weights, p)
+    value = weights @ shape.dual(p)
+    if term.offset is not None:
+        value = value + (weights * term.offset) @ p
     constraints: list[Any] = []
     low, high = (-slope for slope in reversed(shape.slopes or (-np.inf, np.inf)))
-    if shape.smoothed(1.0) is not None:  # the dual of a smooth shape ends where its slopes do
+    if not shape.smooth:  # the dual of a smooth shape ends where its slopes do
         constraints = [p >= low, p <= high]
     pi = None
     if saddle.eta > 0:
@@ -112,24 +111,20 @@ def installed_solvers() -> list[str]:
 
 
 def _entries(saddle: Saddle) -> tuple[Any, Any]:
-    """Return the (x, a) index arrays of the entries that matter, and the column of each, (X, A)."""
+    """Return the (x, a) index arrays of the entries that matter, and the column of each, (X A,)."""
     used = saddle.d > 0
     used[np.unique(saddle.prompt)] = True
     entries = np.nonzero(saddle.support & used[:, None])
     column = np.full(saddle.base.shape, -1)
     column[entries] = np.arange(len(entries[0]))
-    return entries, column
+    return entries, column.ravel()
 
 
-def _differences(saddle: Saddle, column: Any, size: int) -> Any:
+def _differences(pairs: Groups, size: int) -> Any:
     """Return the sparse (K, size) matrix whose row k is delta_k = e_{x,w} - e_{x,l}."""
-    k = np.arange(saddle.weights.size)
-    rows, columns = (
-        np.concatenate([k, k]),
-        np.concatenate([column[saddle.prompt, saddle.chosen], column[saddle.prompt, saddle.rejected]]),
-    )
+    k = np.arange(pairs.weights.size)
     signs = np.repeat([1.0, -1.0], k.size)
-    return csr_array((signs, (rows, columns)), shape=(k.size, size))
+    return csr_array((signs, (np.concatenate([k, k]), np.concatenate(pairs.entries))), shape=(k.size, size))
 
 
 def _run(problem: cp.Problem, solver: str, options: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
-"""The reward side, minimised by Newton's method: prompt by prompt (tables), or in theta (the ball).
+"""The reward side, minimised by Newton's method: prompt by prompt (tables), or in shared parameters.
 
-Derivatives in r: the preference term's through its shape's own; the penalty's gradient is eta d (pi_r - pi_base) and
+Derivatives in r: the preference term's are its data term's; the penalty's gradient is eta d (pi_r - pi_base) and
 its Hessian (eta d / beta) (diag(v) - v v' / sum v), v the slopes of pi_r, which for the KL are pi_r itself.
 """
 
@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
 import numpy as np
 
-from rpo.bandit.data import Index
-from rpo.bandit.reward_class import LinearBall
 from rpo.bandit.solver.blocks import PromptBlock, blocks
-from rpo.bandit.solver.existence import comparison_components, win_graph
-from rpo.bandit.solver.newton import Derivatives, minimize_ball, minimize_box
+from rpo.bandit.solver.existence import comparison_components
+from rpo.bandit.solver.newton import Derivatives, minimize_box
 from rpo.bandit.solver.saddle import Saddle
 from rpo.core.checks import Array
 from rpo.core.divergences import Divergence
@@ -29,24 +27,17 @@ from rpo.core.shapes import Shape
 MANY_PROMPTS = 1000  # from which their progress is shown
 
 
-def derivatives(objective: Objective, block: PromptBlock, r: Array) -> Derivatives:
+def derivatives(block: PromptBlock, r: Array) -> Derivatives:
     """Return value, gradient (S,) and Hessian (S, S) of one prompt's part of the loss in r (S,)."""
-    beta, size, anchor = objective.link.beta, block.support.size, objective.anchor
-    margins = (r[block.chosen] - r[block.rejected] - block.offset) / beta
-    slope, curvature = require_margin_shape(objective).derivatives(margins, beta)
-    slope, curvature = block.weights * slope / beta, block.weights * curvature / beta**2
-    ends = np.concatenate([block.chosen, block.rejected])
-    others = np.concatenate([block.rejected, block.chosen])
-    gradient = _sums(ends, np.concatenate([slope, -slope]), size)
-    cells = np.concatenate([ends * (size + 1), ends * size + others])
-    hessian = _sums(cells, np.concatenate([curvature, curvature, -curvature, -curvature]), size * size)
-    hessian = hessian.reshape(size, size)
+    objective = block.term.objective
+    anchor = objective.anchor
+    preference, gradient, hessian = block.term.derivatives(r)
     base_value = np.zeros(1)
     if anchor.weight > 0:
-        base_value, pulled, spread = _penalty(anchor.divergence, beta, anchor.weight, block, r)
+        base_value, pulled, spread = _penalty(anchor.divergence, objective.link.beta, anchor.weight, block, r)
         gradient = gradient + pulled
         hessian += spread
-    value, _ = objective.terms(margins, base_value, block.weights, np.array([block.d]))
+    value, _ = objective.total(preference, base_value, None, np.array([block.d]))
     return float(value), gradient, hessian
 
 
@@ -95,11 +86,6 @@ class Smoothed(Objective):
         return self.of.anchor
 
 
-def _sums(index: Index, values: Array, size: int) -> Array:
-    """Return the sum of the values at each index, (size,): of none, NumPy's bincount answers in integers."""
-    return np.asarray(np.bincount(index, values, size), dtype=np.float64)
-
-
 def minimize_reward_side(saddle: Saddle, start: Array | None = None) -> Array:
     """Return the minimising reward table, (X, A); at eta = 0 the most pessimistic of the minimisers.
 
@@ -107,62 +93,67 @@ def minimize_reward_side(saddle: Saddle, start: Array | None = None) -> Array:
     normalised to r = beta f'(pi / pi_ref), a box's to start at 0. Entries outside the support and
     prompts without weight are 0.
     """
-    reward_class = saddle.reward_class
-    table = np.zeros(saddle.base.shape) if start is None else start
+    reward_class, shape = saddle.reward_class, saddle.base.shape
+    table = np.zeros(shape) if start is None else start
     if reward_class.linear_in is not None:
-        ball: Any = reward_class
-        theta = _ball(saddle, ball, ball.parameters(table))
-        return ball.reward(_pessimistic_theta(saddle, ball, theta) if saddle.eta == 0 else theta)
-    reward = np.zeros(saddle.base.shape)
+        return _shared(saddle, table)
+    reward = reward_class.project(np.zeros(shape))
+    lowest, highest = (np.broadcast_to(limit, shape) for limit in reward_class.limits)
     known: dict[bytes, Array] = {}
     prompts = len(saddle.d)
     for block in track(blocks(saddle), "Newton's method, prompts", show=None if prompts > MANY_PROMPTS else False):
-        begin = table[block.prompt, block.support]
+        begin, lower, upper = (rows[block.prompt, block.support] for rows in (table, lowest, highest))
         # Prompts with the same data, such as one comparison of two texts each, have the same answer.
-        same = _digest(block, begin) if prompts > 1 else b""
+        same = _digest(block, begin, lower, upper) if prompts > 1 else b""
         if same not in known:
-            known[same] = _minimize_block(saddle, block, begin)
+            known[same] = _minimize_block(saddle, block, begin, lower, upper)
         reward[block.prompt, block.support] = known[same]
     return reward
 
 
-def _minimize_block(saddle: Saddle, block: PromptBlock, start: Array) -> Array:
-    """Return one prompt's rewards, (S,), within the class's limits, or normalised to beta f'(pi / pi_ref)."""
-    lower, upper = (np.full(block.support.size, limit) for limit in saddle.reward_class.limits)
-    r = minimize_box(lambda r: derivatives(saddle.objective, block, r), start, lower, upper).x
+def _minimize_block(saddle: Saddle, block: PromptBlock, start: Array, lower: Array, upper: Array) -> Array:
+    """Return one prompt's rewards, (S,), within its limits (S,), or normalised to beta f'(pi / pi_ref)."""
+    r = minimize_box(lambda r: derivatives(block, r), start, lower, upper).x
     if saddle.eta == 0:
         r = _pessimistic_shift(saddle, block, r, lower, upper)
     if not saddle.reward_class.bounded:
         return np.asarray(r - saddle.beta * saddle.divergence.shift(r / saddle.beta, block.log_measure))
-    return np.asarray(r - r.min())  # a constant a prompt is free; the box always has room for this one
+    # A constant a prompt is free: down to where the first entry meets its lower limit.
+    return np.clip(r - (r - lower).min(), lower, upper)
 
 
-def _digest(block: PromptBlock, start: Array) -> bytes:
-    """Return a hash of all that one prompt's minimum depends on."""
-    parts = (block.log_reference, block.base, np.array([block.d]), block.chosen, block.rejected, block.weights, start)
+def _digest(block: PromptBlock, *tables: Array) -> bytes:
+    """Return a hash of all that one prompt's minimum depends on; tables: its start and limits, (S,)."""
+    parts = [block.log_reference, block.base, np.array([block.d]), *tables]
+    for groups in block.term.groups:
+        parts += [*groups.entries, groups.weights, *(groups.scores or ())]
     state = hashlib.blake2b(digest_size=16)
     for part in parts:
         state.update(len(part).to_bytes(8) + part.tobytes())
     return state.digest()
 
 
-def _ball(saddle: Saddle, reward_class: LinearBall, start: Array) -> Array:
-    parts = [(block, reward_class.features[block.prompt, block.support]) for block in blocks(saddle)]
+def _shared(saddle: Saddle, start: Array) -> Array:
+    """Return the rewards (X, A) of a class whose parameters all prompts share.
 
-    def total(theta: Array) -> Derivatives:
-        value, gradient, hessian = 0.0, np.zeros(theta.size), np.zeros((theta.size, theta.size))
-        for block, phi in parts:
-            v, g, h = derivatives(saddle.objective, block, phi @ theta)
-            value, gradient, hessian = value + v, gradient + phi.T @ g, hessian + phi.T @ h @ phi
-        return value, gradient, hessian
-
-    return minimize_ball(total, start, reward_class.radius).x
+    At eta = 0 they are moved, where no comparison sees it, to the most pessimistic of the class.
+    """
+    reward_class, shape = saddle.reward_class, saddle.base.shape
+    mine = [(b.prompt, b.support, partial(derivatives, b)) for b in blocks(saddle)]
+    reward, _ = reward_class.minimize(mine, shape, start=start)
+    if saddle.eta > 0:
+        return reward
+    penalty = partial(pessimism, saddle.divergence, saddle.beta)
+    bare = [(b.prompt, b.support, partial(penalty, b)) for b in blocks(saddle) if b.d > 0]
+    first, second = saddle.term.arrows(saddle.base.size).nonzero()
+    compared = first // shape[1], first % shape[1], second % shape[1]
+    return reward_class.minimize(bare, shape, start=reward, kept=compared)[0]
 
 
 def _pessimistic_shift(saddle: Saddle, block: PromptBlock, r: Array, lower: Array, upper: Array) -> Array:
     """Shift each component of the comparison graph to minimise the penalty, Omega*(r) - E_base[r]."""
     beta, divergence = saddle.beta, saddle.divergence
-    component = comparison_components(win_graph(block))
+    component = comparison_components(block.term.arrows(block.support.size))
     indicator = (component[:, None] == np.arange(component.max() + 1)[None, :]).astype(float)
     if indicator.shape[1] == 1 or block.d == 0:
         return r
@@ -181,7 +172,7 @@ def _pessimistic_shift(saddle: Saddle, block: PromptBlock, r: Array, lower: Arra
             mine = component == c
             r[mine] -= beta * divergence.shift(r[mine] / beta, block.log_measure[mine] - np.log(share))
         return r
-    penalty = replace(block, weights=np.zeros(0), chosen=block.chosen[:0], rejected=block.rejected[:0], d=1.0)
+    penalty = replace(block, d=1.0)
     low = np.array([(lower - r)[component == c].max() for c in range(indicator.shape[1])])
     high = np.array([(upper - r)[component == c].min() for c in range(indicator.shape[1])])
 
@@ -191,33 +182,3 @@ def _pessimistic_shift(saddle: Saddle, block: PromptBlock, r: Array, lower: Arra
 
     shift = minimize_box(in_shift, np.zeros(low.size), np.minimum(low, 0.0), np.maximum(high, 0.0)).x
     return np.asarray(np.clip(r + indicator @ shift, lower, upper))
-
-
-def _pessimistic_theta(saddle: Saddle, reward_class: LinearBall, theta: Array) -> Array:
-    """Move theta within the ball, along directions no comparison sees, to the most pessimistic reward."""
-    phi = reward_class.features
-    seen = phi[saddle.prompt, saddle.chosen] - phi[saddle.prompt, saddle.rejected]
-    if len(seen) > seen.shape[1]:
-        seen = np.asarray(np.linalg.qr(seen, mode="r"))  # the same row space, without a K x K factor
-    _, singular, rows = np.linalg.svd(seen, full_matrices=True)
-    rank = int((singular > 1e-10 * max(float(singular.max()), 1e-300)).sum())
-    theta = rows[:rank].T @ (rows[:rank] @ theta)
-    free = rows[rank:].T
-    room = float(np.sqrt(max(0.0, reward_class.radius**2 - float(theta @ theta))))
-    if free.shape[1] == 0 or room <= 1e-9 * reward_class.radius:
-        return np.asarray(theta)
-    parts = []
-    for block in blocks(saddle):
-        if block.d > 0:
-            bare = replace(block, weights=np.zeros(0), chosen=block.chosen[:0], rejected=block.rejected[:0])
-            parts.append((bare, phi[block.prompt, block.support]))
-
-    def in_free(c: Array) -> Derivatives:
-        value, gradient, hessian = 0.0, np.zeros(c.size), np.zeros((c.size, c.size))
-        for block, features in parts:
-            v, g, h = pessimism(saddle.divergence, saddle.beta, block, features @ (theta + free @ c))
-            pulled = features @ free
-            value, gradient, hessian = value + v, gradient + pulled.T @ g, hessian + pulled.T @ h @ pulled
-        return value, gradient, hessian
-
-    return np.asarray(theta + free @ minimize_ball(in_free, np.zeros(free.shape[1]), room).x)

@@ -1,31 +1,37 @@
 """The saddle function phi(pi, r) of the paper, with everything it depends on resolved to arrays.
 
-The paper's divergence is the KL and its loss Bradley-Terry's; here both are the objective's (docs/theory.md, 9 and 11).
+The paper's divergence is the KL and its loss Bradley-Terry's; here both are the objective's, and pairs may be lists
+(docs/theory.md, 9, 11 and 13).
 
-Shapes: X prompts, A responses, K distinct (prompt, chosen, rejected) triples. Rewards in log-odds.
+Shapes: X prompts, A responses, G different groups of one size K, such as (prompt, chosen, rejected) triples. Rewards in
+log-odds.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from rpo.bandit.data import Index, PreferenceCounts
+from rpo.bandit.data import CountedGroups, Index, RankedBlock
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import RewardClass, check_reward_class
+from rpo.bandit.solver.data_term import DataTerm, Groups, MarginTerm, data_term
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.columns import Columns
 from rpo.core.divergences import KL, Divergence
 from rpo.core.errors import InvalidArgument
+from rpo.core.inputs import check_scores, require_size
+from rpo.core.numerics import weighted_mean
 from rpo.core.objectives import LossTerms, Objective, require_margin_shape, require_objective
 from rpo.core.replies import Reply
-from rpo.core.shapes import Logistic, MarginShape
+from rpo.core.shapes import Logistic
 
 PROMPT_WEIGHTS = ("data", "population")
+ON_TABLE = frozenset({"reference", "lengths"})  # what every data set has; lists may have scores too
 MAX_RESPONSES = 10_000  # at one prompt: Newton's method holds five (S, S) arrays, 4 GB at this size
 
 
@@ -33,8 +39,8 @@ MAX_RESPONSES = 10_000  # at one prompt: Newton's method holds five (S, S) array
 class Saddle:
     """phi(pi, r) = eta (E[<pi - pi_base, r>] - beta E[D_f(pi || pi_ref)]) + L_D(r).
 
-    log_reference, base: (X, A). d: (X,), prompt weights of the penalty. prompt, chosen, rejected,
-    weights: (K,), weights = n / N. Source: paper, Eq. (3.1)-(3.3), (5.4).
+    log_reference, base: (X, A). d: (X,), prompt weights of the penalty. groups: what L_D is about, those of one size
+    together, on the flat table (X A,), with weights n / N. Source: paper, Eq. (3.1)-(3.3), (5.4).
     """
 
     objective: Objective
@@ -42,10 +48,38 @@ class Saddle:
     log_reference: Array
     base: Array
     d: Array
-    prompt: Index
-    chosen: Index
-    rejected: Index
-    weights: Array
+    groups: tuple[Groups, ...]
+
+    @cached_property
+    def term(self) -> DataTerm:
+        """What the data add to the loss, L_D."""
+        return data_term(self.objective, self.groups, self.log_reference.ravel())
+
+    @property
+    def margin_term(self) -> MarginTerm:
+        """The same where it is of one margin. Raises InvalidArgument."""
+        require_margin_shape(self.objective)
+        return cast(MarginTerm, self.term)
+
+    @cached_property
+    def prompt(self) -> Index:
+        """The prompt of each group, (G,), size by size."""
+        return np.concatenate([groups.entries[0] for groups in self.groups]) // self.base.shape[1]
+
+    @cached_property
+    def chosen(self) -> Index:
+        """The best response of each group, (G,), size by size."""
+        return np.concatenate([groups.entries[0] for groups in self.groups]) % self.base.shape[1]
+
+    @cached_property
+    def rejected(self) -> Index:
+        """The last response of each group, (G,), size by size."""
+        return np.concatenate([groups.entries[-1] for groups in self.groups]) % self.base.shape[1]
+
+    @cached_property
+    def weights(self) -> Array:
+        """n / N of each group, (G,), size by size."""
+        return np.concatenate([groups.weights for groups in self.groups])
 
     @property
     def beta(self) -> float:
@@ -79,16 +113,9 @@ class Saddle:
             return self.log_reference
         return np.where(self.support, 0.0, -np.inf)
 
-    @cached_property
-    def offset(self) -> Any:
-        """What a loss of one margin asks each chosen response to win by, (K,); 0 where nothing."""
-        shape = self.objective.shape
-        asked = shape.offset(self.columns(self.log_reference)) if isinstance(shape, MarginShape) else None
-        return 0.0 if asked is None else np.broadcast_to(asked, self.weights.shape)
-
     def margins(self, reward: Array) -> Array:
-        """Return z = r(x, w) - r(x, l) - offset, (K,)."""
-        return np.asarray(reward[self.prompt, self.chosen] - reward[self.prompt, self.rejected] - self.offset)
+        """Return z = r(x, w) - r(x, l), less what the shape asks to win by, (G,). Raises InvalidArgument for lists."""
+        return np.asarray(self.margin_term.margins(reward.ravel()))
 
     def reply(self, reward: Array) -> Reply:
         """Return pi_r, the inner maximiser: pi_ref (f')^{-1}(r / beta - Z), for the KL the Gibbs policy."""
@@ -112,17 +139,14 @@ class Saddle:
 
     def loss(self, logps: Array) -> tuple[Any, LossTerms]:
         """Return the objective (loss, terms) of a policy given as log pi, (X, A): docs/theory.md, section 4."""
-        return self.objective.loss(self.columns(logps), self.base_value(logps), self.weights, self.d)
+        means = zip(self.columns(logps), self.groups, strict=True)
+        preference = sum(weighted_mean(self.objective.per_pair(columns), groups.weights) for columns, groups in means)
+        return self.objective.total(preference, self.base_value(logps), None, self.d)
 
-    def columns(self, logps: Array) -> Columns:
-        """Return the comparisons as an objective reads them, K of two responses of one token; logps: log pi, (X, A)."""
-        pair = (self.prompt, self.chosen), (self.prompt, self.rejected)
-        one = np.ones(len(self.prompt))
-        return Columns(
-            logps=tuple(logps[index] for index in pair),
-            reference=tuple(self.log_reference[index] for index in pair),
-            lengths=(one, one),
-        )
+    def columns(self, logps: Array) -> list[Columns]:
+        """Return the groups of each size as an objective reads them, responses of one token; logps: log pi, (X, A)."""
+        flat = logps.ravel(), self.log_reference.ravel()
+        return [groups.columns(*flat) for groups in self.groups]
 
     @property
     def constant(self) -> float:
@@ -135,19 +159,24 @@ class Saddle:
         """Return max over pi of phi(pi, r), as the loss at pi_r plus `constant`."""
         reply = self.reply(reward)
         base_value = self.base_value(reply.logps, reply.s)
-        loss, _ = self.objective.terms(self.margins(reward) / self.beta, base_value, self.weights, self.d)
+        loss, _ = self.objective.total(self.term.value(reward.ravel()), base_value, None, self.d)
         return float(loss) + self.constant
 
     def multiplier(self, policy: Array, p: Array) -> Array:
-        """Return g = (1/N) sum_k n_k p_k delta_k - eta d (pi - pi_base), (X, A); zero iff r is free."""
+        """Return g = (1/N) sum_k n_k p_k delta_k - eta d (pi - pi_base), (X, A); zero iff r is free.
+
+        p: as of `losing_probabilities`; of a list p_k delta_k are minus its slopes.
+        """
         return self._data_term(p) - self.eta * self.d[:, None] * (policy - self.base)
 
     def policy_side(self, policy: Array, p: Array, support_value: float) -> float:
-        """Return min over R of phi(pi, r) bounded below through p (K,), given S_R(g)."""
+        """Return min over R of phi(pi, r) bounded below through p (G,), given S_R(g); of a loss of one margin."""
         import cvxpy  # the shape's dual is an expression
 
         kept = self.d @ self.divergence.from_reference(policy, self.log_measure)
-        dual = self.weights @ (self.margin_shape.dual(cvxpy.Constant(p)).value + p * self.offset)
+        term = self.margin_term
+        asked = 0.0 if term.offset is None else term.offset
+        dual = self.weights @ (term.shape.dual(cvxpy.Constant(p)).value + p * asked)
         return float(-self.sft_weight * kept + dual - support_value)
 
     def balanced_policy(self, p: Array) -> Array:
@@ -160,13 +189,11 @@ class Saddle:
         return np.asarray(self.base + step)
 
     def losing_probabilities(self, reward: Array) -> Array:
-        """Return p = -shape'(z), (K,): the maximiser of the conjugate form; for Bradley-Terry sigmoid(-z)."""
-        return -self.margin_shape.derivatives(self.margins(reward), 1.0)[0]
+        """Return p = -shape'(z), (G,): the maximiser of the conjugate form; for Bradley-Terry sigmoid(-z).
 
-    @property
-    def margin_shape(self) -> MarginShape:
-        """The objective's loss of one margin. Raises InvalidArgument."""
-        return require_margin_shape(self.objective)
+        Of a loss of lists minus its slopes in each reward: K G of each size, in a row.
+        """
+        return self.term.slopes(reward.ravel())
 
     @property
     def is_likelihood(self) -> bool:
@@ -175,28 +202,29 @@ class Saddle:
         return isinstance(shape, Logistic) and shape.is_likelihood
 
     def _data_term(self, p: Array) -> Array:
-        table = np.zeros(self.base.shape)
-        np.add.at(table, (self.prompt, self.chosen), self.weights * p)
-        np.add.at(table, (self.prompt, self.rejected), -self.weights * p)
-        return table
+        return self.term.pull(p, self.base.size).reshape(self.base.shape)
 
 
-def require_on_table(value: object, name: str = "objective") -> Objective:
-    """Return `value`, or refuse an objective that reads what a table does not have."""
+def require_on_table(value: object, name: str = "objective", *, scored: bool = False) -> Objective:
+    """Return `value`, or refuse an objective that reads what a table does not have; scored: whether it has scores."""
     objective = require_objective(value, name)
-    if absent := sorted(objective.needs - {"reference", "lengths"}):
+    if absent := sorted(objective.needs - ON_TABLE - {"scores" if scored else ""}):
+        remedy = "Train a language model with it; a loss whose shift follows the policy has a fixed point only."
+        if absent == ["scores"]:
+            remedy = "Pass RankedLists with scores: problem.sample_rankings(n, size=K, score_noise=0), for example."
         raise InvalidArgument(
             name,
-            expected="a loss of log-probabilities alone: a table has no batches and no scores",
+            expected=f"a loss of log-probabilities {'and scores ' * scored}alone: a table has no batches"
+            + " and no scores" * (not scored),
             got=f"{objective.label}, which reads {', '.join(absent)}",
-            remedy="Train a language model with it; a loss whose shift follows the policy has a fixed point only.",
+            remedy=remedy,
         )
     return objective
 
 
 def build_saddle(
     problem: ContextualBandit,
-    data: PreferenceCounts,
+    data: CountedGroups,
     objective: Objective,
     reward_class: RewardClass,
     *,
@@ -210,8 +238,8 @@ def build_saddle(
     """
     checks.one_of("prompt_weights", prompt_weights, PROMPT_WEIGHTS)
     checks.instance("problem", problem, ContextualBandit)
-    checks.instance("data", data, PreferenceCounts)
-    require_on_table(objective)
+    checks.instance("data", data, CountedGroups, remedy="Pass PreferenceCounts or RankedLists.")
+    require_on_table(objective, scored=data.scored)
     check_reward_class(reward_class)
     shape = problem.reference.shape
     if (data.num_prompts, data.num_responses) != shape:
@@ -221,8 +249,7 @@ def build_saddle(
             got=f"{data.num_prompts} prompts and {data.num_responses} responses",
             remedy="Pass num_prompts and num_responses of the problem when counting.",
         )
-    if reward_class.linear_in is not None:
-        checks.has_shape("reward_class.features", reward_class.linear_in, (*shape, None))
+    reward_class.check_shape(shape)
     support = problem.reference > 0
     largest = int(support.sum(axis=1).max())
     if largest > MAX_RESPONSES:
@@ -232,38 +259,47 @@ def build_saddle(
             got=f"{largest}, for which Newton's method needs {5 * 8 * largest**2 / 1e9:.0f} GB",
             remedy="Give each comparison its prompt (--prompt_column), or merge responses into fewer labels.",
         )
-    for name, index in (("chosen", data.chosen), ("rejected", data.rejected)):
-        outside = np.flatnonzero(~support[data.prompt, index])
-        if outside.size:
-            k = int(outside[0])
+    for block in data.blocks:
+        size = block.responses.shape[1]
+        require_size(objective, size, "data")
+        if size == 1 and "scores" not in objective.needs:
             raise InvalidArgument(
-                f"data.{name}",
-                expected="responses to which problem.reference gives mass",
-                got=f"response {int(index[k])} at prompt {int(data.prompt[k])}",
-                remedy="Give it reference mass, or drop its comparisons.",
+                "data",
+                expected="labels of single responses, which a table does not have",
+                got=f"scores, which {objective.label} does not read",
+                remedy="Take pairs or lists, or train a language model with it.",
             )
+        if "scores" in objective.needs and block.scores is not None:
+            check_scores(objective, "data.scores", tuple(block.scores.T))
+        for k, index in enumerate(block.responses.T):
+            outside = np.flatnonzero(~support[block.prompt, index])
+            if outside.size:
+                g = int(outside[0])
+                raise InvalidArgument(
+                    f"data.{('chosen', 'rejected')[k]}" if size == 2 else "data.responses",
+                    expected="responses to which problem.reference gives mass",
+                    got=f"response {int(index[g])} at prompt {int(block.prompt[g])}",
+                    remedy="Give it reference mass, or drop its comparisons.",
+                )
     base = _base_table(problem, data, objective, base_policy)
-    if (base[~support] > 0).any():
-        raise InvalidArgument(
-            "base_policy",
-            expected="no mass where problem.reference has none",
-            got=f"mass {base[~support].max():g}",
-            remedy="Give those responses reference mass.",
-        )
+    check_support("base_policy", base, support)
     return Saddle(
         objective=objective,
         reward_class=reward_class,
         log_reference=problem.log_reference,
         base=base,
         d=data.prompt_frequencies if prompt_weights == "data" else problem.d0,
-        prompt=data.prompt,
-        chosen=data.chosen,
-        rejected=data.rejected,
-        weights=data.weights,
+        groups=tuple(_groups(block, data.n, shape[1]) for block in data.blocks),
     )
 
 
-def _base_table(problem: ContextualBandit, data: PreferenceCounts, objective: Objective, base_policy: Any) -> Array:
+def _groups(block: RankedBlock, n: float, arms: int) -> Groups:
+    """Return a block's groups on the flat table (X A,)."""
+    scores = None if block.scores is None else tuple(np.ascontiguousarray(block.scores.T))
+    return Groups(tuple(block.prompt * arms + index for index in block.responses.T), block.count / n, scores)
+
+
+def _base_table(problem: ContextualBandit, data: CountedGroups, objective: Objective, base_policy: Any) -> Array:
     check_base(objective, base_policy)
     if base_policy is not None:
         return checks.probabilities("base_policy", base_policy, shape=problem.reference.shape)
@@ -271,6 +307,17 @@ def _base_table(problem: ContextualBandit, data: PreferenceCounts, objective: Ob
         return problem.reference
     frequencies = data.response_frequencies(objective.anchor.role)
     return np.where(frequencies.sum(axis=1, keepdims=True) > 0, frequencies, problem.reference)
+
+
+def check_support(name: str, base: Array, support: Any) -> None:
+    """Refuse mass of a base (X, A) outside the reference's support, (X, A) bool."""
+    if (base[~support] > 0).any():
+        raise InvalidArgument(
+            name,
+            expected="no mass where problem.reference has none",
+            got=f"mass {base[~support].max():g}",
+            remedy="Give those responses reference mass.",
+        )
 
 
 def check_base(objective: Objective, base_policy: Any) -> None:

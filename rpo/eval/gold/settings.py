@@ -12,6 +12,7 @@ import numpy as np
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument, shown
+from rpo.core.fields import hold
 from rpo.core.objectives import RPO
 
 
@@ -75,15 +76,13 @@ class GoldStudy:
         checks.instance("model", self.model, str)
         if self.prompts is not None:
             checks.path("prompts", self.prompts)
-        for name in ("train_prompts", "pairs_per_prompt", "max_new_tokens", "batch_size", "epochs", "checkpoints"):
-            checks.integer(name, getattr(self, name), minimum=1)
-        for name in ("eval_samples", "best_of", "proxy_epochs"):
-            checks.integer(name, getattr(self, name), minimum=1)
-        checks.integer("eval_prompts", self.eval_prompts, minimum=2)
-        for name in ("label_temperature", "beta", "learning_rate", "proxy_learning_rate"):
-            checks.positive(name, getattr(self, name))
+        counts = ("train_prompts", "pairs_per_prompt", "max_new_tokens", "batch_size", "epochs", "checkpoints")
+        hold(self, checks.integer, *counts, "eval_samples", "best_of", "proxy_epochs", minimum=1)
+        hold(self, checks.integer, "eval_prompts", minimum=2)
+        hold(self, checks.positive, "label_temperature", "beta", "learning_rate", "proxy_learning_rate")
+        hold(self, checks.nonnegative, "coverage", "noise")
         for name, low in (("coverage", 0.0), ("noise", -1.0)):
-            value = checks.nonnegative(name, getattr(self, name))
+            value = getattr(self, name)
             if not low < value <= 1.0:
                 raise InvalidArgument(name, expected="a share in [0, 1], coverage > 0", got=value, remedy="Change it.")
         if not checks.instance("gold", self.gold, Mapping):  # type: ignore[type-abstract]

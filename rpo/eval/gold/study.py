@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PrinterCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument, OutputError
@@ -149,7 +149,6 @@ class _Laboratory:
                 processing_class=self.tokenizer,
                 objective=BradleyTerry(),
             )
-            trainer.remove_callback(PrinterCallback)
             trainer.train()
             trainer.model.save_pretrained(stage / "model")
         last = [row for row in trainer.state.log_history if "loss/preference" in row][-1]
@@ -191,7 +190,6 @@ class _Laboratory:
                 processing_class=self.tokenizer,
                 objective=objective,
             )
-            trainer.remove_callback(PrinterCallback)
             self.base.to(trainer.args.device)
             snapshots = _Snapshots(trainer, self, study.schedule(len(pairs)), home, baseline, seed)
             trainer.add_callback(snapshots)
@@ -226,6 +224,7 @@ class _Laboratory:
             "save_strategy": "no",
             "report_to": "none",
             "disable_tqdm": True,
+            "log": "none",
             "logging_steps": 1,
             "bf16": self.study.bf16,
             "use_cpu": not torch.cuda.is_available(),  # transformers wants it said before it takes bf16 there

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rpo.core import checks
+from rpo.core.fields import hold
 from rpo.eval.judges import Choice, Question, Verdict
 from rpo.eval.scorers import WRAP, Scorer
 
@@ -22,8 +23,8 @@ class Scored:
 
     def __post_init__(self) -> None:
         checks.instance("scorer", self.scorer, Scorer, remedy=WRAP)  # type: ignore[type-abstract]
-        checks.nonnegative("margin", self.margin)
-        checks.integer("at_once", self.at_once, minimum=1)
+        hold(self, checks.nonnegative, "margin")
+        hold(self, checks.integer, "at_once", minimum=1)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -69,7 +69,8 @@ class BudgetCollator(PairCollator):
     max_tokens: int = 16384
 
     def __post_init__(self) -> None:
-        checks.integer("max_tokens_per_batch", self.max_tokens, minimum=1)
+        whole = checks.integer("max_tokens_per_batch", self.max_tokens, minimum=1)
+        object.__setattr__(self, "max_tokens", whole)
 
     def __call__(self, items: Sequence[Any]) -> dict[str, Any]:
         whole = super().__call__(items)

@@ -12,9 +12,9 @@ from rpo.core.errors import InvalidArgument
 
 KEPT_MESSAGES = 5
 EXCERPT = 200
-# Columns that other data sets keep a prompt, or a part of it, in.
+# Columns that other data sets keep a prompt, or a part of it, in, under any capitals.
 PROMPT_LIKE = (
-    "question", "instruction", "input", "inputs", "query", "problem", "context", "system", "system_prompt",
+    "prompt", "question", "instruction", "input", "inputs", "query", "problem", "context", "system", "system_prompt",
     "prompt_text", "user_prompt", "task", "history",
 )  # fmt: skip
 
@@ -120,8 +120,9 @@ class DataReport:
         self.unused_columns.update(extra.keys())
         if prompt is None:
             return
-        texts = {name: extra[name].strip() for name in PROMPT_LIKE if isinstance(extra.get(name), str)}
-        self.unread_prompts.update(name for name, text in texts.items() if text and text not in prompt)
+        for name, value in extra.items():
+            if str(name).lower() in PROMPT_LIKE and any(text not in prompt for text in _texts_in(value)):
+                self.unread_prompts[name] += 1
 
     def unused_prompts(self) -> str | None:
         """Return a sentence on columns that seem to hold the prompt, or a part of it, and are not read."""
@@ -147,3 +148,12 @@ def warn_of_unused_prompts(report: DataReport) -> None:
     sentence = report.unused_prompts()
     if sentence is not None:
         warnings.warn(f"dataset: {sentence}.", UserWarning, stacklevel=2)
+
+
+def _texts_in(value: Any) -> list[str]:
+    """Return the texts of a cell: itself, or those of a list of turns, which may be messages."""
+    if isinstance(value, Mapping):
+        value = [item for key, item in value.items() if key not in ("role", "from")]
+    if isinstance(value, (list, tuple)):
+        return [text for item in value for text in _texts_in(item)]
+    return [value.strip()] if isinstance(value, str) else []

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
+from rpo.core.fields import hold
 
 TRUNCATION_MODES = ("keep_end", "drop")
 
@@ -37,9 +38,9 @@ class Limits:
                     remedy=remedy,
                 )  # fmt: skip
             return
-        checks.integer("max_length", self.max_length, minimum=2)
+        hold(self, checks.integer, "max_length", minimum=2)
         if self.max_prompt_length is not None:  # at least one token is left for a response
-            checks.integer("max_prompt_length", self.max_prompt_length, minimum=1, maximum=self.max_length - 1)
+            hold(self, checks.integer, "max_prompt_length", minimum=1, maximum=self.max_length - 1)
 
     def fit(self, prompt: Ids, responses: list[Ids], *, first: int | None = None) -> tuple[Ids, list[Ids]] | None:
         """Return prompt and responses within the limits, neither ever empty, or None to drop the pair.

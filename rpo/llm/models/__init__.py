@@ -10,6 +10,7 @@ from rpo.llm.models.loading import (
     positions_of,
     with_stored_adapter,
 )
+from rpo.llm.models.merging import merge_adapter
 from rpo.llm.models.packages import require_peft
 from rpo.llm.models.tokenizers import check_embeddings, choose_pad_token, load_tokenizer
 
@@ -23,6 +24,7 @@ __all__ = [
     "is_adapter",
     "load_model",
     "load_tokenizer",
+    "merge_adapter",
     "positions_of",
     "require_peft",
     "with_stored_adapter",

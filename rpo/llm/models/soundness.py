@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rpo.core.errors import InvalidArgument, RPOError
+from rpo.core.errors import InvalidArgument, RPOError, brief
 from rpo.llm.logps.head import causal_model
 
 NAMED = 4
@@ -32,7 +32,7 @@ def reading(source: object) -> Iterator[None]:
         raise
     except Exception as error:
         # The parsers of three formats raise nearly every built-in exception on a damaged file.
-        reason = str(error).strip() or type(error).__name__
+        reason = brief(str(error)) or type(error).__name__
         raise ModelNotLoaded(
             f"name_or_path: expected a hub name, or a folder with config.json, tokenizer and safetensors, got {source} "
             f"({reason}). Check the name and the connection; weights must be safetensors, and models that bring their "

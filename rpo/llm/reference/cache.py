@@ -207,26 +207,37 @@ def precompute(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     save_every: int = 32,
     show: bool | None = None,
+    say: Callable[[str], object] = len,
 ) -> LogpCache:
     """Score what `cache` lacks and return it, the same on every process; the work is shared among them.
 
     groups: the same on every process; m may differ. file: saved to by the main process every
     `save_every` batches, and when interrupted, so that a rerun continues. batch_tokens: padded
     tokens per batch; a longer single group is a batch of its own. device: of the inputs, by default
-    the model's. autocast: makes the policy's autocast context. show: as in `track`.
+    the model's. autocast: makes the policy's autocast context. show: as in `track`. say: takes a
+    line on what lies ahead.
     Raises InvalidArgument for a value that is not finite, OutputError.
     """
-    checks.integer("batch_tokens", batch_tokens, minimum=1)
-    checks.integer("save_every", save_every, minimum=1)
+    batch_tokens = checks.integer("batch_tokens", batch_tokens, minimum=1)
+    save_every = checks.integer("save_every", save_every, minimum=1)
     state = PartialState()
     # What the main process read from the file may not be on the others, and all must plan alike.
     cache.dtype, cache._values = broadcast_object_list([(cache.dtype, cache._values)])[0]
+    groups = list(groups)
     batches = plan_batches(groups, cache, batch_tokens)
     rounds = -(-len(batches) // state.num_processes)
     place = next(reference.model.parameters()).device if device is None else torch.device(device)
     fresh: list[Scored] = []
+    tokens = [sum(map(_tokens, batch)) for batch in batches]
+    say(_outlook(len(groups), sum(map(len, batches)), sum(tokens), file))
+    sizes = [sum(tokens[k : k + state.num_processes]) for k in range(0, len(batches), state.num_processes)]
     try:
-        for turn in track(range(rounds), "Reference log-probabilities", show=show if state.is_main_process else False):
+        for turn in track(
+            range(rounds),
+            "Reference log-probabilities, tokens",
+            show=show if state.is_main_process else False,
+            sizes=sizes,
+        ):
             share = turn * state.num_processes + state.process_index
             # A process without work repeats the last batch: sharded models need every process in every forward pass.
             batch = batches[min(share, len(batches) - 1)]
@@ -263,6 +274,19 @@ class Scored(NamedTuple):
     digests: list[bytes]
     values: list[float]
     dtype: str
+
+
+def _outlook(groups: int, lacking: int, tokens: int, file: str | os.PathLike[str] | None) -> str:
+    """Return what a pass has before it, in words."""
+    if not lacking:
+        return f"Reference log-probabilities: {groups:,} groups, all known" + (f" from {file}." if file else ".")
+    known = f"; {groups - lacking:,} more are known" if lacking < groups else ""
+    return f"Reference log-probabilities: {lacking:,} groups, {tokens:,} tokens to score{known}."
+
+
+def _tokens(todo: Todo) -> int:
+    """Return the tokens to score of a group, its prompt once."""
+    return len(todo.group.prompt_ids) + sum(map(len, todo.group.responses))
 
 
 def plan_batches(groups: Iterable[PromptGroup], cache: LogpCache, batch_tokens: int) -> list[list[Todo]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,22 @@ class ReferencePass:
     """Scores pairs under references with the trainer's path, device and autocast.
 
     file: where values are kept, None for nowhere. strict: a file of other weights, type or template is
-    an error (CacheMismatch); otherwise it is computed anew.
+    an error (CacheMismatch); otherwise it is computed anew. say: as of
+    `precompute`.
     """
 
     def __init__(
-        self, accelerator: Accelerator, path: ScoringPath, tokenizer: Any, *, batch_tokens: int, show: bool | None
+        self,
+        accelerator: Accelerator,
+        path: ScoringPath,
+        tokenizer: Any,
+        *,
+        batch_tokens: int,
+        show: bool | None,
+        say: Callable[[str], object] = len,
     ) -> None:
         self.accelerator, self.path, self.tokenizer = accelerator, path, tokenizer
-        self.batch_tokens, self.show = batch_tokens, show
+        self.batch_tokens, self.show, self.say = batch_tokens, show, say
 
     def logps(
         self,
@@ -73,6 +81,7 @@ class ReferencePass:
                 device=self.accelerator.device,
                 autocast=self.accelerator.autocast,
                 show=self.show,
+                say=self.say,
             )
         return cache.lookup(groups)
 

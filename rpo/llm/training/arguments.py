@@ -6,8 +6,10 @@ there are, so that none is taken and not meant.
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +17,8 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from rpo.core import checks
-from rpo.core.errors import InvalidArgument
+from rpo.core.errors import InvalidArgument, MissingDependency, RPOError
+from rpo.core.fields import hold
 
 # Argument -> (the one value it may have, why no other).
 REFUSED: dict[str, tuple[Any, str]] = {
@@ -77,6 +80,22 @@ def _kind(value: Any) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
+@contextlib.contextmanager
+def taken_by_transformers() -> Iterator[None]:
+    """Turn what transformers raises about its arguments into one typed error."""
+    try:
+        yield
+    except RPOError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, OSError, ImportError) as error:
+        raise InvalidArgument(
+            "args",
+            expected="training arguments that transformers takes",
+            got=" ".join(str(error).split()),
+            remedy="Look at the argument it names.",
+        ) from error
+
+
 def check_arguments(args: Any) -> None:
     """Refuse values that transformers would take and not use, or fail at later. Raises InvalidArgument."""
     for name, (only, why) in REFUSED.items():
@@ -85,20 +104,29 @@ def check_arguments(args: Any) -> None:
                 name, expected=repr(only), got=repr(getattr(args, name)), remedy=f"{why} Leave it out."
             )
     for name, minimum in WHOLE.items():
-        checks.integer(name, getattr(args, name), minimum=minimum)
-    for name in NOT_NEGATIVE:
-        checks.nonnegative(name, getattr(args, name))
+        hold(args, checks.integer, name, minimum=minimum)
+    hold(args, checks.nonnegative, *NOT_NEGATIVE, "adam_beta1", "adam_beta2")
     for name in ("adam_beta1", "adam_beta2"):
-        if checks.nonnegative(name, getattr(args, name)) >= 1:
+        if getattr(args, name) >= 1:
             raise InvalidArgument(name, expected="a number in [0, 1)", got=getattr(args, name), remedy="Pass 0.9.")
-    checks.integer("seed", args.seed, minimum=0, maximum=LARGEST_SEED)
+    hold(args, checks.integer, "seed", minimum=0, maximum=LARGEST_SEED)
     if args.data_seed is not None:
-        checks.integer("data_seed", args.data_seed, minimum=0, maximum=LARGEST_SEED)
+        hold(args, checks.integer, "data_seed", minimum=0, maximum=LARGEST_SEED)
     _check_length(args)
     for name in ("logging", "eval", "save"):
         steps = getattr(args, f"{name}_steps")
         if _value(getattr(args, f"{name}_strategy")) == "steps" and steps is not None:
             checks.positive(f"{name}_steps", steps, remedy="Pass a number of updates, or a share of them below 1.")
+    if args.neftune_noise_alpha is not None:
+        hold(args, checks.nonnegative, "neftune_noise_alpha")
+    if args.dataloader_persistent_workers and not args.dataloader_num_workers:
+        remedy = "Set dataloader_num_workers, or leave dataloader_persistent_workers out."
+        raise InvalidArgument("dataloader_num_workers", expected="workers that persist", got=0, remedy=remedy)
+    if args.use_liger_kernel and importlib.util.find_spec("liger_kernel") is None:
+        raise MissingDependency("use_liger_kernel needs liger-kernel. Install it, or leave use_liger_kernel out.")
+    if args.load_best_model_at_end and _value(args.save_strategy) == "no":
+        remedy = "Set save_strategy as eval_strategy, or leave load_best_model_at_end out."
+        raise InvalidArgument("save_strategy", expected="checkpoints to choose from", got="'no'", remedy=remedy)
     # transformers before 5.20 had it as a flag.
     sampling = "group_by_length" if getattr(args, "group_by_length", False) else _sampling(args)
     if sampling not in SAMPLING:
@@ -131,10 +159,11 @@ def check_loading(config: Any) -> None:
 
 
 def _check_length(args: Any) -> None:
-    if checks.integer("max_steps", args.max_steps, minimum=-1) == 0:
+    hold(args, checks.integer, "max_steps", minimum=-1)
+    if args.max_steps == 0:
         raise InvalidArgument("max_steps", expected="-1 or >= 1", got=0, remedy="-1 trains for num_train_epochs.")
     if args.max_steps < 0:
-        checks.positive("num_train_epochs", args.num_train_epochs, remedy="Pass 1, for example, or max_steps.")
+        hold(args, checks.positive, "num_train_epochs", remedy="Pass 1, for example, or max_steps.")
 
 
 def _sampling(args: Any) -> str:
@@ -168,10 +197,10 @@ def check_fit(args: Any, train: Any, evaluation: Any) -> None:
             got=f"{len(train)}, so that every pair would be dropped",
             remedy="Set it to False, or per_device_train_batch_size lower.",
         )
-    if _value(args.eval_strategy) != "no" and not evaluation:
-        raise InvalidArgument(
-            "eval_strategy",
-            expected="'no' without an eval_dataset",
-            got=repr(_value(args.eval_strategy)),
-            remedy="Pass eval_dataset, or leave eval_strategy out.",
-        )
+    for name, value, idle in (
+        ("eval_strategy", _value(args.eval_strategy), "no"),
+        ("eval_on_start", args.eval_on_start, False),
+    ):
+        if value != idle and not evaluation:
+            remedy = f"Pass eval_dataset, or leave {name} out."
+            raise InvalidArgument(name, expected=f"{idle!r} without an eval_dataset", got=repr(value), remedy=remedy)

@@ -17,6 +17,7 @@ from transformers.trainer_utils import TrainOutput
 from rpo.core.errors import InvalidArgument, NonFiniteLoss
 from rpo.core.locks import alone
 from rpo.core.records import jsonable
+from rpo.llm.training.arguments import taken_by_transformers
 from rpo.llm.training.checkpoints import (
     CheckpointError,
     complete_checkpoints,
@@ -44,7 +45,8 @@ class SafeTrainer(Trainer):
     carried: dict[str, float]  # numbers that an update hands to the next, in checkpoints too
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        with taken_by_transformers():
+            super().__init__(*args, **kwargs)
         if self.args.n_gpu > 1:
             raise InvalidArgument(
                 "args",
@@ -208,6 +210,16 @@ class SafeTrainer(Trainer):
     def checksums(self) -> bool:
         """Whether checkpoint files get a checksum."""
         return bool(getattr(self.args, "checkpoint_checksums", True))
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Make the optimiser that the arguments name. Raises InvalidArgument for what transformers refuses."""
+        with taken_by_transformers():
+            return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """Make the learning rate's schedule. Raises InvalidArgument for what transformers refuses."""
+        with taken_by_transformers():
+            return super().create_scheduler(*args, **kwargs)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train; resume_from_checkpoint: a folder, True for the newest whole one, "auto" for it if there is one.

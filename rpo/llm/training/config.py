@@ -10,9 +10,11 @@ from transformers import TrainingArguments
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
+from rpo.core.fields import hold
 from rpo.core.objectives import RPO, Objective, require_comparison, require_objective
 from rpo.core.records import check_file
-from rpo.llm.training.arguments import check_arguments, check_loading
+from rpo.llm.training.arguments import check_arguments, check_loading, taken_by_transformers
+from rpo.llm.training.console import LOGS
 from rpo.methods.foreign import refuse
 
 TRUNCATION_MODES = ("keep_end", "drop")
@@ -79,6 +81,12 @@ class TrainerConfig(TrainingArguments):
     )
     disable_dropout: bool = field(default=True, metadata=_help("No dropout in policy, adapters and reference."))
 
+    # Output.
+    log: str | None = field(
+        default=None,
+        metadata=_help("What is printed: short (five numbers a log; the default), full (all of them), or none."),
+    )
+
     # Checks.
     self_check: bool = field(default=True, metadata=_help("Check data, reference and gradient at step 0."))
     checkpoint_checksums: bool = field(default=True, metadata=_help("Checksum every checkpoint file."))
@@ -103,16 +111,8 @@ class TrainerConfig(TrainingArguments):
                 setattr(given, new, getattr(given, old))
                 setattr(given, old, None)
         check_arguments(self)
-        try:
+        with taken_by_transformers():
             super().__post_init__()
-        except (ValueError, TypeError, KeyError, OSError, ImportError) as error:
-            remedy = "Look at the argument it names."
-            raise InvalidArgument(
-                "args",
-                expected="training arguments that transformers takes",
-                got=" ".join(str(error).split()),
-                remedy=remedy,
-            ) from error
         check_loading(self.accelerator_config)
         self._check()
 
@@ -123,15 +123,17 @@ class TrainerConfig(TrainingArguments):
 
     def _check(self) -> None:
         checks.one_of("truncation_mode", self.truncation_mode, TRUNCATION_MODES)
+        if self.log is not None:
+            checks.one_of("log", self.log, LOGS)
         checks.one_of("on_refused", self.on_refused, ("error", "drop"))
         checks.one_of("path", self.path, ("auto", "shared", "packed", "padded"))
         if self.max_tokens_per_batch is not None:
-            checks.integer("max_tokens_per_batch", self.max_tokens_per_batch, minimum=1)
+            hold(self, checks.integer, "max_tokens_per_batch", minimum=1)
         if self.max_length is not None:
-            checks.integer("max_length", self.max_length, minimum=2)
+            hold(self, checks.integer, "max_length", minimum=2)
         if self.max_prompt_length is not None:
             limit = None if self.max_length is None else self.max_length - 1
-            checks.integer("max_prompt_length", self.max_prompt_length, minimum=1, maximum=limit)
+            hold(self, checks.integer, "max_prompt_length", minimum=1, maximum=limit)
 
 
 @dataclass
@@ -191,9 +193,9 @@ class RPOConfig(TrainerConfig):
         counts = {"base_num_samples": 1, "base_max_new_tokens": 1, "precompute_ref_batch_tokens": 1}
         counts |= {"gradient_diagnostics_steps": 0, "kl_steps": 0, "kl_prompts": 1, "kl_max_new_tokens": 1}
         for name, minimum in (counts | {"displacement_patience": 1}).items():
-            checks.integer(name, getattr(self, name), minimum=minimum)
+            hold(self, checks.integer, name, minimum=minimum)
         if self.displacement_threshold is not None:
-            checks.fraction("displacement_threshold", self.displacement_threshold)
+            hold(self, checks.fraction, "displacement_threshold")
         if self.beta is not None or self.eta is not None or self.sft_reduction is not None or self.base is not None:
             self.build_objective()
         if self.base is not None:

@@ -71,7 +71,8 @@ def fit(
         )
     trainer_class, config_class = trainer_of(objective)
     if args is None:
-        args = build_config(config_class, {"output_dir": str(output_dir or DEFAULT_FOLDER), **training})
+        folder = str(DEFAULT_FOLDER if output_dir is None else output_dir)
+        args = build_config(config_class, {"output_dir": folder, **training})
     options: dict[str, Any] = {}
     if trainer_class is PreferenceTrainer:
         options = {"ref_model": ref_model, "ref_adapter_name": ref_adapter_name}

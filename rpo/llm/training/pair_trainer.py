@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from rpo.llm.sampling import stop_token_ids
 from rpo.llm.training.arguments import check_fit, optimizer_settings
 from rpo.llm.training.base_trainer import SafeTrainer
 from rpo.llm.training.config import TrainerConfig
+from rpo.llm.training.console import settle_console
 from rpo.llm.training.selfcheck import check_data, check_gradient
 
 logger = logging.getLogger(__name__)
@@ -100,6 +102,7 @@ class PairTrainer(TokenBudget, SafeTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        settle_console(self, args.log or "short", bar=not args.disable_tqdm and sys.stderr.isatty())
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # which keep float32 weights of their own
             warn_of_half_precision(model)
 

@@ -238,6 +238,7 @@ class PreferenceTrainer(PairTrainer):
             self.tokenizer,
             batch_tokens=args.precompute_ref_batch_tokens,
             show=False if args.disable_tqdm else None,
+            say=print if args.log != "none" and self.is_world_process_zero() else len,
         )
         if self.base.sampled:
             drawn = scorer.samples(

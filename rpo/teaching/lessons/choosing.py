@@ -65,7 +65,7 @@ def rules(
         cell = Cell(source(instance), unit, seeds, rng)
         advised = []
         for seed, draw in zip(seeds, cell.draws, strict=True):
-            if isinstance(draw, Exception):
+            if isinstance(draw, BaseException):
                 raise draw
             advised.append(advise(draw.data, draw.problem, etas=options, rng=seed))
         beta, theory = advised[0].theory_beta, advised[0].theory_eta

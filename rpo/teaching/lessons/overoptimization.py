@@ -157,11 +157,11 @@ def at_a_glance(beta: float, n: int, skew: float, *, draws: int = 100, seed: int
     """Draw DPO's mean gold and proxy against KL on one skewed problem with `beta` marked, and its mean policy there."""
     from rpo.plotting import COLORS, new_figure, style
 
-    checks.positive("beta", beta)
+    beta = checks.positive("beta", beta)
     problem = skewed_problem(skew=skew, rng=seed)
     wins = sample_wins(problem, n, draws, rng=seed)
     reference, reward = problem.reference[0], problem.true_reward()[0]
-    betas = sorted({*BETAS, float(beta)}, reverse=True)
+    betas = sorted({*BETAS, beta}, reverse=True)
     gold, proxy, kl, start = [], [], [], None
     marked = reference
     for value in betas:

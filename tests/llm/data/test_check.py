@@ -76,6 +76,9 @@ def test_clean_data_warn_of_nothing() -> None:
             "both responses begin with, and nothing reads 'question'",
         ),
         ([text("p", "a", "b", input="q")], {}, "in the column 'prompt', and nothing reads 'input' (1 rows)"),
+        ([text("p", "a", "b", Prompt="q")], {}, "nothing reads 'Prompt' (1 rows)"),
+        ([text("p", "a", "b", history=[["q", "r"]])], {}, "nothing reads 'history' (1 rows)"),
+        ([text("p", "a", "b", history=[{"role": "user", "content": "q"}])], {}, "nothing reads 'history' (1 rows)"),
     ],
 )
 def test_warnings(rows: list[Any], options: dict[str, Any], words: str) -> None:

@@ -1,0 +1,151 @@
+"""What a pair's gradients do to its two responses, which response a policy ranks first, and policies averaged.
+
+Shapes: X prompts, A responses, K distinct comparisons of the data, M policies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import expit
+
+from rpo.bandit.data import PreferenceCounts
+from rpo.bandit.problem import SoftmaxPolicy
+from rpo.core import checks, numerics
+from rpo.core.checks import Array
+from rpo.core.errors import InvalidArgument
+
+CASES = ("ideal", "both fall", "both rise")
+
+
+@dataclass(frozen=True, eq=False)
+class Entanglement:
+    r"""The gradients $g_w, g_l$ of log pi of a comparison's two responses, and what a small step does to them.
+
+    chosen: |g_w|^2, rejected: |g_l|^2, inner: <g_w, g_l>, each (K,). The step of a loss of the margin is a multiple
+    of g_w - g_l: log pi_w changes as chosen - inner, log pi_l as inner - rejected, and the margin never falls.
+    Source: Yuan et al. 2024 (arXiv 2410.13828), Section 3.
+    """
+
+    chosen: Array
+    rejected: Array
+    inner: Array
+
+    @property
+    def case(self) -> Any:
+        """Of each comparison, (K,): "ideal" (chosen rises, rejected falls), "both fall" or "both rise"."""
+        rises, falls = self.inner < self.chosen, self.inner < self.rejected
+        return np.where(rises & falls, CASES[0], np.where(falls, CASES[1], CASES[2]))
+
+    def least_eta(self, margins: Any, beta: float) -> Array:
+        r"""Return eta*, (K,), above which the SFT term of RPO makes log pi_w rise, 0 where it rises anyway.
+
+        margins: (K,), h(chosen) - h(rejected) in nats. With $s=\sigma(-\beta\,\mathrm{margin})$ the step is
+        $\beta(s(g_w-g_l)+\eta g_w)$, under which log pi_w rises iff $(s+\eta)|g_w|^2>s\langle g_w,g_l\rangle$. For one
+        pair of its own, base "chosen"; inf where g_w vanishes and the other term does not.
+        """
+        z = checks.finite("margins", margins, shape=self.chosen.shape)
+        pull = expit(-checks.positive("beta", beta) * z) * np.maximum(self.inner - self.chosen, 0.0)
+        with np.errstate(divide="ignore"):
+            return np.divide(pull, self.chosen, out=np.zeros(pull.shape), where=pull > 0)
+
+
+def gradient_entanglement(policy: SoftmaxPolicy, data: PreferenceCounts) -> Entanglement:
+    """Return the inner products of the two gradients of each comparison at a softmax policy, exactly.
+
+    On a table log pi_w always rises: inner - chosen = -(1 - pi_w + pi_l). With shared parameters it may fall. Raises
+    InvalidArgument.
+    """
+    checks.instance("policy", policy, SoftmaxPolicy)  # type: ignore[type-abstract]
+    checks.instance("data", data, PreferenceCounts)
+    pi, design = np.exp(policy.logps), policy.design
+    score = design - np.einsum("xa,xap->xp", pi, design)[:, None, :]
+    first, second = score[data.prompt, data.chosen], score[data.prompt, data.rejected]
+    return Entanglement((first**2).sum(axis=1), (second**2).sum(axis=1), (first * second).sum(axis=1))
+
+
+def ranking_accuracy(logps: Any, data: PreferenceCounts) -> float:
+    """Return the share of preferences whose chosen response is at least as likely as the rejected one.
+
+    logps: (X, A), log pi, -inf allowed. Source: Chen et al. 2024 (arXiv 2405.19534), Definition 2.2.
+    """
+    table = _log_policy("logps", logps, checks.instance("data", data, PreferenceCounts))
+    return float(data.weights @ (table[data.prompt, data.chosen] >= table[data.prompt, data.rejected]))
+
+
+def idealised_ranking_accuracy(log_reference: Any, data: PreferenceCounts, beta: float, chosen_rate: Any) -> float:
+    r"""Return the ranking accuracy of DPO's optimum on each pair on its own, what perfect training would reach.
+
+    $\pi^\ast_w/\pi^\ast_l=(\rho_w/\rho_l)(a/(1-a))^{1/\beta}$. log_reference: (X, A). chosen_rate: a in (0, 1), (K,),
+    how often w beats l. Source: Chen et al. 2024 (arXiv 2405.19534), Theorem 3.1 and Corollary 3.3.
+    """
+    table = _log_policy("log_reference", log_reference, checks.instance("data", data, PreferenceCounts))
+    rate = checks.finite("chosen_rate", chosen_rate)
+    if rate.shape not in ((), data.count.shape) or rate.min() <= 0 or rate.max() >= 1:
+        raise InvalidArgument(
+            "chosen_rate",
+            expected=f"a number in (0, 1), or one for each of the {len(data.count)} triples",
+            got=f"shape {rate.shape} in [{rate.min():g}, {rate.max():g}]",
+            remedy="Clip rates of zero and one, and pass one for each.",
+        )
+    apart = table[data.prompt, data.chosen] - table[data.prompt, data.rejected]
+    ratio = apart + np.log(rate / (1.0 - rate)) / checks.positive("beta", beta)
+    return float(data.weights @ (ratio > 0))
+
+
+def ranking_loss(log_reference: Any, data: PreferenceCounts, beta: float) -> Array:
+    r"""Return DPO's loss of each comparison, (K,), at or below which, and only there, it is ranked right.
+
+    $s(-\beta\log(\rho_l/\rho_w))$ with s the softplus: a pair that the reference ranks wrong needs a loss well below
+    log 2. log_reference: (X, A). Source: Chen et al. 2024 (arXiv 2405.19534), Theorem 4.1.
+    """
+    table = _log_policy("log_reference", log_reference, checks.instance("data", data, PreferenceCounts))
+    apart = table[data.prompt, data.rejected] - table[data.prompt, data.chosen]
+    return np.asarray(numerics.softplus(-checks.positive("beta", beta) * apart))
+
+
+def geometric_mean(policies: Any, weights: Any = None) -> Array:
+    r"""Return the policy proportional to $\prod_m\pi_m^{w_m}$, (X, A): logits averaged.
+
+    policies: (M, X, A). weights: (M,), of sum one, also beyond [0, 1]; default equal. Two facts: between a reference
+    and its Gibbs policy at beta, weights 1 - a and a give the Gibbs policy at beta / a (averaging undoes training); and
+    $\sum_mw_m\mathrm{KL}(p\|\pi_m)=\mathrm{KL}(p\|\mathrm{mean})-\log\sum_a\prod_m\pi_m^{w_m}$, so that two references
+    averaged are nearer to any p than they are on average, by their Bhattacharyya distance. Raises InvalidArgument.
+    Source: Lin et al. 2023 (arXiv 2309.06256); Chegini et al. 2024 (arXiv 2411.01798).
+    """
+    tables = checks.finite("policies", policies, shape=(None, None, None))
+    if not len(tables):
+        raise InvalidArgument("policies", expected="at least one", got="none", remedy="Pass a policy.")
+    for m, table in enumerate(tables):
+        checks.probabilities(f"policies[{m}]", table)
+    w = np.full(len(tables), 1.0 / len(tables)) if weights is None else checks.finite("weights", weights)
+    checks.has_shape("weights", w, (len(tables),))
+    if abs(w.sum() - 1.0) > 1e-9:
+        raise InvalidArgument("weights", expected="a sum of one", got=w.sum(), remedy="Divide by the sum.")
+    inside = np.asarray(tables > 0).all(axis=0)
+    if (inside.sum(axis=1) == 0).any():
+        raise InvalidArgument(
+            "policies",
+            expected="a response that all give mass, at every prompt",
+            got="none",
+            remedy="Mix each with a little of the reference.",
+        )
+    logits = np.tensordot(w, np.log(np.where(inside, tables, 1.0)), axes=1)
+    return np.exp(numerics.log_softmax(np.where(inside, logits, -np.inf)))
+
+
+def bhattacharyya(first: Any, second: Any) -> Array:
+    r"""Return $-\log\sum_a\sqrt{p_aq_a}$ of each prompt, (X,), nats; inf where no response has mass under both."""
+    p, q = checks.probabilities("first", first), checks.probabilities("second", second)
+    checks.has_shape("second", q, p.shape)
+    with np.errstate(divide="ignore"):
+        return np.asarray(-np.log(np.sqrt(p * q).sum(axis=-1)))
+
+
+def _log_policy(name: str, values: Any, data: PreferenceCounts) -> Array:
+    table = checks.numbers(name, values)
+    checks.has_shape(name, table, (data.num_prompts, data.num_responses))
+    checks.probabilities(f"exp({name})", np.exp(table))
+    return np.asarray(table, dtype=np.float64)
