@@ -1,10 +1,11 @@
 """A training step on lists of K responses, every prompt once against a prompt a response.
 
-`python benchmarks/lists.py --model smollm2` writes results/lists.json and prints its table; `--smoke` is a tiny model
-and writes nothing. Random tokens: prompts of 200, responses of 16 to 128 (log-normal around 60). A step is collate,
-forward and backward of Plackett-Luce DPO with the reference's values at hand, without the update, whose cost does not
-depend on the layout. Padded, packed and shared take turns on every batch in one process; a ratio is of two times on one
-batch, whose losses must agree.
+`python benchmarks/lists.py` writes results/lists.json and prints its table; `--smoke` is a tiny model and writes
+nothing. A Llama of random weights, by default six of SmolLM2's thirty layers with its head, or a folder. Random tokens:
+prompts of 200, responses of 16 to 128 (log-normal around 60). A step is collate, forward and backward of Plackett-Luce
+DPO with the reference's values at hand, without the update, whose cost does not depend on the layout. Padded, packed
+and shared take turns on every batch in one process and thread; times are the processor's, which other work on the
+machine disturbs less than the clock's, and a ratio is of two of them on one batch, whose losses must agree.
 """
 
 from __future__ import annotations
@@ -31,17 +32,23 @@ from rpo.llm.logps.packing import PackedPath, SharedPrefixPath, choose_path
 from rpo.llm.logps.scoring import PaddedPath
 
 HERE = Path(__file__).parent
-SIZES = {"K = 2": (2, 2), "K = 4": (4, 4), "K = 8": (8, 8), "K = 2 and 8": (2, 8)}  # of the prompts in a batch
+SIZES = {"2": (2,), "4": (4,), "8": (8,), "2 and 8": (2, 8)}  # responses to each prompt of a batch
+LLAMA = {
+    "tiny": (128, 32, 64, 2, 4, 2),
+    "six layers": (49_152, 576, 1536, 6, 9, 3),  # vocabulary, hidden, inner, layers, heads, those of keys
+}
 PROMPT, RESPONSE = 200, (60, 0.6, 16, 128)  # tokens; median, sigma, least, most
 OBJECTIVE = rpo.PlackettLuceDPO(beta=0.1)
 
 
 def make_model(name: str, dtype: str) -> Any:
-    """Return the model in training mode; "tiny" is a Llama of random weights."""
-    if name == "tiny":
+    """Return the model in training mode."""
+    if name in LLAMA:
+        vocabulary, hidden, inner, layers, heads, keys = LLAMA[name]
         config = transformers.LlamaConfig(
-            vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, pad_token_id=0, bos_token_id=None, eos_token_id=1,
+            vocab_size=vocabulary, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
+            num_attention_heads=heads, num_key_value_heads=keys, pad_token_id=0, bos_token_id=None, eos_token_id=1,
+            tie_word_embeddings=True,
         )  # fmt: skip
         torch.manual_seed(0)
         return transformers.LlamaForCausalLM(config).train()
@@ -69,8 +76,8 @@ def make_batches(sizes: tuple[int, ...], count: int, vocabulary: int) -> list[li
 
 
 def step(model: Any, path: Any, batch: list[TokenizedGroup]) -> tuple[float, float, int]:
-    """Return seconds, loss and tokens fed of one step; the reference's values are the policy's, moved a little."""
-    began = time.perf_counter()
+    """Return processor seconds, loss and tokens fed of one step; the reference is the policy, moved a little."""
+    began = time.process_time()
     inputs = PairCollator(path)(batch)
     logps = path.logps(model, inputs)
     reference = logps.detach() + 0.01 * inputs["lengths"]
@@ -79,7 +86,7 @@ def step(model: Any, path: Any, batch: list[TokenizedGroup]) -> tuple[float, flo
         columns = Columns(logps=part["policy"][:, :k].unbind(1), reference=part["reference"][:, :k].unbind(1))
         loss = loss + OBJECTIVE.per_pair(columns).sum() / len(batch)
     loss.backward()
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     model.zero_grad()
     return seconds, loss.item(), inputs["input_ids"].numel()
 
@@ -125,13 +132,12 @@ def table(record: dict[str, Any]) -> str:
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=os.environ.get("RPO_SMOLLM2", "smollm2"))
+    parser.add_argument("--model", default="six layers", help=f"{', '.join(LLAMA)}, or a folder")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--batches", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batches", type=int, default=5)
     parser.add_argument("--smoke", action="store_true")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(1)
     if arguments.smoke:
         arguments.model, arguments.batches = "tiny", 2
     record = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise, permutations
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from tokenizers_for_tests import CHATML, characters, turn
 
+from rpo.commands.data_source import DataSource, load
 from rpo.core.errors import InvalidArgument
 from rpo.llm.data import (
     RefusedRow,
@@ -88,6 +90,16 @@ def test_rows_that_are_not_rated_are_refused_or_counted() -> None:
     assert len(list(rows)) == 2
     assert rows.report.to_dict() == {"rows": 4, "made": 2, "refused": 2, "dropped": {}}
     assert len(list(rows)) == 2 and rows.report.rows == 4  # a pass of its own
+
+
+def test_a_recipe_names_the_rating_and_the_rule(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "ultra.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in (ULTRA, CODE)))
+    lists = load(DataSource(source=str(file), ultrafeedback="aspects"), 0)
+    assert [row["scores"] for row in lists] == [[1.5, 4.0, None], [None, 5.0, 2.0]]
+    assert "2 rows gave 2 lists, refused 0" in capsys.readouterr().out
+    pairs = load(DataSource(source=str(file), ultrafeedback="overall_score", binarize="all_pairs"), 0)
+    assert [(row["chosen"], row["rejected"]) for row in pairs] == [("a", "c"), ("a", "b"), ("c", "b"), ("b", "c")]
 
 
 def test_all_pairs_leave_ties_out() -> None:
