@@ -108,7 +108,7 @@ def test_what_is_no_run_is_refused_with_what_was_looked_for(tmp_path: Path) -> N
         plot_runs(along_beta)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"log_history": 3}', '{"log_history": [3]}'])
+@pytest.mark.parametrize("text", ["[" * 50_000, "{", "[]", '{"log_history": 3}', '{"log_history": [3]}'])
 def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "trainer_state.json").write_text(text)
     with pytest.raises(OutputError, match=r"trainer_state\.json"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +16,7 @@ from matplotlib.figure import Figure
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument, OutputError
-from rpo.core.records import Run
+from rpo.core.records import Run, read_json
 from rpo.llm.training.checkpoints import MANIFEST
 from rpo.plotting import COLORS, CYCLE, save, style
 
@@ -207,12 +206,9 @@ def _from_record(record: Mapping[str, Any], source: str) -> Series:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError) as error:
         raise OutputError(f"runs: {path} cannot be read ({error}). Pass a run whose files are whole.") from error
-    if not isinstance(value, dict):
-        raise OutputError(f"runs: expected a JSON object in {path}, got {type(value).__name__}. Pass another run.")
-    return value
 
 
 def _rows(history: Any, source: object) -> list[dict[str, Any]]:

@@ -180,7 +180,7 @@ class LogpCache:
             whole = metadata.pop("checksum") == _checksum(metadata, tensors) and metadata.pop("format") == FORMAT
             key = CacheKey(**metadata)
             digests, logps = tensors["digests"], tensors["logps"]
-        except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise CacheCorrupted(_corrupted(source, f"{type(error).__name__}: {error}")) from error
         if not whole:
             raise CacheCorrupted(_corrupted(source, "the checksum does not match"))
