@@ -163,6 +163,10 @@ class RPOConfig(TrainerConfig):
     base_num_samples: int = field(default=1, metadata=_help("Responses sampled from the reference a prompt."))
     base_max_new_tokens: int = field(default=128, metadata=_help("Their length limit, in tokens."))
 
+    ranked_lists: bool = field(
+        default=False, metadata=_help("Lists of responses without scores or ranks stand best first; else refused.")
+    )
+
     # Reference.
     precompute_ref_log_probs: bool = field(
         default=True,
