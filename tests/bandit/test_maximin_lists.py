@@ -639,19 +639,19 @@ def test_a_response_alone_is_weighed_by_its_score(problem: ContextualBandit) -> 
         fit(one.softmax_policy(), alone, rpo.NCA())
 
 
-def test_metrics_of_a_list_by_hand() -> None:
-    """2 > 0 > 1 at logits 0, 1, 2: the best is 2, the others 0 and 1; of three pairs, 0 over 1 alone is wrong."""
+@pytest.mark.parametrize(("scores", "accuracy"), [(None, 2 / 3), ([[3.0, 1.0, 1.0]], 1.0), ([[1.0, 1.0, 1.0]], np.nan)])
+def test_metrics_of_a_list_by_hand(scores: Any, accuracy: float) -> None:
+    """2 > 0 > 1 at logits 0, 1, 2: of three pairs 0 over 1 alone is wrong, and it is none where the two are tied."""
     problem = ContextualBandit(d0=[1.0], reference=np.full((1, 3), 1 / 3), reward_bound=1.0)
-    data = RankedLists.from_lists([0], [[2, 0, 1]], num_prompts=1, num_responses=3)
-    objective = PlackettLuceDPO(beta=2.0)
-    saddle = build_saddle(problem, data, objective, Unconstrained())
+    data = RankedLists.from_lists([0], [[2, 0, 1]], scores=scores, num_prompts=1, num_responses=3)
+    saddle = build_saddle(problem, data, PlackettLuceDPO(beta=2.0), Unconstrained())
     logps = numerics.log_softmax(np.array([[0.0, 1.0, 2.0]]))
     found, h = policy_metrics(logps, saddle, problem), (logps - np.log(1 / 3))[0]
     assert found["rewards/chosen"] == pytest.approx(2.0 * h[2])
-    assert found["rewards/rejected"] == pytest.approx(h[0] + h[1])
-    assert found["rewards/margins"] == pytest.approx(2.0 * 1.5)
-    assert found["rewards/accuracies"] == pytest.approx(2 / 3)
-    assert found["logps/rejected"] == pytest.approx((logps[0, 0] + logps[0, 1]) / 2)
+    assert found["rewards/rejected"] == pytest.approx(2.0 * h[1])
+    assert found["rewards/margins"] == pytest.approx(1.0)  # 2 (2 - 1) / 2
+    assert found["rewards/accuracies"] == pytest.approx(accuracy, nan_ok=True)
+    assert found["logps/rejected"] == pytest.approx(logps[0, 1])
     s = 2.0 * np.array([2.0, 0.0, 1.0])
     assert found["loss"] == pytest.approx(np.log(np.exp(s).sum()) - s[0] + np.log1p(np.exp(2.0)), rel=1e-12)
 
