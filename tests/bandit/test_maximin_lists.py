@@ -476,7 +476,7 @@ def test_data_and_loss_must_be_of_the_same_groups(problem: ContextualBandit, lis
                 run(data, CoPG())
         with pytest.raises(InvalidArgument, match=r"^data\.scores: expected scores in \[0, 1\] for LiPO"):
             run(lists, LiPO(variant="softmax"))
-        with pytest.raises(InvalidArgument, match="^data: expected a CountedGroups"):
+        with pytest.raises(InvalidArgument, match="^data: expected PreferenceCounts or RankedLists"):
             run(None, DPO(beta=0.1))
     narrow = ContextualBandit(d0=[0.5, 0.5], reference=[[0.5, 0.5, 0.0, 0.0]] * 2, reward_bound=1.0)
     with pytest.raises(InvalidArgument, match=r"^data\.responses: expected responses to which problem\.reference"):
