@@ -79,9 +79,8 @@ class RankedLists(CountedGroups):
         blocks = []
         for k in np.unique(lengths).tolist():
             mine = np.flatnonzero(lengths == k)
-            table = np.asarray([ranked[g] for g in mine])
-            table = indices("responses", table.ravel(), arms).reshape(mine.size, k)
-            values = None if scored is None else checks.finite("scores", np.asarray([scored[g] for g in mine]))
+            table = indices("responses", _some(ranked, mine).ravel(), arms).reshape(mine.size, k)
+            values = None if scored is None else checks.finite("scores", _some(scored, mine))
             _check_ranked(table, values, mine)
             blocks.append(counted(x[mine], table, n[mine], values))
         return cls(
@@ -175,6 +174,11 @@ def _rows(name: str, values: Any, size: int) -> tuple[Any, Index]:
     for g, row in enumerate(rows):
         checks.has_shape(f"{name}[{g}]", row, (None,))
     return rows, np.array([row.size for row in rows])
+
+
+def _some(rows: Any, which: Index) -> Any:
+    """Return the rows (g, K) of these numbers, all of one length."""
+    return rows[which] if isinstance(rows, np.ndarray) else np.asarray([rows[g] for g in which])
 
 
 def _check_ranked(table: Index, scores: Array | None, which: Index) -> None:

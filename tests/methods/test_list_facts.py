@@ -402,7 +402,7 @@ def test_best_of_n_by_direction_moves_the_whole_front_out() -> None:
     """Two conflicting rewards of thirty responses, seven directions: the mean of v . R after each best of four.
 
     -.101, .824, 1.396, 1.625, 1.655 of 1.655 possible, and along every direction alone it rises. At equal KL
-    it is below the Gibbs policy's, which is the best there is, by at most .06.
+    it is below the Gibbs policy's, which is the best there is, by .03 to .06.
     """
     rng = np.random.default_rng(0)
     rewards = rng.normal(size=(30, 2))
@@ -422,7 +422,7 @@ def test_best_of_n_by_direction_moves_the_whole_front_out() -> None:
         heat = root(lambda t, u=u, kl=kl: kl_of(u, t) - kl, 1.0, tol=1e-12)
         assert heat.success
         best = softmax(heat.x[0] * u) @ u
-        assert reached < best < reached + 0.06
+        assert 0.025 < best - reached < 0.065
 
 
 def kl_of(u: Array, t: Any) -> Any:
