@@ -30,7 +30,10 @@ WORDS = {
 TINTS = {FREE: "#D55E00", EMPTIED: "#0072B2", SET: "#56B4E9", FLOODED: "#CC79A7"}
 PARTS = {"over/unseen": "#999999", "over/rare": "#CC79A7", "over/often": "#E6B8D0"}
 PART_WORDS = {"over/unseen": "never compared", "over/rare": "rarely compared", "over/often": "often compared"}
-NAMED = ("DPO", "RPO", "RPO, base = reference", "CPL", "NCA")
+NAMED = ("DPO", "RPO", "RPO, base = reference")
+FALLEN = 0.02  # of gold, from which a method is named on the map
+COLUMNS = 4
+KL_TICKS = (0.0, 0.1, 0.5, 1.0, 2.0)
 CERTAIN = 0.99  # share of certified policies from which a marker is filled
 
 
@@ -61,8 +64,8 @@ def rows_figure(frame: pandas.DataFrame) -> Figure:
             label.set_color(TINTS[pulls[name]])
         axis.axvline(0.0, color="#444444", linewidth=0.8)
         axis.set_xlabel("reward over the reference's, log-odds")
-        axis.set_title("The less a loss pulls on what it has not seen, the more its reward is overestimated")
-        figure.legend(handles=_row_legend(), loc="outside lower center", ncols=3, fontsize=8.5)
+        axis.set_title("Losses that leave unseen responses free believe most in rewards that are not there", x=-0.2)
+        figure.legend(handles=_row_legend(), loc="outside lower left", ncols=3, fontsize=8.5)
     return figure
 
 
@@ -79,13 +82,13 @@ def map_figure(frame: pandas.DataFrame) -> Figure:
                 axis.errorbar(row["over"], row["drop"], yerr=bars, color=tint, linewidth=0.8, alpha=0.5)
                 marker = MARKERS[row["pull/found"]]
                 axis.plot(row["over"], row["drop"], marker, color=tint, markerfacecolor=filled, markersize=6)
-                if row["method"] in NAMED or row["drop/low"] > 0.05:
+                if row["drop/low"] > FALLEN:
                     axis.annotate(
                         row["method"], (row["over"], row["drop"]), (4, 3), textcoords="offset points", fontsize=7
                     )
             axis.set_title(name)
             axis.axhline(0.0, color="#444444", linewidth=0.8)
-        _frame(figure, axes, names, "overestimate at the path's end", "fall of gold from its peak")
+        _label(axes, "overestimate at the path's end", "fall of gold from its peak")
         figure.legend(handles=_pull_legend(hollow=True), loc="outside lower center", ncols=3, fontsize=8.5)
     return figure
 
@@ -93,7 +96,7 @@ def map_figure(frame: pandas.DataFrame) -> Figure:
 def curves_figure(made: Atlas, pulls: dict[str, str]) -> Figure:
     """Draw an instance a panel: gold against KL along every method's path, defaults as dots."""
     with style():
-        figure, axes = _grid(len(made.instances), width=2.9, height=2.5)
+        figure, axes = _grid(len(made.instances), width=3.1, height=2.7)
         for i, axis in zip(range(len(made.instances)), axes, strict=False):
             for e, entrant in enumerate(made.entrants):
                 kl, gold = (curve(made, i, e, name) for name in ("kl", "gold"))
@@ -103,19 +106,22 @@ def curves_figure(made: Atlas, pulls: dict[str, str]) -> Figure:
                 if entrant.default is not None:
                     k = entrant.values.index(entrant.default)
                     axis.plot(kl[k], gold[k], ".", markersize=7 if headline else 4, **options)
-                if headline:
-                    axis.annotate(entrant.name, (kl[-1], gold[-1]), (3, 0), textcoords="offset points", fontsize=7)
+                if headline:  # the two RPOs end near one another: one name above its line, one below
+                    below = entrant.name == NAMED[-1]
+                    place = {"xytext": (-2, -9 if below else 4), "textcoords": "offset points", "ha": "right"}
+                    axis.annotate(entrant.name, (kl[-1], gold[-1]), fontsize=7, zorder=5, **place)
             axis.axhline(0.0, color="#444444", linewidth=0.8)
             axis.set_title(made.instances[i].name)
             root_scale(axis)
-        names = [one.name for one in made.instances]
-        _frame(figure, axes, names, "KL from the reference, nats (root scale)", "gold over the reference's")
+            axis.set_xlim(left=0.0)
+            axis.set_xticks(KL_TICKS, [f"{tick:g}" for tick in KL_TICKS])
+        _label(axes, "KL from the reference, nats", "gold over the reference's")
         figure.legend(handles=_pull_legend(hollow=False), loc="outside lower center", ncols=2, fontsize=8.5)
     return figure
 
 
 def _grid(panels: int, *, width: float, height: float) -> tuple[Figure, Sequence[Any]]:
-    columns = min(4, panels)
+    columns = min(COLUMNS, panels)
     rows = -(-panels // columns)
     figure, axes = new_figure(rows, columns, width=width * columns, height=height * rows + 0.7)
     flat = list(axes.ravel())
@@ -124,9 +130,14 @@ def _grid(panels: int, *, width: float, height: float) -> tuple[Figure, Sequence
     return figure, flat
 
 
-def _frame(figure: Figure, axes: Sequence[Any], names: Sequence[str], x: str, y: str) -> None:
-    figure.supxlabel(x, fontsize=10)
-    figure.supylabel(y, fontsize=10)
+def _label(axes: Sequence[Any], x: str, y: str) -> None:
+    """Name the axes at the lower and the left edge of a grid, where nothing else stands."""
+    shown = [axis for axis in axes if axis.get_visible()]
+    for number, axis in enumerate(shown):
+        if number + COLUMNS >= len(shown):
+            axis.set_xlabel(x, fontsize=9)
+        if number % COLUMNS == 0:
+            axis.set_ylabel(y, fontsize=9)
 
 
 def _pull_legend(*, hollow: bool) -> list[Any]:
