@@ -102,6 +102,26 @@ CALLS = {
         bandit.build_saddle, "problem", "data", "objective", "reward_class", **DATA_PAIR, objective=OBJECTIVE,
         reward_class=Box(2.0), prompt_weights="data",
     ),
+    "training_path": call(
+        bandit.training_path, "policy", "data", "objective", "steps", "rate", policy=PROBLEM.softmax_policy(),
+        data=DATA, objective=DPO(beta=0.5), labels=REWARD, steps=2, rate=0.01,
+    ),
+    "gradient_entanglement": call(
+        bandit.diagnostics.gradient_entanglement, "policy", "data", policy=PROBLEM.softmax_policy(), data=DATA
+    ),
+    "ranking_accuracy": call(
+        bandit.diagnostics.ranking_accuracy, "logps", "data", logps=np.log(UNIFORM), data=DATA
+    ),
+    "idealised_ranking_accuracy": call(
+        bandit.diagnostics.idealised_ranking_accuracy, "log_reference", "data", "beta", "chosen_rate",
+        log_reference=np.log(UNIFORM), data=DATA, beta=0.5, chosen_rate=0.75,
+    ),
+    "ranking_loss": call(
+        bandit.diagnostics.ranking_loss, "log_reference", "data", "beta", log_reference=np.log(UNIFORM), data=DATA,
+        beta=0.5,
+    ),
+    "geometric_mean": call(bandit.diagnostics.geometric_mean, "policies", policies=UNIFORM[None], weights=np.ones(1)),
+    "bhattacharyya": call(bandit.diagnostics.bhattacharyya, "first", "second", first=UNIFORM, second=UNIFORM),
     "robust_policy": call(
         bandit.robust_policy, "problem", "reward_class", "beta", "base", problem=PROBLEM, reward_class=Box(2.0),
         beta=0.5, base="reference",
@@ -341,7 +361,7 @@ def test_every_public_function_is_among_the_calls() -> None:
     """Records and what takes no argument aside; a new function must be added above, or here with a reason."""
     aside = {
         "Advice", "AnnotatorGroups", "Baseline", "BatchSolution", "Certificate", "Existence", "PolicyResult",
-        "PreferenceTable", "Saddle",
+        "PreferenceTable", "Saddle", "TrainingPath",
         "Solution", "Bound", "Ledger", "LedgerEntry", "Proportion", "Slope", "Coverage",  # records
         "PreferenceCounts", "RankedLists",  # by their constructors `from_pairs`, `from_wins` and `from_lists`
         "Comparison", "GoldExperiment", "NonFiniteLoss",  # records and an error

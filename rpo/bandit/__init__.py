@@ -11,6 +11,7 @@ from rpo.bandit.label_repair import flip_weakest, preference_strength, soft_labe
 from rpo.bandit.lists import RankedLists
 from rpo.bandit.maximin import Solution, solve
 from rpo.bandit.metrics import policy_metrics, policy_outcome
+from rpo.bandit.paths import TrainingPath, training_path
 from rpo.bandit.problem import ContextualBandit, LinearSoftmaxPolicy, TabularSoftmaxPolicy
 from rpo.bandit.reward_class import Box, Hull, Intervals, LinearBall, Unconstrained
 from rpo.bandit.robust import robust_policy
@@ -40,6 +41,7 @@ __all__ = [
     "Saddle",
     "Solution",
     "TabularSoftmaxPolicy",
+    "TrainingPath",
     "Unconstrained",
     "advise",
     "annotator_groups",
@@ -67,4 +69,5 @@ __all__ = [
     "soft_labels",
     "solve",
     "solve_batch",
+    "training_path",
 ]

@@ -82,10 +82,13 @@ def idealised_ranking_accuracy(log_reference: Any, data: PreferenceCounts, beta:
     how often w beats l. Source: Chen et al. 2024 (arXiv 2405.19534), Theorem 3.1 and Corollary 3.3.
     """
     table = _log_policy("log_reference", log_reference, checks.instance("data", data, PreferenceCounts))
-    rate = np.broadcast_to(checks.finite("chosen_rate", chosen_rate), data.count.shape)
-    if rate.min() <= 0 or rate.max() >= 1:
+    rate = checks.finite("chosen_rate", chosen_rate)
+    if rate.shape not in ((), data.count.shape) or rate.min() <= 0 or rate.max() >= 1:
         raise InvalidArgument(
-            "chosen_rate", expected="numbers in (0, 1)", got=f"[{rate.min():g}, {rate.max():g}]", remedy="Clip them."
+            "chosen_rate",
+            expected=f"a number in (0, 1), or one for each of the {len(data.count)} triples",
+            got=f"shape {rate.shape} in [{rate.min():g}, {rate.max():g}]",
+            remedy="Clip rates of zero and one, and pass one for each.",
         )
     apart = table[data.prompt, data.chosen] - table[data.prompt, data.rejected]
     ratio = apart + np.log(rate / (1.0 - rate)) / checks.positive("beta", beta)

@@ -5,6 +5,7 @@ Shapes: X prompts, A responses. docs/theory.md, section 12.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from rpo.core.checks import Array
 from rpo.core.divergences import KL, Divergence
 
 BASES = ("reference", "none")
+SMOOTH = 10.0  # of a margin over beta
 
 
 def robust_policy(
@@ -51,7 +53,7 @@ def robust_policy(
         check_support("base", held, problem.reference > 0)
     d, log_reference = problem.d0, problem.log_reference
 
-    def part(x: int, r: Array) -> Derivatives:
+    def part(x: int, beta: float, r: Array) -> Derivatives:
         support = supports[x]
         reply = kept.reply(r / beta, log_reference[x, support])
         pull = reply.policy - held[x, support]
@@ -60,11 +62,15 @@ def robust_policy(
         return d[x] * value, d[x] * pull, (d[x] / beta) * hessian
 
     supports = {int(x): np.flatnonzero(problem.reference[x] > 0) for x in np.flatnonzero(d > 0)}
-    parts = [(x, support, partial(part, x)) for x, support in supports.items()]
-    reward, _ = reward_class.minimize(parts, (problem.num_prompts, problem.num_responses))
+    # Where beta is far below the rewards the function is all but piecewise linear: larger ones lead to its minimum.
+    far = reward_class.largest_margin() / (SMOOTH * beta)
+    reward: Any = None
+    for power in range(math.ceil(math.log10(max(far, 1.0))), -1, -1):
+        parts = [(x, support, partial(part, x, beta * 10.0**power)) for x, support in supports.items()]
+        reward, _ = reward_class.minimize(parts, (problem.num_prompts, problem.num_responses), start=reward)
     policy = kept.reply(reward / beta, log_reference).policy
     certificate = Certificate(
-        reward_value=sum(part(x, reward[x, support])[0] for x, support in supports.items()),
+        reward_value=sum((part(x, beta, reward[x, support])[0] for x, support in supports.items()), 0.0),
         kl_term=0.0,
         likelihood_term=0.0,
         support_term=reward_class.support_gap(-d[:, None] * (policy - held), reward),

@@ -184,7 +184,7 @@ def _output_errors(options: Namespace) -> list[RPOError]:
     except OutputError as error:
         return [error]
     errors: list[RPOError] = []
-    earlier = [path for name in (*RESULTS, "checkpoint-*") for path in Path(output).glob(name)]
+    earlier = [path for name in RESULTS for path in Path(output).glob(name)]
     if earlier and not resume:
         expected = "a folder without an earlier run"
         remedy = "Choose another folder, or continue that run (--resume true)."

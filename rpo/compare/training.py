@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from rpo.bandit.data import PreferenceCounts
+from rpo.bandit.data import CountedGroups
 from rpo.bandit.fitting import maximum_likelihood_reward
 from rpo.bandit.metrics import policy_metrics
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Unconstrained
+from rpo.bandit.solver.data_term import Groups
 from rpo.bandit.solver.saddle import build_saddle
 from rpo.compare.enumerable import EnumerableLM
 from rpo.core import checks
@@ -21,6 +22,7 @@ from rpo.core.checks import Array
 from rpo.core.columns import Columns
 from rpo.core.divergences import KL
 from rpo.core.errors import InvalidArgument, NonFiniteLoss
+from rpo.core.numerics import weighted_mean
 from rpo.core.objectives import Objective, require_objective
 from rpo.core.progress import track
 from rpo.core.records import Run
@@ -30,7 +32,7 @@ def _require_table(objective: object) -> None:
     """Refuse what a table does not have: tokens, labels, what other batches say."""
     found = require_objective(objective)
     reduction = found.anchor.reduction
-    unknown = sorted(found.needs - {"reference", "lengths"}) + [reduction] * (reduction != "sequence_sum")
+    unknown = sorted(found.needs - {"reference", "lengths", "scores"}) + [reduction] * (reduction != "sequence_sum")
     if unknown:
         raise InvalidArgument(
             "objective",
@@ -42,7 +44,7 @@ def _require_table(objective: object) -> None:
 
 def fit_language_model(
     lm: EnumerableLM,
-    data: PreferenceCounts,
+    data: CountedGroups,
     objective: Objective,
     *,
     problem: ContextualBandit | None = None,
@@ -57,10 +59,10 @@ def fit_language_model(
     label: str | None = None,
     progress: bool | None = None,
 ) -> Run:
-    """Train a copy of `lm` by AdamW on all pairs at once, the reference being `lm` as it is.
+    """Train a copy of `lm` by AdamW on all pairs or lists at once, the reference being `lm` as it is.
 
-    objective: any that `rpo.bandit.fit` takes; a response counts as one token there and here. Means under pi_base and
-    pi_ref are exact.
+    objective: any that `rpo.bandit.fit` takes on these data; a response counts as one token there and here. Means
+    under pi_base and pi_ref are exact.
     The rate falls to zero along a cosine; no weight decay. Rates of 1e-2 and above can end at a
     stationary point that is not the optimum: hold the result against `solve`. problem: the bandit of `lm` (default
     `lm.bandit()`, without gold reward). start: whose weights to begin from, such as a policy trained at a
@@ -85,13 +87,24 @@ def fit_language_model(
 
     policy = EnumerableLM(model=copy.deepcopy((start or lm).model), prompts=lm.prompts, length=lm.length)
     reference = lm.logps().detach()
-    x, chosen, rejected = (torch.as_tensor(index) for index in (data.prompt, data.chosen, data.rejected))
-    weights = torch.as_tensor(data.weights, dtype=reference.dtype)
+    x, chosen = torch.as_tensor(saddle.prompt), torch.as_tensor(saddle.chosen)
+    weights = torch.as_tensor(saddle.weights, dtype=reference.dtype)
     base = torch.as_tensor(saddle.base, dtype=reference.dtype)
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=rate, betas=adam_betas, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
 
-    one = torch.ones(len(x), dtype=reference.dtype)
+    def columns(groups: Groups) -> Columns:
+        """Of the reference's own log-probabilities, those of one size."""
+        logps = tuple(reference.ravel()[torch.as_tensor(entry)] for entry in groups.entries)
+        scores = groups.scores and tuple(torch.as_tensor(score, dtype=reference.dtype) for score in groups.scores)
+        return Columns(logps=logps, reference=logps, lengths=tuple(map(torch.ones_like, logps)), scores=scores)
+
+    parts = [
+        (columns(groups), [torch.as_tensor(entry) for entry in groups.entries], share)
+        for groups, share in zip(
+            saddle.groups, weights.split([groups.weights.size for groups in saddle.groups]), strict=True
+        )
+    ]
     anchor = objective.anchor
 
     def base_logps(logps: torch.Tensor) -> torch.Tensor:
@@ -101,12 +114,11 @@ def fit_language_model(
 
     def evaluate() -> tuple[Any, Any, torch.Tensor]:
         logps = policy.logps()
-        columns = Columns(
-            logps=(logps[x, chosen], logps[x, rejected]),
-            reference=(reference[x, chosen], reference[x, rejected]),
-            lengths=(one, one),
-        )
-        loss, terms = objective.loss(columns, base_logps(logps), weights)
+        flat, preference = logps.ravel(), 0.0
+        for given, entries, share in parts:
+            losses = objective.per_pair(given.with_logps(tuple(flat[entry] for entry in entries)))
+            preference = preference + weighted_mean(losses, share)
+        loss, terms = objective.total(preference, base_logps(logps), weights, None)
         return loss, terms, logps
 
     history: list[dict[str, float]] = []

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 PACKAGES = ("numpy", "scipy", "cvxpy", "clarabel", "torch", "transformers", "accelerate", "peft", "datasets")
 RECORD_VERSION = 1
-# What says that a folder has the result of some command; beside it each keeps a config.yaml of its own.
-RESULTS = ("run.json", "solution.json", "results.json", "report.json", "gold.json", "manifest.json")
+# What says that a folder has a command's result, or a training's on the way; beside it each keeps its config.yaml.
+RESULTS = ("run.json", "solution.json", "results.json", "report.json", "gold.json", "manifest.json", "checkpoint-*")
 SECRET = re.compile(r"(^|[_-])(token|key|password|passwd|secret|credential)s?$", re.IGNORECASE)
 VOCABULARY = re.compile(r"(^|_)(bos|eos|pad|unk|sep|cls|mask|image|audio|video)_token$")
 NOT_KEPT = "Not kept here, for it is secret"
@@ -225,7 +225,7 @@ def check_output(directory: str | Path, *, overwrite: bool, marker: str, goes_on
     try:
         if folder.exists() and not folder.is_dir():
             raise OutputError(f"output: expected a folder, got the file {folder}. Choose another path.")
-        found = next((name for name in (marker, *RESULTS) if (folder / name).exists()), None)
+        found = next((path.name for name in (marker, *RESULTS) for path in folder.glob(name)), None)
         existing = folder.absolute()
         while not existing.exists():
             existing = existing.parent

@@ -67,6 +67,9 @@ def test_a_result_of_another_command_is_kept_too(tmp_path: Path) -> None:
         check_output(tmp_path, overwrite=False, marker="solution.json", goes_on=True)
     assert check_output(tmp_path, overwrite=False, marker="run.json", goes_on=True) == tmp_path
     assert check_output(tmp_path, overwrite=True, marker="solution.json") == tmp_path
+    (tmp_path / "begun" / "checkpoint-10").mkdir(parents=True)
+    with pytest.raises(InvalidArgument, match="got .*checkpoint-10"):
+        check_output(tmp_path / "begun", overwrite=False, marker="solution.json")
 
 
 def test_a_failing_block_leaves_nothing_and_keeps_what_was_there(tmp_path: Path) -> None:
