@@ -56,17 +56,11 @@ _LISTS = "rpo.methods.lists"
 def _row(
     home: str, name: str, paper: str, arxiv: str, equation: str, oracle: str, evidence: str = STATIONARY, **more: Any
 ) -> Method:
-    known: dict[str, Any] = {
-        "home": home,
-        "name": name,
-        "paper": paper,
-        "arxiv": arxiv,
-        "equation": equation,
-        "oracle": oracle,
-    }
     if evidence == ABSENT:
         more = {"path": None} | more
-    return Method(**known, evidence=evidence, **more)
+    return Method(
+        name=name, home=home, paper=paper, arxiv=arxiv, equation=equation, oracle=oracle, evidence=evidence, **more
+    )
 
 
 METHODS: dict[str, Method] = {

@@ -3,7 +3,7 @@
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,9 +43,9 @@ def test_every_registered_method_enters_or_is_named_with_a_reason() -> None:
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_what_a_loss_does_to_unseen_responses_is_what_is_predicted(name: str) -> None:
-    """Fitted from two starts that differ in the unseen responses' logits, at the middle of its path."""
+    """Fitted from two starts that differ in the unseen responses' logits, at its default."""
     entrant = KNOWN[name]
-    assert found_pull(entrant.at(entrant.values[1])) == entrant.pull
+    assert found_pull(entrant.at(entrant.default or entrant.values[1])) == entrant.pull
 
 
 def test_the_reward_unit_of_ipo_is_its_tau() -> None:
@@ -156,7 +156,7 @@ def test_a_run_that_lost_blocks_ends_in_the_same_bytes(tmp_path: Path, monkeypat
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     write_atlas(atlas(whole, seeds=4, methods=methods, instances=places), whole)
     shutil.copytree(whole, cut)
-    for path in sorted((cut / "chunks").iterdir())[::2]:
+    for path in sorted((cut / "shards").iterdir())[::2]:
         path.unlink()
     for name in files(whole):
         (cut / name).unlink()
@@ -187,7 +187,7 @@ class Cautious(MarginShape):
 class Mine(Objective):
     """A method of one's own."""
 
-    beta: Annotated[float, Positive] = 0.1
+    beta: Positive = 0.1
 
     @property
     def link(self) -> Any:
