@@ -38,7 +38,7 @@ notebooks: $(VENV)/.installed-dev  ## Run every notebook from a clean kernel; it
 	$(BIN)/python notebooks/execute.py $(NOTEBOOKS)
 
 bench: $(VENV)/.installed-dev  ## The benchmarks: tables into benchmarks/results (minutes)
-	for name in batched coverage_skew zhu bounds explore; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in batched coverage_skew zhu bounds explore lists; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
 	# Against TRL, on a real model: where there is one.
 	test -z "$$RPO_SMOLLM2" || $(BIN)/python benchmarks/vs_trl.py
 

@@ -21,7 +21,7 @@ from gpu_record import Recorder
 from vs_trl_sides import OBJECTIVE
 from vs_trl_workload import LLAMA, make_model, make_reference, random_pairs
 
-from rpo.llm.data import PreparedPairs, TokenizedPair
+from rpo.llm.data import PreparedPairs, TokenizedGroup, TokenizedPair
 from rpo.llm.data.collate import group_of
 from rpo.llm.logps.packing import choose_path
 from rpo.llm.training.config import RPOConfig
@@ -64,7 +64,7 @@ def run(recorder: Recorder) -> None:
         train(recorder, model, [*pairs, short], path, checkpointing=checkpointing, precomputed=precomputed)
 
 
-def gradients(recorder: Recorder, model: Any, batch: list[TokenizedPair]) -> None:
+def gradients(recorder: Recorder, model: Any, batch: list[TokenizedGroup]) -> None:
     """Write loss and gradient of the batch, of every path, type and with checkpointing, against the first of them."""
     groups, device = [group_of(pair) for pair in batch], recorder.device
     reference = make_reference(model)
@@ -162,7 +162,7 @@ class Watch(transformers.TrainerCallback):
 
 
 def train(
-    recorder: Recorder, model: Any, pairs: list[TokenizedPair], path: str, *, checkpointing: bool, precomputed: bool
+    recorder: Recorder, model: Any, pairs: list[TokenizedGroup], path: str, *, checkpointing: bool, precomputed: bool
 ) -> None:
     """Run the trainer over the pairs."""
     name = path + checkpointing * " checkpointing" + (" cached" if precomputed else " live")

@@ -23,7 +23,7 @@ from vs_trl_machine import DENSE_BF16_FLOPS, gemm_rate
 from vs_trl_sides import OURS, THEIRS, make_variants
 from vs_trl_workload import LLAMA, Batch, make_batches, needed_flops, own_shapes
 
-from rpo.llm.data import TokenizedPair
+from rpo.llm.data import TokenizedGroup, TokenizedPair
 from rpo.llm.data.collate import group_of
 
 CACHED = ["TRL default", "TRL cached", "ours, padded, cached", "ours, packed, cached", "ours, shared, cached"]
@@ -101,7 +101,7 @@ def long_batches(prompt: int, pairs: int, vocabulary: int, recorder: Recorder) -
     def words(size: int) -> tuple[int, ...]:
         return tuple(rng.integers(4, vocabulary, size=size).tolist())
 
-    def pair(row: int) -> TokenizedPair:
+    def pair(row: int) -> TokenizedGroup:
         sizes = rng.integers(low, high, size=2)
         return TokenizedPair(words(prompt - int(rng.integers(prompt // 8))), *map(words, map(int, sizes)), row=row)
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import transformers
 
-from rpo.llm.data import TokenizedPair, load_preferences, prepare_pairs
+from rpo.llm.data import TokenizedGroup, TokenizedPair, load_preferences, prepare_pairs
 from rpo.llm.logps.scoring import PromptGroup
 
 PAIRS = Path(__file__).parents[1] / "examples" / "smollm2" / "pairs.jsonl"
@@ -28,7 +28,7 @@ TIED = {"llama-1b"}
 # Tokens of prompts and responses as in UltraFeedback: log-normal, (median, sigma, most).
 PROMPT_LENGTHS, RESPONSE_LENGTHS = (110, 0.9, 1024), (250, 0.7, 1024)
 
-Batch = Sequence[TokenizedPair]
+Batch = Sequence[TokenizedGroup]
 
 
 def make_model(arguments: argparse.Namespace) -> tuple[Any, Any]:
@@ -102,7 +102,7 @@ def make_batches(arguments: argparse.Namespace, tokenizer: Any) -> list[Batch]:
     return [pairs[k : k + arguments.pairs] for k in range(0, count, arguments.pairs)]
 
 
-def random_pairs(count: int, vocabulary: int, scale: float = 1.0) -> list[TokenizedPair]:
+def random_pairs(count: int, vocabulary: int, scale: float = 1.0) -> list[TokenizedGroup]:
     """Return pairs of random tokens; scale: of the lengths."""
     rng = np.random.default_rng(0)
 
@@ -123,7 +123,7 @@ def grouped(batches: Sequence[Batch], size: int) -> list[Batch]:
     return [batches[0], *(pairs[k : k + size] for k in range(0, len(pairs), size))]
 
 
-def padded_length(pair: TokenizedPair) -> int:
+def padded_length(pair: TokenizedGroup) -> int:
     """Return the tokens of the longer of a pair's two sequences."""
     return len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
 

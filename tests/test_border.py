@@ -120,6 +120,9 @@ CALLS = {
         bandit.diagnostics.ranking_loss, "log_reference", "data", "beta", log_reference=np.log(UNIFORM), data=DATA,
         beta=0.5,
     ),
+    "gold_slope": call(
+        bandit.diagnostics.gold_slope, "policy", "gold", "proxy", policy=UNIFORM, gold=REWARD, proxy=REWARD
+    ),
     "geometric_mean": call(bandit.diagnostics.geometric_mean, "policies", policies=UNIFORM[None], weights=np.ones(1)),
     "bhattacharyya": call(bandit.diagnostics.bhattacharyya, "first", "second", first=UNIFORM, second=UNIFORM),
     "robust_policy": call(

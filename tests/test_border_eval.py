@@ -62,6 +62,9 @@ SAMPLED = measure.Sampled([["a", "b"]], [[(1,), (2,)]], np.array([[1.0, 0.0]]), 
 PREFERENCES = [{"prompt": "w1", "chosen": " w2", "rejected": " w3"}]
 SCORES = [{"prompt": "w1", "responses": [" w2", " w3"], "scores": [1.0, 0.0]}]
 PREPARED = data.prepare_pairs(PREFERENCES, TOKENIZER, progress=False)
+RATED = [
+    {"instruction": "p", "completions": [{"response": "a", "annotations": {"x": {"Rating": "1"}}, "overall_score": 1}]}
+]
 COLUMNS = [{**row, "other": " w4", "weight": 1.0} for row in PREFERENCES]
 
 
@@ -203,6 +206,33 @@ CALLS = {
         lambda **arguments: list(data.binarize(**arguments)), "rows", "strategy", "rng", "on_refused", rows=SCORES,
         strategy="best_vs_random", rng=0, on_refused="error",
     ),
+    "ultrafeedback": call(
+        lambda **arguments: list(data.ultrafeedback(**arguments)), "rows", "score", "on_refused", rows=RATED,
+        score="aspects", on_refused="error",
+    ),
+    "singles": call(
+        lambda **arguments: list(data.singles(**arguments)), "rows", "on_refused", rows=SCORES, on_refused="error"
+    ),
+    "agreed": call(
+        lambda **arguments: list(data.agreed(**arguments)), "rows", "second", "on_refused",
+        rows=[SCORES[0] | {"b": [1.0, 0.0]}], second="b", on_refused="error",
+    ),
+    "agreement": call(data.agreement, "first", "second", first=[2.0, 1.0], second=[2.0, 1.0]),
+    "reward_augmented": call(
+        lambda **arguments: list(data.reward_augmented(**arguments)), "rows", "where", "text", "on_refused",
+        rows=[PREFERENCES[0] | {"score_chosen": 2, "score_rejected": 1}], where="prompt", text="{goal}",
+        on_refused="error",
+    ),
+    "best_by_direction": call(
+        lambda **arguments: list(data.best_by_direction(**arguments)), "rows", "directions", "rng", "where", "text",
+        "on_refused", rows=[SCORES[0] | {"aspects": {"x": [1, 2]}}], directions=[{"x": 1.0}], rng=0, where="prompt",
+        text="{direction}", on_refused="error",
+    ),
+    "controlled": call(
+        lambda **arguments: list(data.controlled(**arguments)), "rows", "where", "on_refused", rows=PREFERENCES,
+        good="g", bad="b", where="prompt", on_refused="error",
+    ),
+    "with_condition": call(data.with_condition, "prompt", "where", prompt="p", condition="c", where="system"),
     "mix": call(
         lambda **arguments: list(data.mix(**arguments)), "sources", "rng", "strategy", "split",
         sources=[(PREFERENCES, 1.0)], rng=0, strategy="all_exhausted", split="train",
@@ -226,6 +256,9 @@ OPEN: dict[str, dict[str, Any]] = {
     "load_preferences": {"source": (list,), "split": (str,), "name": (str,)},  # rows are judged when they are read
     "prepare_pairs": {"chat_template": (str,)},
     "mix": {"split": (str,)},
+    "controlled": {"good": (str,), "bad": (str,)},
+    "with_condition": {"condition": (str,), "prompt": (str,)},
+    "agreed": {},
 }
 
 

@@ -293,6 +293,17 @@ def test_data_check_prints_and_writes_its_report(here: Path) -> None:
     (here / "alone.jsonl").write_text("".join(json.dumps(row) + "\n" for row in alone))
     shown = rpo("data", "check", "alone.jsonl", "--model", "./model").stdout
     assert "3 rows, 3 responses alone, 1 of them desirable" in shown and "length: chosen" not in shown
+    lists = [
+        {"prompt": p["prompt"], "responses": [" w7", " w8", " w9"], "scores": [1, 2, "N/A"]} for p in map(pair, (0, 1))
+    ]
+    (here / "lists.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in [*lists, lists[0] | {"scores": [1, 1, 2]}])
+    )
+    shown = rpo("data", "check", "lists.jsonl", "--model", "./model", "--scores", "true").stdout
+    assert "3 rows, 3 lists of 7 responses (2 of 2, 1 of 3)" in shown
+    assert (
+        "tied, in the order of the row        1  33.3%" in shown and "left out without a score             2" in shown
+    )
 
 
 def test_generate_prints_or_writes_samples(here: Path) -> None:

@@ -15,6 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.special import logsumexp
 
 from rpo.bandit.batched import solve_batch
+from rpo.bandit.batched.solution import require_batched_class
 from rpo.bandit.data import Index, PreferenceCounts
 from rpo.bandit.maximin import default_class
 from rpo.bandit.problem import ContextualBandit
@@ -102,6 +103,13 @@ def annotator_groups(
     wins = np.stack([one.wins() for one in people])
     total = float(wins.sum())
     used = default_class(problem) if reward_class is None else reward_class
+    if not require_batched_class(used).bounded:
+        raise InvalidArgument(
+            "reward_class",
+            expected="a bounded class: a small group may have no likeliest reward among all tables",
+            got=type(used).__name__,
+            remedy="Pass Box(R).",
+        )
     generator = checks.generator("rng", rng)
     mine = generator.dirichlet(np.ones(c), size=(starts, len(people)))
     rewards: Array | None = None

@@ -244,6 +244,15 @@ class PreferenceCounts(Summarised, CountedGroups):
         return np.repeat(self.prompt, times), np.repeat(self.chosen, times), np.repeat(self.rejected, times)
 
 
+def require_groups(value: object) -> CountedGroups:
+    """Return `value`, or refuse what is neither pairs nor lists."""
+    if isinstance(value, CountedGroups):
+        return value
+    got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+    remedy = "Draw or read some, or build them with from_pairs or from_lists."
+    raise InvalidArgument("data", expected="PreferenceCounts or RankedLists", got=got, remedy=remedy)
+
+
 def _zeros(*shape: int) -> Array:
     remedy = "Call counts.per_prompt(), thin the prompts, or merge responses into fewer labels."
     checks.table_size("counts", shape, remedy=remedy)

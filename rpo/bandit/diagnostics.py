@@ -1,4 +1,4 @@
-"""What a pair's gradients do to its two responses, which response a policy ranks first, and policies averaged.
+"""What a pair's gradients do to its responses, which a policy ranks first, where gold peaks, and policies averaged.
 
 Shapes: X prompts, A responses, K distinct comparisons of the data, M policies.
 """
@@ -104,6 +104,20 @@ def ranking_loss(log_reference: Any, data: PreferenceCounts, beta: float) -> Arr
     table = _log_policy("log_reference", log_reference, checks.instance("data", data, PreferenceCounts))
     apart = table[data.prompt, data.rejected] - table[data.prompt, data.chosen]
     return np.asarray(numerics.softplus(-checks.positive("beta", beta) * apart))
+
+
+def gold_slope(policy: Any, gold: Any, proxy: Any) -> Array:
+    r"""Return $\mathrm{Cov}_\pi(u, r)$ of each prompt, (X,): how gold changes as the proxy is optimised further.
+
+    Along the Gibbs policies of a proxy r, $\frac{d}{d(1/\beta)}E_\pi[u]=\mathrm{Cov}_\pi(u,r)$ exactly, and its own
+    value rises by its variance. So gold peaks where the two rewards are uncorrelated under the policy, and labels made
+    before the outcome is known fail exactly where they are anticorrelated with it. policy, gold u, proxy r: (X, A).
+    Source: Liang et al. 2025 (arXiv 2501.08617), whose hindsight labels this is the law of.
+    """
+    pi = checks.probabilities("policy", policy, shape=(None, None))
+    u, r = (checks.finite(name, value, shape=pi.shape) for name, value in (("gold", gold), ("proxy", proxy)))
+    away = r - (pi * r).sum(axis=1, keepdims=True)
+    return np.asarray((pi * (u - (pi * u).sum(axis=1, keepdims=True)) * away).sum(axis=1))
 
 
 def geometric_mean(policies: Any, weights: Any = None) -> Array:

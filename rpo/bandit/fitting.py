@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize
 
-from rpo.bandit.data import CountedGroups
+from rpo.bandit.data import CountedGroups, require_groups
 from rpo.bandit.evidence import table_evidence
 from rpo.bandit.maximin import solve
 from rpo.bandit.metrics import policy_metrics, total_variation
@@ -177,8 +177,7 @@ def maximum_likelihood_reward(
 
     Of lists Plackett-Luce's, whatever the objective; None of single responses, which are compared with nothing.
     """
-    checks.instance("data", data, CountedGroups, remedy="Pass PreferenceCounts or RankedLists.")
-    sizes = {block.responses.shape[1] for block in data.blocks}
+    sizes = {block.responses.shape[1] for block in require_groups(data).blocks}
     if 1 in sizes:
         return None, None
     kind = DPO if sizes == {2} else _Rankings

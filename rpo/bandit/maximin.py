@@ -190,7 +190,8 @@ def _solve_maximin(
     programs: dict[str, Any] = {}
     dual, large = None, ""
     if method == "auto":
-        comparisons, prompts = saddle.weights.size, int((saddle.d > 0).sum())
+        comparisons = sum(groups.weights.size * (len(groups.entries) - 1) for groups in saddle.groups)
+        prompts = int((saddle.d > 0).sum())
         method = "programs"
         if comparisons > PROGRAM_COMPARISONS or prompts > PROGRAM_PROMPTS:
             method = "newton"

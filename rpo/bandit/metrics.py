@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -27,8 +28,8 @@ def policy_metrics(
 ) -> dict[str, float]:
     """Return loss and its terms, implicit rewards, log-probabilities, KL, and gold and proxy where known.
 
-    Of a list "chosen" is the first response and "rejected" the mean of the others, and rewards/accuracies is the share
-    of its pairs that stand in order.
+    Of a list "chosen" is the best response and "rejected" the worst, rewards/margins the mean between neighbours, and
+    rewards/accuracies the share of its pairs that the rewards order alike, those of equal scores left out.
 
     logps: (X, A), log pi in nats. kl/reference: E_{d0}[KL(pi || pi_ref)], exact, nats. reward/gold:
     E_{d0, pi}[r*]. reward/proxy: E_{d0, pi}[r] - E_{d0, pi_base}[r] with r = proxy_reward (X, A).
@@ -49,24 +50,35 @@ def policy_metrics(
 
 
 def _group_metrics(logps: Array, saddle: Saddle) -> dict[str, float]:
-    link, found = saddle.objective.link, dict.fromkeys(GROUP_METRICS, 0.0)
+    link, found, unordered = saddle.objective.link, dict.fromkeys(GROUP_METRICS, 0.0), 0.0
     for columns, groups in zip(saddle.columns(logps), saddle.groups, strict=True):
         weights, values, given = groups.weights, link(columns), columns.logps
-        others = len(values) - 1
-        none = np.full(weights.size, np.nan)  # where there is no other response
-        chosen, rejected = values[0], sum(values[1:]) / others if others else none
-        ahead = [first - second > 0 for first, second in combinations(values, 2)]
+        nothing = np.full(weights.size, np.nan)  # a response alone is above no other
+        last, lost = (values[-1], given[-1]) if len(values) > 1 else (nothing, nothing)
+        right, ordered = ordered_alike(values, groups.scores)
         parts = (
             weights @ given[0],
-            weights @ (sum(given[1:]) / others if others else none),
-            link.beta * (weights @ chosen),
-            link.beta * (weights @ rejected),
-            weights @ (link.beta * (chosen - rejected)),
-            weights @ (sum(ahead) / len(ahead) if others else none),
+            weights @ lost,
+            link.beta * (weights @ values[0]),
+            link.beta * (weights @ last),
+            weights @ (link.beta * (values[0] - last) / max(1, len(values) - 1)),
+            weights @ (right / np.maximum(ordered, 1)),
         )
         for name, part in zip(GROUP_METRICS, parts, strict=True):
             found[name] += float(part)
+        unordered += float(weights @ (ordered == 0))
+    if unordered:
+        found["rewards/accuracies"] = found["rewards/accuracies"] / (1.0 - unordered) if unordered < 1.0 else np.nan
     return found
+
+
+def ordered_alike(values: tuple[Array, ...], scores: tuple[Array, ...] | None) -> tuple[Any, Any]:
+    """Return how many pairs of a list the values order as its ranks do, (G,), and of how many; none of equal scores."""
+    right, ordered = np.zeros(values[0].size), np.zeros(values[0].size)
+    for i, j in combinations(range(len(values)), 2):
+        apart = np.ones(right.size, dtype=bool) if scores is None else scores[i] > scores[j]
+        right, ordered = right + (apart & (values[i] - values[j] > 0)), ordered + apart
+    return right, ordered
 
 
 def policy_outcome(

@@ -16,6 +16,8 @@ from rpo.bandit.problem import SoftmaxPolicy
 from rpo.bandit.solver.solvable import require_solvable
 from rpo.core import checks
 from rpo.core.checks import Array
+from rpo.core.columns import Columns
+from rpo.core.divergences import KL
 from rpo.core.errors import InvalidArgument
 from rpo.core.numerics import kl_divergence, log_softmax
 from rpo.core.objectives import Objective, require_margin_shape
@@ -67,12 +69,18 @@ def training_path(
     checks.instance("data", data, PreferenceCounts)
     problem, reference = policy.problem, policy.problem.reference
     truth, d0 = problem.true_reward(), problem.d0
-    shape, link = require_margin_shape(require_solvable(objective)), objective.link
-    if objective.anchor.weight or objective.needs - {"reference"}:
-        raise InvalidArgument(
-            "objective", expected="a loss of log-ratios alone", got=objective.label, remedy="Use IPO or DPO."
-        )
+    link: Any = require_solvable(objective).link
+    shape = require_margin_shape(objective)
     x, a = reference.shape
+    none = np.zeros(1)
+    plain = isinstance(link.divergence, KL) and objective.needs == {"reference"} and not objective.anchor.weight
+    if not plain or shape.offset(Columns(logps=(none, none), reference=(none, none))) is not None:
+        raise InvalidArgument(
+            "objective",
+            expected="a loss of the difference of two log-ratios to the reference, of the KL, without an SFT term",
+            got=objective.label,
+            remedy="Use IPO or DPO, for example.",
+        )
     seen = data.wins() / data.n
     checks.has_shape("data.wins()", seen, (x, a, a))
     proxy = None if labels is None else _wins(checks.finite("labels", labels, shape=(x, a)))

@@ -17,9 +17,11 @@ from rpo.bandit.reward_class import RewardClass, check_reward_class
 from rpo.bandit.solver.certificate import Certificate, least_modulus, within_tolerance
 from rpo.bandit.solver.newton import Derivatives
 from rpo.bandit.solver.saddle import check_support
+from rpo.bandit.solver.solvable import inherits_another
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.divergences import KL, Divergence
+from rpo.core.errors import InvalidArgument
 
 BASES = ("reference", "none")
 SMOOTH = 10.0  # of a margin over beta
@@ -45,6 +47,13 @@ def robust_policy(
     beta = checks.positive("beta", beta)
     kept: Divergence = KL() if divergence is None else divergence
     checks.instance("divergence", kept, Divergence)  # type: ignore[type-abstract]
+    if inherits_another(kept, "link"):
+        raise InvalidArgument(
+            "divergence",
+            expected="one that inherits no inverse or conjugate of another",
+            got=type(kept).__name__,
+            remedy="Subclass Divergence itself.",
+        )
     if isinstance(base, str):
         checks.one_of("base", base, BASES)
         held = problem.reference if base == "reference" else np.zeros(problem.reference.shape)

@@ -14,6 +14,9 @@ def data_check_command(
     split: str = "train",
     name: str | None = None,
     binarize: Literal["best_vs_worst", "best_vs_random", "all_pairs"] | None = None,
+    ultrafeedback: Literal["aspects", "overall_score"] | None = None,
+    ranked: bool = False,
+    scores: bool = False,
     seed: int = 42,
     max_length: int | None = 1024,
     max_prompt_length: int | None = None,
@@ -33,6 +36,9 @@ def data_check_command(
         split: of a hub data set.
         name: its configuration, if it has several.
         binarize: make pairs of scored completions: the best against the worst, or a random lower one; or all.
+        ultrafeedback: rows are UltraFeedback's or CodeUltraFeedback's: score responses by their ratings, or overall.
+        ranked: lists of responses without scores or ranks stand best first.
+        scores: read scores, as methods of scores do: of pairs, of lists and of responses alone.
         seed: of best_vs_random.
         max_length: limit of prompt + response, in tokens; null for none.
         max_prompt_length: a prompt is cut from the left, no shorter than this; null for half of max_length.
@@ -52,7 +58,11 @@ def data_check_command(
 
     tokenizer = load_tokenizer(model)
     pairs = prepare_pairs(
-        load(DataSource(source=source, split=split, name=name, binarize=binarize), seed, on_refused="drop"),
+        load(
+            DataSource(source=source, split=split, name=name, binarize=binarize, ultrafeedback=ultrafeedback),
+            seed,
+            on_refused="drop",
+        ),
         tokenizer,
         max_length=max_length,
         max_prompt_length=max_prompt_length,
@@ -61,6 +71,9 @@ def data_check_command(
         base_column=base_column,
         weight_column=weight_column,
         unpaired=True,
+        lists=True,
+        ranked=ranked,
+        scores=scores,
     )
     check = check_pairs(pairs, tokenizer, samples=samples)
     text = shown.text(check.render())

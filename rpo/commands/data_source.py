@@ -17,6 +17,8 @@ class DataSource:
         split: of a hub data set.
         name: its configuration, if it has several.
         binarize: make pairs of scored completions: the best against the worst, or a random lower one; or all.
+        ultrafeedback: rows are UltraFeedback's or CodeUltraFeedback's: score each response by the mean of its ratings,
+            or by the overall score (wrong in UltraFeedback before its revision 40b4365).
         weight: in a mixture; rows are drawn in proportion to it.
         streaming: read rows as they are needed; nothing is known of the whole then.
     """
@@ -25,6 +27,7 @@ class DataSource:
     split: str = "train"
     name: str | None = None
     binarize: Literal["best_vs_worst", "best_vs_random", "all_pairs"] | None = None
+    ultrafeedback: Literal["aspects", "overall_score"] | None = None
     weight: float = 1.0
     streaming: bool = False
 
@@ -47,11 +50,17 @@ def load(given: str | DataSource | list[DataSource], seed: int, *, on_refused: s
 
 
 def _load(one: DataSource, seed: int, on_refused: str) -> Any:
-    from rpo.llm.data import binarize, load_preferences
+    from rpo.llm.data import Derived, binarize, load_preferences, ultrafeedback
 
     rows = load_preferences(one.source, split=one.split, name=one.name, streaming=one.streaming)
+    if one.ultrafeedback is not None:
+        rows = ultrafeedback(rows, score=one.ultrafeedback, on_refused=on_refused)
     if one.binarize is None:
-        return rows
+        if one.streaming or not isinstance(rows, Derived):
+            return rows
+        kept = list(rows)
+        print(f"{one.source}: {rows.report.rows} rows gave {rows.report.made} lists, refused {rows.report.refused}")
+        return kept
     pairs = binarize(rows, strategy=one.binarize, rng=seed, on_refused=on_refused)
     if one.streaming:
         return pairs
@@ -60,6 +69,7 @@ def _load(one: DataSource, seed: int, on_refused: str) -> Any:
     print(
         f"{one.source}: {report.rows} scored rows gave {report.pairs} pairs; dropped {report.ties} ties and "
         f"{report.too_few} with fewer than two scores ({report.unscored} completions had none)"
+        + (f" and {report.tied_pairs} pairs of equal scores" if report.tied_pairs else "")
         + (f", refused {report.refused} that are not scored" if report.refused else "")
     )
     return kept

@@ -14,7 +14,7 @@ def plot_command(
 
     Args:
         runs: output folders of training runs.
-        output: PNG file; its data is written beside it as CSV.
+        output: PNG, PDF or SVG file, as its name ends; its data is written beside it as CSV.
         metrics: names as logged, the first in the large panel; null for the usual ones.
         window: logs in a trailing mean.
     """

@@ -27,6 +27,7 @@ def simulate_command(
     jobs: int = 1,
     backend: str = "loky",
     figure: Literal["overoptimization", "gap_against_n", "heatmap"] | None = None,
+    format: Literal["png", "pdf", "svg"] = "png",
     overwrite: bool = False,
     resolved: str = "",
 ) -> None:
@@ -45,7 +46,8 @@ def simulate_command(
         table_format: "parquet" (needs pyarrow) or "csv".
         jobs: processes; -1 for one a core. The table does not depend on it.
         backend: joblib's: "loky", "threading", or "dask" or "ray" where a cluster is connected.
-        figure: what to draw from the table, as PNG with its data beside it; null for nothing.
+        figure: what to draw from the table, with its data beside it; null for nothing.
+        format: of the figure; pdf has TrueType fonts.
         overwrite: drop an earlier simulation in that folder instead of continuing it.
     """
     from rpo.bandit.simulation.engine import FailedRows, simulate
@@ -81,9 +83,9 @@ def simulate_command(
         from rpo.plotting import save
 
         drawn, data = draw(frame, figure)
-        save(drawn, Path(output) / f"{figure}.png", data)
+        save(drawn, Path(output) / f"{figure}.{format}", data)
     _print_simulation(frame, list(grid))
-    print(f"Written to {output}" + (f"; the figure is {Path(output) / figure}.png" if figure is not None else ""))
+    print(f"Written to {output}" + (f"; the figure is {Path(output) / figure}.{format}" if figure is not None else ""))
     if (frame["status"] == "failed").all():
         raise RPOError(
             f"methods: expected a row with an answer, got {len(frame)} that failed. Mend what the warning says and run "

@@ -13,7 +13,7 @@ from rpo.compare.equivalence import SKEW_PREFERENCES, Comparison
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
-from rpo.plotting import COLORS, CYCLE, new_figure, style
+from rpo.plotting import COLORS, band, band_key, colors_of, new_figure, style
 
 FLOOR = 1e-17
 ORDERED = 20
@@ -51,15 +51,16 @@ def plot(results: Any, *, labels: Sequence[str] | None = None) -> Figure:
             )
     names = checks.labels("labels", labels, len(results)) or [result.label for result in results]
     in_order = shape[1] <= ORDERED
+    colors = ["#bbbbbb", *colors_of(names[1:])]
     with style():
         figure, axes = new_figure(shape[0], 1, width=8.0, height=0.6 + 2.0 * shape[0], sharex=True)
         for x, axis in enumerate(axes[:, 0]):
             order = np.arange(shape[1]) if in_order else np.argsort(-results[0].policy[x], kind="stable")
             position = np.arange(shape[1])
             for index, result in enumerate(results):
-                color = COLORS.get(names[index], CYCLE[(index - 1) % len(CYCLE)])
+                color = colors[index]
                 if index == 0:
-                    axis.bar(position, result.policy[x, order], color="#bbbbbb", width=0.9, label=names[index])
+                    axis.bar(position, result.policy[x, order], color=color, width=0.9, label=names[index])
                 else:
                     axis.plot(
                         position,
@@ -144,15 +145,18 @@ def overoptimization(comparison: Comparison) -> Figure:
                     else:
                         kl, _ = mean_and_error(comparison.skew_curves, "kl/reference", eta=value)
                         reward, error = mean_and_error(comparison.skew_curves, f"reward/{key}", eta=value)
-                        axis.fill_between(kl, reward - error, reward + error, color=color, alpha=0.15, linewidth=0)
+                        band(axis, f"reward/{key}", kl, reward, error, color=color)
                     axis.plot(kl, reward, line, color=color, label=f"{key}, {name}", marker=".", markersize=5)
             axis.set_title(title)
             axis.set_xlabel("KL(pi || pi_ref), nats")
         for run, color in ((comparison.dpo, COLORS["DPO"]), (comparison.transformer, COLORS["RPO"])):
             last = run.history[-1]
-            axes[0, 0].plot(last["kl/reference"], last["reward/gold"], "D", color=color, markersize=7, fillstyle="none")
+            label = f"gold, trained {'DPO' if run is comparison.dpo else 'RPO'}"
+            mark = {"color": color, "markersize": 7, "fillstyle": "none", "linestyle": "none", "label": label}
+            axes[0, 0].plot(last["kl/reference"], last["reward/gold"], "D", **mark)
         axes[0, 0].set_ylabel("reward (gold; proxy relative to pi_base)")
         axes[0, 0].legend(loc="best", fontsize=8.5)
+        axes[0, 1].legend(handles=[band_key("standard error")], loc="best", fontsize=8.5)
     return figure
 
 

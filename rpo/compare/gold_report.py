@@ -14,7 +14,7 @@ from rpo.compare.gold import GoldExperiment
 from rpo.compare.gold_evidence import ALL_DRAWS, BEST_OF_N, THEORY, TRAINED, by_source, methods, path_of
 from rpo.core import checks
 from rpo.core.records import staged_output, write_json
-from rpo.plotting import COLORS, NORMAL_95, new_figure, page, save, style
+from rpo.plotting import COLORS, NORMAL_95, band, band_key, new_figure, page, save, style
 from rpo.plotting.overoptimization import KL, REFERENCE, REWARDS, curves, root_scale
 
 MARKER = "gold.json"
@@ -68,16 +68,15 @@ def gold_figure(result: GoldExperiment) -> Figure:
                 label = column.split("/")[1]
                 mean, error = theory[column].to_numpy(), NORMAL_95 * theory[f"{column}/se"].to_numpy()
                 color, kl = COLORS[label], theory[KL].to_numpy()
-                axis.fill_between(kl, mean - error, mean + error, color=color, alpha=0.15, linewidth=0)
+                band(axis, column, kl, mean, error, color=color)
                 axis.plot(kl, mean, line, color=color, label=f"{label}, exact")
                 points = (trained[KL], trained[column], marker)
                 axis.plot(*points, color=color, markersize=6, fillstyle="none", label=f"{label}, transformer")
             label = f"gold, exact, all {result.config['draws']} draws"
             axis.plot(every[name][KL], every[name][REWARDS[0]], ":", color=COLORS["gold"], linewidth=1.3, label=label)
             best = theory[REWARDS[0]].idxmax()
-            axis.plot(
-                theory.loc[best, KL], theory.loc[best, REWARDS[0]], "v", color=COLORS["theory"], markersize=6, zorder=5
-            )
+            mark = {"color": COLORS["theory"], "markersize": 6, "zorder": 5, "label": "highest gold, exact"}
+            axis.plot(theory.loc[best, KL], theory.loc[best, REWARDS[0]], "v", linestyle="none", **mark)
             axis.axhline(0.0, color="#777777", linewidth=0.8)
             axis.set_title(name)
             axis.set_xlabel("KL(pi || pi_ref), nats")
@@ -86,10 +85,10 @@ def gold_figure(result: GoldExperiment) -> Figure:
         axes[0, 0].set_xticks([tick for tick in TICKS if tick <= top])
         axes[0, 0].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes[0, 0].set_ylabel("mean reward over pi_ref's, log-odds")
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(handles))
+        handles, _ = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles=[*handles, band_key()], loc="outside lower center", ncols=min(4, len(handles) + 1))
         figure.suptitle(
-            f"{result.config['trained_draws']} draws of the data, 95 % bands; path: beta falling, or n rising",
+            f"{result.config['trained_draws']} draws of the data; path: beta falling, or n rising",
             x=0.01,
             ha="left",
             fontsize=10,

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
 from typing import Annotated, Any, NamedTuple
 
-import numpy as np
-
 from rpo.core import checks, numerics
 from rpo.core.checks import Array
 from rpo.core.columns import Columns, by_size
@@ -19,7 +17,7 @@ from rpo.core.divergences import KL, Divergence
 from rpo.core.errors import InvalidArgument
 from rpo.core.fields import Positive, Reduction, check_fields
 from rpo.core.inputs import check_alike, like, list_columns, pair_columns
-from rpo.core.jets import Jet
+from rpo.core.jets import differentiated
 from rpo.core.links import Link, LogOdds, LogRatio
 from rpo.core.reduction import SFT_REDUCTIONS, reduced
 from rpo.core.shapes import AbsoluteOdds, Logistic, MarginShape, Shape
@@ -176,9 +174,7 @@ class Objective(ABC):
 
         NumPy; from the same formula, by forward differentiation.
         """
-        jet = self.per_pair(columns.with_logps(Jet.variables(columns.logps)))
-        size = len(columns.logps)
-        return jet.value, jet.gradient, np.broadcast_to(jet.hessian, (size, *jet.gradient.shape))
+        return differentiated(self.per_pair, columns)
 
     def terms(
         self, margins: Any, base_logps: Any = None, weights: Any = None, base_weights: Any = None

@@ -13,7 +13,7 @@ from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
 from rpo.core.gao import FORMS, GaoFit, bootstrap_gao, fit_gao
-from rpo.plotting import COLORS, NORMAL_95, new_figure, style
+from rpo.plotting import COLORS, NORMAL_95, band, band_key, new_figure, style
 
 if TYPE_CHECKING:
     import pandas
@@ -96,9 +96,7 @@ def overoptimization(
             for column, line, marker in zip(REWARDS, ("-", "--"), ("o", "s"), strict=True):
                 name = column.split("/")[1]
                 kl, mean, error = (rows[c].to_numpy() for c in (KL, column, f"{column}/se"))
-                axis.fill_between(
-                    kl, mean - NORMAL_95 * error, mean + NORMAL_95 * error, color=COLORS[name], alpha=0.2, linewidth=0
-                )
+                band(axis, column, kl, mean, NORMAL_95 * error, color=COLORS[name])
                 axis.plot(kl, mean, line, marker=marker, markersize=3.5, color=COLORS[name], label=name)
             if fitted is not None and method in fitted:
                 _draw_fit(axis, fitted[method], rows)
@@ -115,10 +113,13 @@ def overoptimization(
         axes[0, 0].set_ylim(low, high + 0.2 * (high - low))
         axes[0, 0].set_ylabel(f"mean reward over pi_ref's, {unit}")
         # The legend below the panels: inside them it would lie on a curve of one method or another.
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(handles))
+        shown: dict[str, Any] = {}
+        for axis in axes[0]:  # a peak is marked only where one was found
+            shown |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+        handles = [*shown.values(), band_key()]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 3 * len(methods)))
         along = {"beta": "path: beta falling, exact optima", "n": "path: n of best-of-n", "step": "path: training step"}
-        seeds = f"{int(table['seeds'].min())} seeds, 95 % bands"
+        seeds = f"{int(table['seeds'].min())} seeds"
         figure.suptitle(", ".join(part for part in (title, along[path], seeds) if part), x=0.01, ha="left", fontsize=10)
     return figure
 
@@ -132,8 +133,9 @@ def _draw_fit(axis: Any, fit: GaoFit, rows: pandas.DataFrame) -> None:
         note = "no peak: gamma <= 0" if fit.status == "no_peak" else "no peak shown: gamma may be 0"
     elif fit.status == "peak":
         low, high = (float(np.clip(end**2, kl[0], kl[-1])) for end in fit.peak_interval)
-        axis.axvspan(low, high, color="#777777", alpha=0.18, linewidth=0)
-        axis.plot(fit.peak_kl, fit.peak_gold, "D", color=COLORS["theory"], markersize=6, zorder=5)
+        axis.axvspan(low, high, color="#E6D8A8", alpha=0.5, linewidth=0, zorder=0, label="95 % interval of the peak")
+        peak = {"color": COLORS["theory"], "markersize": 6, "zorder": 5}
+        axis.plot(fit.peak_kl, fit.peak_gold, "D", linestyle="none", label="fitted peak", **peak)
         note = f"peak at {fit.peak_kl:.2f} nats [{fit.peak_interval[0] ** 2:.2f}, {fit.peak_interval[1] ** 2:.2f}]"
     else:
         note = "no peak within this range\n(extrapolated: KL " + (

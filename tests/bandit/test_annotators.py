@@ -6,7 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rpo.bandit import AnnotatorGroups, ContextualBandit, Hull, PreferenceCounts, annotator_groups, robust_policy
+from rpo.bandit import (
+    AnnotatorGroups,
+    ContextualBandit,
+    Hull,
+    PreferenceCounts,
+    Unconstrained,
+    annotator_groups,
+    robust_policy,
+)
 from rpo.bandit.baselines.plain import maximum_likelihood
 from rpo.bandit.bounds import clopper_pearson
 from rpo.core.errors import InvalidArgument
@@ -178,6 +186,7 @@ def test_a_few_pairs_of_a_person_are_worth_most_of_knowing_the_group() -> None:
         ({"restarts": 0}, "^restarts"),
         ({"tolerance": 0.0}, "^tolerance"),
         ({"reward_class": Hull(np.zeros((1, 1, ARMS)))}, "^reward_class: .*many instances"),
+        ({"reward_class": Unconstrained()}, "^reward_class: expected a bounded class"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(change: dict[str, Any], match: str) -> None:

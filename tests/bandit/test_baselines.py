@@ -45,10 +45,11 @@ METHODS: list[Baseline] = [
     ChiSquaredPO(0.3),
     PessimisticMLE(radius=0.2),
     RewardEnsemble(0.3, size=3, how="worst"),
+    RewardEnsemble(0.3, size=3, how="hull"),
     BasePolicy("responses"),
     ReferencePolicy(),
 ]
-EXACT = METHODS[:4] + METHODS[6:]  # closed forms and Newton; PessimisticMLE goes through a cone solver
+EXACT = METHODS[:4] + METHODS[7:]  # closed forms and Newton; PessimisticMLE goes through a cone solver
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,9 @@ def test_every_baseline_runs_through_solve_and_carries_its_evidence(
 def test_the_list_names_every_baseline_class_with_a_sentence() -> None:
     listed = list_baselines()
     assert {info.method for info in listed.values()} == {type(method) for method in METHODS}
-    assert len(listed) == len(METHODS) and all(info.sentence.endswith(".") for info in listed.values())
+    assert len(listed) == len({type(method) for method in METHODS}) and all(
+        info.sentence.endswith(".") for info in listed.values()
+    )
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)

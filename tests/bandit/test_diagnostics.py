@@ -16,6 +16,7 @@ from rpo.bandit import (
     diagnostics,
     solve,
 )
+from rpo.bandit.baselines import ensemble_rewards
 from rpo.core.errors import InvalidArgument
 
 
@@ -125,6 +126,94 @@ def test_idealised_accuracy_is_that_of_the_optimum_and_falls_in_beta() -> None:
         means[beta] = float(np.mean(hits))
     assert means[0.05] > 0.9 > means[0.5] > means[5.0]
     assert means[5.0] == pytest.approx(0.5, abs=0.06)
+
+
+def gibbs_of(reference: Any, reward: Any, beta: float) -> Any:
+    return np.exp(log_softmax(np.log(reference) + reward / beta, axis=1))
+
+
+def test_gold_changes_by_its_covariance_with_the_proxy() -> None:
+    """Against differences in 1 / beta; the proxy's own value rises by its variance; gold peaks at zero covariance."""
+    g = np.random.default_rng(0)
+    reference = g.dirichlet(np.ones(8), size=3)
+    gold = g.normal(size=(3, 8))
+    proxy = gold + 1.5 * g.normal(size=(3, 8))
+    for beta in (0.2, 1.0, 5.0):
+        near = [(gibbs_of(reference, proxy, 1 / (1 / beta + step)) * gold).sum(axis=1) for step in (1e-5, -1e-5)]
+        policy = gibbs_of(reference, proxy, beta)
+        found = diagnostics.gold_slope(policy, gold, proxy)
+        assert found == pytest.approx((near[0] - near[1]) / 2e-5, abs=1e-8)
+        spread = (policy * proxy**2).sum(axis=1) - (policy * proxy).sum(axis=1) ** 2
+        assert diagnostics.gold_slope(policy, proxy, proxy) == pytest.approx(spread)
+    # A rare response that the proxy likes best is worst: gold rises while the others are told apart, then falls.
+    rare, good, liked = np.array([[0.33, 0.33, 0.33, 0.01]]), np.array([[0.0, 1, 2, -3]]), np.array([[0.0, 1, 2, 3]])
+    policies = [gibbs_of(rare, liked, 1 / force) for force in np.linspace(1e-3, 20, 4001)]
+    worth = [float((policy * good).sum()) for policy in policies]
+    slopes = [diagnostics.gold_slope(policy, good, liked)[0] for policy in policies]
+    peak = int(np.argmax(worth))
+    assert 0 < peak < 4000 and slopes[peak - 1] > 0 > slopes[peak + 1]
+
+
+def test_labels_made_in_hindsight_help_where_claims_mislead() -> None:
+    """Claims anticorrelated with what follows (-.6): utility falls along foresight labels, and rises along hindsight.
+
+    Hindsight that is simulated with noise of deviation .3, 1, 3, 10 gains less and less, and worsens up to half of 400
+    instances. Control: where claims are correlated with the outcome, foresight helps too.
+    """
+    reference = np.full((1, 8), 1 / 8)
+    gains: dict[str, list[float]] = {"foresight": [], "honest": [], "hindsight": []}
+    noisy: dict[float, list[float]] = {0.3: [], 1.0: [], 3.0: [], 10.0: []}
+    for seed in range(400):
+        g = np.random.default_rng(seed)
+        utility, noise = g.normal(size=(1, 8)), g.normal(size=(1, 8))
+        start = float((reference * utility).sum())
+        claims = {"foresight": -0.6 * utility, "honest": 0.6 * utility}
+        labels = {**{name: claim + 0.8 * noise for name, claim in claims.items()}, "hindsight": utility}
+        for name, label in labels.items():
+            gains[name].append(float((gibbs_of(reference, label, 0.5) * utility).sum()) - start)
+        for deviation, found in noisy.items():
+            label = utility + deviation * noise
+            found.append(float((gibbs_of(reference, label, 0.5) * utility).sum()) - start)
+    half = 1.96 * np.std(gains["foresight"], ddof=1) / 20
+    assert np.mean(gains["foresight"]) < -half and np.mean(gains["honest"]) > half
+    assert np.mean(gains["hindsight"]) > np.mean(gains["honest"])
+    means = [float(np.mean(found)) for found in noisy.values()]
+    assert means == sorted(means, reverse=True) and means[0] > 1.0 and means[3] > 0
+    worse = [float(np.mean(np.array(found) < 0)) for found in noisy.values()]
+    assert worse == sorted(worse) and worse[0] == 0.0 and 0.4 < worse[3] < 0.5
+
+
+def test_demonstrations_are_as_good_a_reference_as_their_expert() -> None:
+    """The plug-in policy held to a clone of N_E demonstrations: the best weight of its KL follows the expert.
+
+    Regret at beta = .02, .1, .5 and of the clone itself. A good expert, 1,000 demonstrations and 20 pairs: it falls in
+    beta. Ten demonstrations and 500 pairs: it rises, and does so for a poor expert however many there are.
+    Source: Tiapkin et al. 2024 (arXiv 2310.17303); solved here as `PlugIn` with another reference.
+    """
+
+    def regret(skill: float, demonstrations: int, pairs: int, seed: int) -> list[float]:
+        g = np.random.default_rng(seed)
+        gold = g.uniform(0, 1, 10)
+        expert = np.exp(log_softmax(4 * skill * gold))
+        clone = (g.multinomial(demonstrations, expert) + 1.0) / (demonstrations + 10)
+        problem = ContextualBandit(
+            d0=np.ones(1), reference=clone[None], reward=4 * (gold - gold.min())[None], reward_bound=6.0
+        )
+        data = problem.sample_preferences(pairs, rng=seed)
+        fitted = ensemble_rewards(problem, data, size=1, scale=0.0, ridge=0.05, rng=0)[0] / 4
+        policies = [gibbs_of(clone[None], fitted, beta) for beta in (0.02, 0.1, 0.5)]
+        return [float(gold.max() - policy[0] @ gold) for policy in [*policies, clone[None]]]
+
+    mean = {
+        case: np.mean([regret(*case, seed) for seed in range(100)], axis=0)
+        for case in ((4.0, 1000, 20), (4.0, 10, 500), (-1.0, 1000, 20))
+    }
+    good, few, poor = mean.values()
+    assert good[2] < good[1] < good[0] and few[0] < few[1] < few[2] and poor[0] < poor[1] < poor[2]
+    assert good == pytest.approx([0.093, 0.045, 0.022, 0.026], abs=0.03)
+    assert few == pytest.approx([0.006, 0.019, 0.104, 0.222], abs=0.02)
+    assert poor == pytest.approx([0.273, 0.310, 0.558, 0.671], abs=0.05)
+    assert good[3] < few[3] < poor[3]
 
 
 def test_averaging_with_the_reference_is_a_higher_beta() -> None:

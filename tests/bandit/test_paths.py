@@ -9,8 +9,11 @@ import pytest
 import rpo
 from rpo.bandit import ContextualBandit, TrainingPath, fit, training_path
 from rpo.bandit.baselines import ensemble_rewards
+from rpo.core.divergences import JensenShannon
 from rpo.core.errors import InvalidArgument
-from rpo.methods.pairs import IPO
+from rpo.methods.divergence import FDPO
+from rpo.methods.pairs import IPO, RDPO
+from rpo.methods.reference_free import SimPO
 
 SEEDS = 20
 
@@ -88,10 +91,18 @@ def test_the_gold_at_a_kl_is_read_off_the_path_and_not_beyond_it() -> None:
 
 
 def test_what_does_not_fit_is_refused_by_name() -> None:
+    """Margins under another divergence, without a reference or with an offset are not differences of the offsets."""
     problem, data, proxy = drawn(0)
     policy = problem.softmax_policy()
+    for objective in (
+        rpo.RPO(beta=0.1, eta=0.1),
+        FDPO(beta=0.1, divergence=JensenShannon()),
+        SimPO(beta=0.1),
+        RDPO(beta=0.1, alpha=0.1),
+    ):
+        with pytest.raises(InvalidArgument, match="^objective"):
+            training_path(policy, data, objective)
     for match, ask in {
-        "^objective": lambda: training_path(policy, data, rpo.RPO(beta=0.1, eta=0.1)),
         "^labels": lambda: training_path(policy, data, IPO(tau=0.1), labels=proxy[:, :3]),
         "^steps": lambda: training_path(policy, data, IPO(tau=0.1), steps=0),
         "^policy": lambda: training_path(problem, data, IPO(tau=0.1)),  # type: ignore[arg-type]

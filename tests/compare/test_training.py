@@ -101,7 +101,7 @@ def test_the_transformer_meets_the_exact_optimum_of_lists(objective: Objective) 
     """
     lm = tiny_gpt2(prompts=2, vocab_size=3, length=2, rng=0)
     problem = lm.bandit(np.random.default_rng(0).uniform(0.0, 1.5, size=(2, 9)))
-    drawn = [problem.sample_rankings(400, size=k, score_noise=1.0, rng=k) for k in (3, 4)]
+    drawn = [problem.sample_rankings(n, size=k, score_noise=1.0, rng=k) for n, k in ((400, 3), (200, 4))]
     data = dataclasses.replace(drawn[0], by_size=tuple(block for lists in drawn for block in lists.blocks))
     run = fit_language_model(lm, data, objective, problem=problem, steps=300, proxy_reward=None)
     exact: Any = rpo.fit(problem.softmax_policy(), data, objective, proxy_reward=None)

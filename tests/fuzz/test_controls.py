@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import time
 from pathlib import Path
@@ -86,13 +87,21 @@ def test_an_untyped_error_passes_through_and_a_hang_is_ended() -> None:
             time.sleep(10.0)
 
 
-def test_the_inputs_are_the_same_every_time() -> None:
+def test_the_inputs_are_the_same_every_time(tmp_path: Path) -> None:
+    """Whatever modules were loaded meanwhile."""
+
     def drawn() -> list[int]:
         seen: list[int] = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(BUDGET, "control", (20, 20))
+            patch.setitem(BUDGET, "control", (200, 200))
             explore("control", 0, st.integers(), lambda value: str(seen.append(value)), lambda name, value: None)
         return seen
 
     first = drawn()
-    assert first == drawn() and len(set(first)) > 10
+    (tmp_path / "constants.py").write_text(f"MANY = {list(range(10_000, 10_400))}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        patch.delitem(sys.modules, "constants", raising=False)
+        importlib.import_module("constants")
+        assert first == drawn() and len(set(first)) > 10
+    sys.modules.pop("constants")

@@ -26,7 +26,7 @@ def test_the_cut_by_hand() -> None:
     """
     sizes = [5, 9, 3, 20, 7, 4]
     assert cut(sizes, 10) == [[3], [1], [2, 4], [0, 5]]
-    assert cut(sizes, 10, padded=True) == [[3], [1], [4], [0, 5], [2]]
+    assert cut(sizes, 10, rows=[1] * 6) == [[3], [1], [4], [0, 5], [2]]
     assert cut(sizes, 100) == [[0, 1, 2, 3, 4, 5]]
     assert cut([], 10) == []
 

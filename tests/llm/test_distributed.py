@@ -51,6 +51,14 @@ def test_ddp_equals_one_process(tmp_path):
     assert apart(other) > 1e-4
 
 
+def test_lists_of_several_sizes_take_one_path_too(tmp_path):
+    """24 lists of 2 to 5 responses, prompts shared: 8 x 1, and 2 processes x 2 x accumulation 2, to 1e-6."""
+    common = ("dtype=float64", "max_steps=4", "lists=yes", "path=shared")
+    one = launch(tmp_path / "one", 1, "per_device_train_batch_size=8", *common)
+    two = launch(tmp_path / "two", 2, "per_device_train_batch_size=2", "gradient_accumulation_steps=2", *common)
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-6
+
+
 def test_data_that_two_processes_cannot_share_evenly(tmp_path):
     """22 pairs, a global batch of 4: accelerate repeats pairs to fill the last round, and they count once all the same.
 

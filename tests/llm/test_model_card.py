@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
+import rpo
 from rpo.core.objectives import DPO, RPO
 from rpo.llm.training.model_card import write_model_card
 
@@ -56,6 +57,26 @@ def test_eta_zero_is_called_dpo(tmp_path: Path, objective: RPO | DPO) -> None:
     assert "# HuggingFaceH4/mistral-7b-sft-beta, trained by DPO" in text
     assert "| eta * beta, the weight of the SFT term | 0 |" in text
     assert "trained by RPO" in card(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (rpo.SimPO(beta=2.0, gamma=1.0), "arXiv 2405.14734"),
+        (rpo.KTO(), "Source: Ethayarajh et al. 2024"),
+        (rpo.SFT(), "Supervised fine-tuning"),
+    ],
+)
+def test_a_method_is_called_by_its_name_and_described_by_itself(tmp_path: Path, made: Any, words: str) -> None:
+    """The control is RPO's card, which cites the paper of RPO alone."""
+    text = card(tmp_path, objective=made.to_dict())
+    assert f"trained by {type(made).__name__}" in text and words in text
+    assert "2405.16436" not in text and "weight of the SFT term" not in text
+    assert "2405.16436" in card(tmp_path)
+
+
+def test_the_card_links_to_no_page(tmp_path: Path) -> None:
+    assert "](http" not in card(tmp_path)
 
 
 def test_an_adapter_is_called_one(tmp_path: Path) -> None:

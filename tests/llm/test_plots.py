@@ -58,7 +58,7 @@ def test_a_saved_run_a_run_and_a_trainers_folder_are_read_alike(tmp_path: Path) 
     run("saved").save(tmp_path / "a")
     trainer_folder(tmp_path / "b", history(), RPO_RUN)
     found = read_runs([tmp_path / "a", str(tmp_path / "b"), run("given")])
-    assert [one.label for one in found] == [f"{name} (β = 0.1, η = 0.005)" for name in ("saved", "b", "given")]
+    assert [one.label for one in found] == [f"{name} (beta = 0.1, eta = 0.005)" for name in ("saved", "b", "given")]
     for one in found:
         steps, values = one.values("logps/chosen")
         assert steps.tolist() == [0, 10, 20] and values.tolist() == [-100, -110, -120]
@@ -69,12 +69,12 @@ def test_the_newest_checkpoint_speaks_for_an_unfinished_run(tmp_path: Path) -> N
     for step in (20, 100):
         trainer_folder(tmp_path / "run" / f"checkpoint-{step}", [{"step": step, "loss": 1.0}], DPO_RUN)
     (found,) = read_runs(tmp_path / "run")
-    assert found.label == "run (β = 0.1)" and found.values("loss")[0].tolist() == [100]
+    assert found.label == "run (beta = 0.1)" and found.values("loss")[0].tolist() == [100]
     (tmp_path / "run" / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": 120, "loss": 1.0}]}))
     (found,) = read_runs(tmp_path / "run")
-    assert found.label == "run (β = 0.1)" and found.values("loss")[0].tolist() == [120]
+    assert found.label == "run (beta = 0.1)" and found.values("loss")[0].tolist() == [120]
     (found,) = read_runs(tmp_path / "run" / "checkpoint-20")
-    assert found.label == "run/checkpoint-20 (β = 0.1)"
+    assert found.label == "run/checkpoint-20 (beta = 0.1)"
 
 
 def test_records_hold_nan_as_text_and_the_last_row_of_a_step_counts() -> None:
@@ -108,7 +108,7 @@ def test_what_is_no_run_is_refused_with_what_was_looked_for(tmp_path: Path) -> N
         plot_runs(along_beta)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"log_history": 3}', '{"log_history": [3]}'])
+@pytest.mark.parametrize("text", ["[" * 50_000, "{", "[]", '{"log_history": 3}', '{"log_history": [3]}'])
 def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "trainer_state.json").write_text(text)
     with pytest.raises(OutputError, match=r"trainer_state\.json"):
@@ -131,9 +131,10 @@ def test_runs_are_overlaid_in_their_colours_with_evaluations_and_errors() -> Non
     assert list(dashed.get_xdata()) == [20] and list(dashed.get_ydata()) == [-130]
     assert {COLORS["RPO"], COLORS["DPO"]} <= set(solid)
     band = small.collections[0].get_paths()[0].vertices[:, 1]
-    assert (band.min(), band.max()) == pytest.approx((-1.0, 3.0))  # 0 - 2 * 0.5 and 2 + 2 * 0.5
+    assert (band.min(), band.max()) == pytest.approx((0.0, 3.0))  # 0 - 2 * 0.5, but no KL is below 0; 2 + 2 * 0.5
     said = words(figure)
-    for text in ("a (β = 0.1, η = 0.005)", "b (β = 0.1)", "evaluation", "Not logged by b (β = 0.1): kl/reference."):
+    labels = ("a (beta = 0.1, eta = 0.005)", "b (beta = 0.1)")
+    for text in (*labels, "evaluation", "two standard errors", "Not logged by b (beta = 0.1): kl/reference."):
         assert text in said
     assert large.get_position().height > 0.6
 
@@ -170,7 +171,9 @@ def test_the_picture_is_written_with_its_data(tmp_path: Path) -> None:
         assert image.size[0] > 400
     data = pd.read_csv(target.with_suffix(".csv"))
     assert list(data) == ["run", "metric", "step", "value"] and len(data) == 6
+    plot_runs([run("a")], output=target.with_suffix(".pdf"))
+    assert target.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
     with pytest.raises(InvalidArgument, match=r"ending in \.png"):
-        plot_runs(run(), output=tmp_path / "runs.pdf")
+        plot_runs(run(), output=tmp_path / "runs.jpg")
     with pytest.raises(OutputError, match="writing"):
         plot_runs(run(), output=target / "below-a-file.png")

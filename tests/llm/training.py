@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ import torch
 from safetensors.torch import save_file
 
 from rpo.core.objectives import RPO
-from rpo.llm.data.pairs import PreparedPairs, TokenizedPair
+from rpo.llm.data.pairs import PreparedPairs, TokenizedGroup, TokenizedPair
 from rpo.llm.training.config import RPOConfig
 from rpo.llm.training.trainer import RPOTrainer
+from rpo.methods.lists import PlackettLuceDPO
 
 OBJECTIVE = RPO(beta=0.1, eta=0.05)
 EOS = models_for_tests.EOS
@@ -50,6 +52,28 @@ def tiny_pairs(n: int, *, seed: int = 0, weights: bool = False, base: int = 0) -
             weight=float(rng.uniform(0.2, 2.0)) if weights else 1.0,
         )
         for row in range(n)
+    )
+
+
+def tiny_lists(
+    sizes: Sequence[int] = (3, 2, 5, 4, 2, 3, 8, 4), *, seed: int = 0, weights: bool = True, scores: bool = True
+) -> PreparedPairs:
+    """Return groups of the given sizes with prompts of 1-5 and responses of 1-9 tokens; scores fall or tie."""
+    rng = np.random.default_rng(seed)
+
+    def words(low: int, high: int) -> tuple[int, ...]:
+        ids = rng.integers(models_for_tests.FIRST_WORD, models_for_tests.VOCABULARY, size=rng.integers(low, high + 1))
+        return tuple(int(k) for k in ids)
+
+    return PreparedPairs(
+        TokenizedGroup(
+            words(1, 5),
+            tuple((*words(k % 2, 8), EOS) for k in range(size)),
+            row,
+            weight=float(rng.uniform(0.2, 2.0)) if weights else 1.0,
+            scores=tuple(max(0.1, 1.0 - 0.2 * k) for k in range(size)) if scores else (),
+        )
+        for row, size in enumerate(sizes)
     )
 
 
@@ -138,7 +162,11 @@ def main() -> None:
     evaluated = int(options.pop("evaluated", 0))
     typed.pop("evaluated", None)
     typed |= {"eval_dataset": tiny_pairs(evaluated, seed=1, weights=True)} if evaluated else {}
-    run = trainer(folder, tiny_pairs(number), model=models_for_tests.tiny_model("llama", dtype=dtype), **typed)
+    data = tiny_pairs(number)
+    if options.pop("lists", None):
+        data, typed["objective"] = tiny_lists([3, 2, 5, 4] * (number // 4)), PlackettLuceDPO(beta=0.5)
+        typed.pop("lists")
+    run = trainer(folder, data, model=models_for_tests.tiny_model("llama", dtype=dtype), **typed)
     run.train(resume_from_checkpoint=resume)
     metrics = run.evaluate() if evaluated else {}
     if run.is_world_process_zero():

@@ -14,6 +14,7 @@ import rpo
 from rpo.core.columns import Columns
 from rpo.core.errors import InvalidArgument
 from rpo.core.group_shapes import LambdaPairs, ranks
+from rpo.core.jets import AT_ONCE
 from rpo.core.objectives import Objective
 from rpo.methods import registry
 from rpo.methods.lists import LIPO_LOSSES
@@ -61,6 +62,18 @@ def test_jets_equal_autograd_and_torch_equals_numpy(objective: Objective) -> Non
     assert value == pytest.approx(losses.detach().numpy(), rel=1e-12)
     assert gradient == pytest.approx(torch.stack(first).detach().numpy(), rel=1e-12, abs=1e-13)
     assert hessian == pytest.approx(torch.stack(second).numpy(), rel=1e-11, abs=1e-12)
+
+
+@every_list
+def test_many_lists_are_differentiated_piece_by_piece(objective: Objective) -> None:
+    """5,000 lists in pieces of AT_ONCE: of each the numbers that it has alone with its neighbours."""
+    table = given(1, n=5_000)
+    assert AT_ONCE < 2_500
+    whole = objective.derivatives(columns(table))
+    for rows in (slice(0, 7), slice(AT_ONCE - 3, AT_ONCE + 3), slice(4_990, 5_000)):
+        few = objective.derivatives(columns({name: value[rows] for name, value in table.items()}))
+        for all_, some in zip(whole, few, strict=True):
+            assert all_[..., rows] == pytest.approx(some, rel=1e-14, abs=1e-15)
 
 
 @pytest.mark.parametrize("objective", [o for o in LISTS.values() if o.shape.convex], ids=lambda o: o.label)

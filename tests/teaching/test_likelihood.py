@@ -152,7 +152,7 @@ def test_the_recorded_runs_are_read_as_they_stand() -> None:
     frame = likelihood.recorded(path)
     lines = [line for line in path.read_text().splitlines() if line.startswith('"DPO') and ",68," in line]
     value = next(float(line.rsplit(",", 1)[1]) for line in lines if "eval_displacement/share" in line)
-    assert frame.loc["DPO (β = 0.1, η = 0)", "fell"] == value
+    assert frame.loc["DPO (beta = 0.1, eta = 0)", "fell"] == value
     assert frame["updates"].tolist() == [68, 68] and len(frame) == 2
 
 

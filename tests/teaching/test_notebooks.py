@@ -1,6 +1,7 @@
 """What a reader of the notebooks is promised; `make notebooks` runs them."""
 
 import ast
+import builtins
 import copy
 import importlib.util
 import re
@@ -46,6 +47,26 @@ def test_each_says_what_it_teaches_and_how_long_it_takes(path: Path) -> None:
     assert notebook.cells[0].cell_type == "markdown" and first.startswith("# ")
     goals = "Learning goals" if path in TEACHING else "What it answers"
     assert goals in first and re.search(r"Run time: (about|under) \d+ (s|minutes)", first)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_each_begins_with_a_cell_that_installs_the_package_where_it_is_not(path: Path) -> None:
+    """With the package nothing is run; without it one pip command, from the folder above."""
+    first = load(path).cells[1]
+    assert first.cell_type == "code" and first.outputs == []
+    commands: list[tuple[str, str]] = []
+
+    class Shell:
+        def run_line_magic(self, *command: str) -> None:
+            commands.append(command)  # type: ignore[arg-type]
+
+    def absent(name: str, *args: Any, **options: Any) -> Any:
+        raise ModuleNotFoundError(name)
+
+    exec(first.source, {"get_ipython": Shell})
+    assert commands == []
+    exec(first.source, {"get_ipython": Shell, "__builtins__": vars(builtins) | {"__import__": absent}})
+    assert commands == [("pip", "install --quiet -e ..[notebooks]")]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

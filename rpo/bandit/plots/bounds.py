@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from rpo.bandit.bounds.intervals import Slope
 from rpo.core import checks
 from rpo.plotting import COLORS, CYCLE, new_figure, style
+from rpo.plotting.colors import method_of
 
 if TYPE_CHECKING:
     import pandas
@@ -92,7 +93,7 @@ def gap_against_n(
             mine = gaps[(gaps["series"] == series) & (gaps["mean"] > 0)].sort_values("n")
             color = SERIES_COLORS[index % len(SERIES_COLORS)]
             if bounds is None:  # else the methods' own colours are those of the bounds
-                color = COLORS.get(str(series), color)
+                color = COLORS.get(method_of(str(series)), color)
             label = str(series)
             slope = (slopes or {}).get(series)
             if slope is not None:
@@ -107,6 +108,9 @@ def gap_against_n(
                     color=color, markerfacecolor=fill, elinewidth=1.0, capsize=2,
                     label=label if fill == color else None,
                 )  # fmt: skip
+        if (gaps["mean"] <= 3 * gaps["standard_error"]).any():
+            hollow = {"color": "#777777", "markerfacecolor": "none", "markersize": 4.5}
+            axis.plot([], [], "o", label="hollow: below 3 standard errors", **hollow)
         if bounds is not None:
             for index, route in enumerate(dict.fromkeys(bounds["route"])):
                 line = bounds[bounds["route"] == route].sort_values("n")

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
 from rpo.plotting import COLORS, CYCLE, new_figure, style
+from rpo.plotting.colors import method_of
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 COLUMNS = ("coverage", "gap", "method")
@@ -43,7 +44,7 @@ def gap_against_coverage(frame: Any, *, bins: int = 8, points: bool = True) -> F
         axis.set_xscale("log")
         methods = list(dict.fromkeys(method))
         for index, name in enumerate(methods):
-            color = COLORS.get(name, CYCLE[index % len(CYCLE)])
+            color = COLORS.get(method_of(name), CYCLE[index % len(CYCLE)])
             mine = method == name
             nudge = 1.0 + 0.035 * (index - (len(methods) - 1) / 2)  # keeps bars of several methods apart
             if points:

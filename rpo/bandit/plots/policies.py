@@ -18,12 +18,12 @@ from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument, shown
 from rpo.core.objectives import DPO, RPO
 from rpo.plotting import COLORS, CYCLE, new_figure, style
+from rpo.plotting.colors import colors_of, method_of
 
 if TYPE_CHECKING:
     import pandas
 
 SHARE = "#cccccc"
-SHADES = {"reference": "#777777", "DPO": COLORS["DPO"], "RPO": COLORS["RPO"]}
 CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(0.75)]])
 
 
@@ -89,7 +89,7 @@ def mass(frame: pandas.DataFrame, *, title: str = "") -> Figure:
         bottom.bar(position, frame["share"], width=0.94, color=SHARE, label="share of comparisons", zorder=1)
         for index, name in enumerate(names):
             offset = (index - (len(names) - 1) / 2) * width
-            color = SHADES.get(name.split(" ")[0], CYCLE[(index + 2) % len(CYCLE)])
+            color = COLORS.get(method_of(name), CYCLE[(index + 2) % len(CYCLE)])
             bottom.bar(position + offset, frame[name], width=0.9 * width, color=color, label=name, zorder=2)
         height = 1.12 * float(frame[["share", *names]].to_numpy().max())
         bottom.set_ylim(0.0, height)
@@ -184,10 +184,10 @@ def simplex(
         figure, axes = new_figure(1, 1, width=6.6, height=5.4)
         axis = axes[0, 0]
         draw_triangle(figure, axis, problem, data, prompt=prompt)
+        colors = colors_of(map(str, dict.fromkeys(frame["method"])))
         for index, (method, rows) in enumerate(frame.groupby("method", sort=False)):
             points = rows[["p0", "p1", "p2"]].to_numpy() @ CORNERS
-            first = str(method).split(" ")[0]
-            color = SHADES["DPO"] if first == "DPO" else (COLORS["RPO"], CYCLE[5], CYCLE[2])[(index - 1) % 3]
+            color = colors[index]
             axis.plot(*points.T, "-", marker=".", markersize=4, color=color, label=f"{method} along beta")
             middle = int(
                 np.searchsorted(np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1)), 0.5 * _length(points))
@@ -197,6 +197,7 @@ def simplex(
                     "", points[middle + 1], points[middle], arrowprops={"arrowstyle": "-|>", "color": color, "lw": 2}
                 )
             axis.plot(*points[-1], "s", color=color, markersize=7, markeredgecolor="white")
+        axis.plot([], [], "s", color="#777777", markersize=7, markeredgecolor="white", label="smallest beta")
         for name, p, marker in (("pi_ref", problem.reference[prompt], "o"), ("pi_base (chosen)", base, "D")):
             axis.plot(
                 *(p @ CORNERS), marker, color="black", markersize=7, markeredgecolor="white", label=name, linewidth=0

@@ -91,6 +91,19 @@ class Hull(Shared):
         centred = Hull(self.rewards - self.rewards.mean(axis=2, keepdims=True))
         return centred.contains(reward - reward.mean(axis=1, keepdims=True))
 
+    def outer_normal(self, reward: Array) -> None:
+        """Return None at a member: coverage is that of the class's interior, never smaller than of its faces' cones.
+
+        Raises InvalidArgument where no mixture has the differences of `reward`.
+        """
+        if not self.contains_differences(reward):
+            raise InvalidArgument(
+                "reward_class",
+                expected="members of which some mixture has the differences of r* within every prompt",
+                got=f"{len(self.rewards)} members without such a mixture",
+                remedy="Add members, or pass boundary=False for the coverage of their differences alone.",
+            )
+
     def project(self, reward: Array) -> Array:
         """Return the nearest mixture."""
         flat = self.rewards.reshape(len(self.rewards), -1).T

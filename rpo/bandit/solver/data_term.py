@@ -20,7 +20,7 @@ from rpo.bandit.data import Index
 from rpo.core import numerics
 from rpo.core.checks import Array
 from rpo.core.columns import Columns
-from rpo.core.jets import Jet
+from rpo.core.jets import differentiated
 from rpo.core.objectives import Objective, require_margin_shape
 from rpo.core.shapes import MarginShape
 
@@ -169,24 +169,21 @@ class MarginTerm(DataTerm):
 class GroupTerm(DataTerm):
     """Groups under a loss of all K rewards, differentiated by jets."""
 
-    def _losses(self, groups: Groups, values: tuple[Any, ...]) -> Any:
-        return self.objective.shape(values, self.objective.link.beta, groups.of(values))
+    def _losses(self, columns: Columns) -> Any:
+        """Return the losses (G,) of groups whose `logps` are rewards over beta."""
+        return self.objective.shape(columns.logps, self.objective.link.beta, columns)
 
     def _jets(self, groups: Groups, rewards: Array) -> tuple[Array, Array, Array]:
         """Return losses (G,), gradients (K, G) and Hessians (K, K, G) in the rewards of each group."""
-        beta, size = self.objective.link.beta, len(groups.entries)
-        jet = self._losses(groups, Jet.variables([rewards[entry] / beta for entry in groups.entries]))
-        hessian = np.broadcast_to(jet.hessian, (size, *jet.gradient.shape))
-        return jet.value, jet.gradient / beta, hessian / beta**2
+        beta = self.objective.link.beta
+        values, gradient, hessian = differentiated(self._losses, groups.columns(rewards / beta))
+        return values, gradient / beta, hessian / beta**2
 
     def value(self, rewards: Any) -> Any:
         """Return the term at rewards (n,), NumPy or a cvxpy expression."""
-        beta = self.objective.link.beta
+        scaled = rewards / self.objective.link.beta
         return sum(
-            numerics.weighted_mean(
-                self._losses(groups, tuple(rewards[entry] / beta for entry in groups.entries)), groups.weights
-            )
-            for groups in self.groups
+            numerics.weighted_mean(self._losses(groups.columns(scaled)), groups.weights) for groups in self.groups
         )
 
     def derivatives(self, rewards: Array) -> tuple[Any, Array, Array]:

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from rpo.bandit.data import CountedGroups, Index, RankedBlock
+from rpo.bandit.data import CountedGroups, Index, RankedBlock, require_groups
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import RewardClass, check_reward_class
 from rpo.bandit.solver.data_term import DataTerm, Groups, MarginTerm, data_term
@@ -238,7 +238,7 @@ def build_saddle(
     """
     checks.one_of("prompt_weights", prompt_weights, PROMPT_WEIGHTS)
     checks.instance("problem", problem, ContextualBandit)
-    checks.instance("data", data, CountedGroups, remedy="Pass PreferenceCounts or RankedLists.")
+    require_groups(data)
     require_on_table(objective, scored=data.scored)
     check_reward_class(reward_class)
     shape = problem.reference.shape

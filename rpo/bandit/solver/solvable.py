@@ -17,7 +17,7 @@ def require_solvable(value: object, name: str = "objective") -> Objective:
 
     What is taken: a convex loss of the margin of rewards beta * f'(pi / pi_ref), of known slopes, or of all rewards of
     a list up to a constant, of known arrows, and a penalty of weight >= 0 by the same divergence (docs/theory.md,
-    sections 9, 11 and 12). cvxpy must agree that the loss is convex. Scores are taken where data have them. Raises
+    sections 9, 11 and 13). cvxpy must agree that the loss is convex. Scores are taken where data have them. Raises
     InvalidArgument.
     """
     objective = require_objective(value, name)

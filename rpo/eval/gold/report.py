@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from rpo.core.gao import GaoFit
 from rpo.core.records import environment, staged_output, write_json
 from rpo.eval.gold.settings import GoldStudy, method_name
 from rpo.eval.gold.study import policy_folder, read_stage
-from rpo.plotting import COLORS, CYCLE, NORMAL_95, new_figure, page, save, style
+from rpo.plotting import NORMAL_95, band, band_key, colors_of, new_figure, page, save, style
 from rpo.plotting.overoptimization import KL, REFERENCE, REWARDS, curves, fits, overoptimization, root_scale
 
 MARKER = "report.json"
@@ -170,7 +169,7 @@ def gold_against_kl(result: GoldResult) -> Figure:
             kl, mean, error = (rows[name].to_numpy() for name in (KL, GOLD, f"{GOLD}/se"))
             axis.plot(np.r_[0.0, kl], np.r_[0.0, mean], "-o", markersize=4, color=color, label=method)
             if result.frame["seed"].nunique() > 1:
-                axis.fill_between(kl, mean - NORMAL_95 * error, mean + NORMAL_95 * error, color=color, alpha=0.15)
+                band(axis, GOLD, kl, mean, NORMAL_95 * error, color=color)
         best = result.best_of_n.groupby("n")[[KL, GOLD]].mean()
         axis.plot(best[KL], best[GOLD], "--s", markersize=3.5, color="#777777", label="best-of-n by the proxy")
         axis.axhline(0.0, color="#777777", linewidth=0.8)
@@ -178,7 +177,8 @@ def gold_against_kl(result: GoldResult) -> Figure:
         axis.set_xlim(left=0.0)
         axis.set_xlabel("KL(pi || pi_ref), nats (square-root scale)")
         axis.set_ylabel("gold reward over pi_ref's, in its SD")
-        axis.legend()
+        handles, _ = axis.get_legend_handles_labels()
+        axis.legend(handles=[*handles, *([band_key()] if result.frame["seed"].nunique() > 1 else [])])
     return figure
 
 
@@ -193,15 +193,14 @@ def by_step(result: GoldResult) -> Figure:
                 grouped = rows.groupby("step")[name]
                 mean, error = grouped.mean(), grouped.sem(ddof=1).fillna(0.0)
                 axis.plot(mean.index, mean, "-o", markersize=3.5, color=color, label=method)
-                axis.fill_between(
-                    mean.index, mean - NORMAL_95 * error, mean + NORMAL_95 * error, color=color, alpha=0.15
-                )
+                band(axis, name, mean.index, mean, NORMAL_95 * error, color=color)
             axis.set_title(label)
             axis.set_xscale("log")
         for axis in axes[-1]:
             axis.set_xlabel("update")
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(handles))
+        handles, _ = axes[0, 0].get_legend_handles_labels()
+        handles += [band_key()] if moving["seed"].nunique() > 1 else []
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
 
 
@@ -247,12 +246,8 @@ def _scaled(row: dict[str, Any], scale: dict[str, tuple[float, float]]) -> dict[
 
 
 def _colors(table: pandas.DataFrame) -> list[str]:
-    """Return a colour a method: DPO's own, RPO's for the first eta, others for the rest."""
-    spare = itertools.cycle(color for color in CYCLE if color not in (COLORS["DPO"], COLORS["RPO"]))
-    methods = list(dict.fromkeys(table["method"]))
-    first = next((method for method in methods if method.startswith("RPO")), "")
-    own = {"DPO": COLORS["DPO"], first: COLORS["RPO"]}
-    return [own[method] if method in own else next(spare) for method in methods]
+    """Return a colour a method, in the order they come."""
+    return colors_of(dict.fromkeys(table["method"]))
 
 
 def _interval(row: Any, name: str) -> str:

@@ -25,17 +25,23 @@ from rpo.llm.logps.scoring import PromptGroup, ScoringPath
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
-def cut(sizes: Sequence[int], max_tokens: int, *, at_least: int = 1, padded: bool = False) -> list[list[int]]:
+def cut(
+    sizes: Sequence[int], max_tokens: int, *, at_least: int = 1, rows: Sequence[int] | None = None
+) -> list[list[int]]:
     """Return the indices of `sizes` in parts of at most max_tokens; what is larger than that stands alone.
 
     First fit, longest first: few parts, the same ones every time. at_least: how many parts to make,
-    as far as there are items. padded: a part counts as its longest item times its number of items, not as
-    their sum.
+    as far as there are items. rows: of each item where rows are padded: a part counts as its longest row times its
+    number of rows, not as the sum of its items.
     """
     parts: list[list[int]] = []
     for index in sorted(range(len(sizes)), key=lambda k: (-sizes[k], k)):
         for part in parts:
-            counted = sizes[part[0]] * (len(part) + 1) if padded else sum(sizes[k] for k in part) + sizes[index]
+            joined = [*part, index]
+            if rows is None:
+                counted = sum(sizes[k] for k in joined)
+            else:
+                counted = max(sizes[k] // rows[k] for k in joined) * sum(rows[k] for k in joined)
             if counted <= max_tokens:
                 part.append(index)
                 break
@@ -72,13 +78,16 @@ class BudgetCollator(PairCollator):
 
     def sizes(self, batch: dict[str, Any]) -> list[int]:
         """Return how many tokens each of a batch's items takes."""
-        pairs = [item["pair"] if isinstance(item, dict) else item for item in batch["items"]]
-        return [fed_tokens(self.path, self.group_of(pair)) for pair in pairs]
+        return [fed_tokens(self.path, group) for group in self.groups(batch)]
+
+    def groups(self, batch: dict[str, Any]) -> list[PromptGroup]:
+        """Return what is scored of each of a batch's items."""
+        return [self.group_of(item["pair"] if isinstance(item, dict) else item) for item in batch["items"]]
 
     def cut(self, batch: dict[str, Any], *, at_least: int = 1) -> list[list[int]]:
         """Return the places of a batch's items, part by part."""
-        padded = not hasattr(self.path, "fed_tokens")
-        return cut(self.sizes(batch), self.max_tokens, at_least=at_least, padded=padded)
+        rows = None if hasattr(self.path, "fed_tokens") else [len(group.responses) for group in self.groups(batch)]
+        return cut(self.sizes(batch), self.max_tokens, at_least=at_least, rows=rows)
 
     def parts(self, batch: dict[str, Any], places: Sequence[Sequence[int]]) -> list[dict[str, torch.Tensor]]:
         """Return the parts as `PairCollator` makes batches."""

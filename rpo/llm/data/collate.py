@@ -1,13 +1,13 @@
-"""Pairs and what is known about them, put together into batches of tensors.
+"""Groups and what is known about them, put together into batches of tensors, and batches parted by K again.
 
-Shapes: B pairs, or responses alone; m responses per prompt: the K that are compared, then those under pi_base, then one
-to another prompt.
+Shapes: B groups; at most m responses per prompt: the K that are compared, then those under pi_base, then one to another
+prompt. K may differ from group to group, and the number of the others does not. Rows of fewer than m end in zeros.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,11 +28,12 @@ def group_of(pair: TokenizedGroup) -> PromptGroup:
 
 
 class PairDataset(torch.utils.data.Dataset[dict[str, Any]]):
-    """N pairs with the log-probabilities known before training, in nats.
+    """N groups with the log-probabilities known before training, in nats.
 
-    reference_logps: (N, K), of chosen and rejected under the reference, and further to the right of the response to
-    another prompt; or None where it is asked batch by batch. start_logps: (N, K), under the policy as training began,
-    where that is not the reference.
+    reference_logps: (N, K), of the responses that are compared under the reference, and further to the right of the
+    response to another prompt; or None where it is asked batch by batch. start_logps: (N, K), under the policy as
+    training began, where that is not the reference. Where K differs, K is the largest and rows end in NaN. sizes: the
+    K there are.
     """
 
     def __init__(
@@ -41,7 +42,10 @@ class PairDataset(torch.utils.data.Dataset[dict[str, Any]]):
         reference_logps: NDArray[Any] | None = None,
         start_logps: NDArray[Any] | None = None,
     ) -> None:
-        widths = {len(pair.base_ids) for pair in pairs}
+        self.sizes, widths = set[int](), set[int]()
+        for pair in pairs:
+            self.sizes.add(len(pair.own))
+            widths.add(len(pair.base_ids))
         if len(widths) > 1:
             raise InvalidArgument(
                 "base_ids",
@@ -56,46 +60,61 @@ class PairDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"pair": self.pairs[index], **{k: v[index] for k, v in self.known.items() if v is not None}}
+        known = {name: values[index] for name, values in self.known.items() if values is not None}
+        return {"pair": self.pairs[index], **{name: row[~np.isnan(row)] for name, row in known.items()}}
 
 
 @dataclass(frozen=True)
 class PairCollator:
-    """Turns a list of items, or of bare pairs, into one batch: `path`'s inputs and, one entry a pair, the rest.
+    """Turns a list of items, or of bare groups, into one batch: `path`'s inputs and, one entry a group, the rest.
 
-    group_of: the prompt and responses scored of a pair. tokens_of: how many tokens of a pair a token mean
-    is taken over. positions: how many tokens the model has positions for, None for any number; longer pairs are
-    refused (InvalidArgument). Beside the path's inputs: "weights" and "tokens" (B,) float64, "rows" (B,), the
-    log-probabilities a `PairDataset` knows, and where the data have them "labels" (B,) of responses alone and "scores"
-    (B, K), float64.
+    group_of: the prompt and responses scored of a group. tokens_of: how many tokens of a group a token mean is taken
+    over. positions: how many tokens the model has positions for, None for any number; longer groups are refused
+    (InvalidArgument), as are scores outside [0, 1] where unit_scores says so. Beside the path's inputs: "weights" and
+    "tokens" (B,) float64, "rows" and "sizes" (B,), the latter K, the log-probabilities a `PairDataset` knows, and where
+    the data have them "labels" (B,) of responses alone and "scores" (B, K), float64.
     """
 
     path: ScoringPath
     group_of: Callable[[TokenizedGroup], PromptGroup] = group_of
     tokens_of: Callable[[TokenizedGroup], float] = lambda pair: 1.0
     positions: int | None = None
+    unit_scores: bool = False
 
     def __call__(self, items: Sequence[Any]) -> dict[str, torch.Tensor]:
         items = [item if isinstance(item, dict) else {"pair": item} for item in items]
         pairs: list[TokenizedGroup] = [item["pair"] for item in items]
-        self.require_positions(pairs)
+        self.require(pairs)
         # First the tensors with one entry a pair: accelerate takes the batch size from the first.
         batch = {
             "weights": torch.tensor([pair.weight for pair in pairs], dtype=torch.float64),
             "tokens": torch.tensor([self.tokens_of(pair) for pair in pairs], dtype=torch.float64),
             "rows": torch.tensor([pair.row for pair in pairs]),
+            "sizes": torch.tensor([len(pair.own) for pair in pairs]),
         }
         if pairs[0].label is not None:
             batch["labels"] = torch.tensor([pair.label for pair in pairs], dtype=torch.float64)
         if pairs[0].scores:
-            batch["scores"] = torch.tensor([pair.scores for pair in pairs], dtype=torch.float64)
+            batch["scores"] = _padded([torch.tensor(pair.scores, dtype=torch.float64) for pair in pairs])
         for name in ("reference_logps", "start_logps"):
             if name in items[0]:
-                batch[name] = torch.from_numpy(np.stack([item[name] for item in items]))
+                batch[name] = _padded([torch.from_numpy(item[name]) for item in items])
         return batch | self.path.collate([self.group_of(pair) for pair in pairs])
 
-    def require_positions(self, pairs: Iterable[TokenizedGroup]) -> None:
-        """Refuse pairs that are longer than the model has positions for, naming the first. Raises InvalidArgument."""
+    def require(self, pairs: Iterable[TokenizedGroup]) -> None:
+        """Refuse groups longer than the model has positions for, or of other scores, naming the first.
+
+        Raises InvalidArgument.
+        """
+        if self.unit_scores:
+            for pair in pairs:
+                if not all(0.0 <= score <= 1.0 for score in pair.scores):
+                    raise InvalidArgument(
+                        "scores",
+                        expected="numbers in [0, 1]",
+                        got=f"{pair.scores} in row {pair.row}",
+                        remedy="Rescale them, by the least and the largest score there can be.",
+                    )
         if self.positions is None:
             return
         long = []
@@ -119,6 +138,31 @@ class PairCollator:
         return torch.tensor(parts, dtype=torch.float64).sum(0)
 
 
+def _padded(rows: list[torch.Tensor]) -> torch.Tensor:
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def parted_by_size(
+    tensors: Mapping[str, torch.Tensor], sizes: Sequence[int]
+) -> list[tuple[int, dict[str, torch.Tensor]]]:
+    """Return, for each K there is, K and every tensor at the groups of K responses, without the zeros at its end.
+
+    tensors: (B,) or (B, w), w being the largest K and as many more as every group has further responses in it.
+    """
+    most = max(sizes)
+    if min(sizes) == most:
+        return [(most, dict(tensors))]
+    found = []
+    for k in sorted(set(sizes)):
+        places = torch.tensor([place for place, size in enumerate(sizes) if size == k])
+        found.append((k, {name: _columns(each[places.to(each.device)], most - k) for name, each in tensors.items()}))
+    return found
+
+
+def _columns(tensor: torch.Tensor, fewer: int) -> torch.Tensor:
+    return tensor if tensor.ndim == 1 else tensor[:, : tensor.shape[1] - fewer]
+
+
 def batch_totals(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Return a batch's total weight and total weighted number of tokens, (2,)."""
     return torch.stack([batch["weights"].sum(), (batch["weights"] * batch["tokens"]).sum()])
@@ -131,6 +175,8 @@ def data_digest(data: Any) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for pair in data.pairs:
         parts: Sequence[Any] = (pair.prompt_ids, *pair.responses)
+        if len(pair.own) > 2:
+            digest.update(b"list of %d" % len(pair.own))
         digest.update(np.asarray([len(part) for part in parts] + [t for part in parts for t in part]).tobytes())
         digest.update(np.float64(pair.weight).tobytes())
         for mask in pair.scored:

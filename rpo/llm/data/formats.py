@@ -130,13 +130,9 @@ def read_preference(
         if tools:
             remedy = "Write the row as messages; if its texts have the tools already, remove the column."
             reader.refuse("tools", "unwritten", "messages, whose chat template writes tools", "plain text", remedy)
-    whose = [name.removesuffix("_ids") for name in names[1:]] if listed is None else [listed.column]
-    if listed is None:
-        flags = [reader.cut(name) for name in whose]
-    else:
-        cuts = reader.cuts(listed.column, len(listed.answers))
-        flags = [cuts[k] for k in order]
-    flags += reader.cuts(base_column, len(base))
+    whose = [name.removesuffix("_ids") for name in names[1:]] if listed is None else []
+    flags = [reader.cut(name) for name in whose] if listed is None else [listed.finish[k] == "length" for k in order]
+    flags += reader.base_cuts(base_column, len(base))
     labelled = single and (LABEL in row or not scores)
     used = {*(names if listed is None else listed.used), *(() if tokens else OPTIONS), base_column, weight_column}
     used |= {f"{name}_finish_reason" for name in (*whose, base_column)}
@@ -268,7 +264,7 @@ class _Reader:
     def cut(self, column: str) -> bool:
         return bool(plain(self.row.get(f"{column}_finish_reason")) == "length")
 
-    def cuts(self, column: str | None, count: int) -> list[bool]:
+    def base_cuts(self, column: str | None, count: int) -> list[bool]:
         reasons = plain(self.row.get(f"{column}_finish_reason"))
         if not isinstance(reasons, (list, tuple)):
             reasons = [reasons] * count

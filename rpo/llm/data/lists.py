@@ -22,7 +22,7 @@ TOO_FEW = "too_few_scores"  # of refusals that drop a row, whatever is asked for
 class Listed:
     """The responses of a row in its order. prompt, column: names of the columns. values: what orders them, a higher one
     first, None of a response without; no values where their order is the ranking. scores: whether values are scores,
-    not ranks. used: the columns read.
+    not ranks. finish: why each response ended, where the row says it ("length": it was cut). used: the columns read.
     """
 
     prompt: str
@@ -30,6 +30,7 @@ class Listed:
     answers: list[Any]
     values: list[float | None] | None
     scores: bool
+    finish: list[Any]
     used: frozenset[str]
 
     @property
@@ -90,7 +91,12 @@ def read_list(row: Any, index: int, *, ranked: bool = False) -> Listed:
         raise _refused(row, index, "responses without scores or ranks")
     if values is not None and not scores:
         values = [None if value is None else -value for value in values]
-    return Listed(prompt, column, answers, values, scores, frozenset(used))
+    ended = f"{column.removesuffix('_ids')}_finish_reason"
+    reasons = plain(row.get(ended))
+    finish = reasons if isinstance(reasons, list) else [reasons] * len(given)
+    if len(finish) != len(given):
+        raise _refused(row, index, f"{ended} {shown(reasons)} for {len(given)} responses")
+    return Listed(prompt, column, answers, values, scores, finish, frozenset({*used, ended}))
 
 
 def number(score: Any) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
@@ -11,8 +11,7 @@ import numpy as np
 
 from rpo.core import checks
 from rpo.llm.data.lists import read_list
-from rpo.llm.data.report import RefusedRow, with_origin
-from rpo.llm.data.streaming import splits_itself
+from rpo.llm.data.transforms import Derived
 
 STRATEGIES = ("best_vs_worst", "best_vs_random", "all_pairs")
 
@@ -37,44 +36,35 @@ class BinarizeReport:
         return asdict(self)
 
 
-class Binarized:
+class Binarized(Derived):
     """Pairs made of scored rows, the same at every iteration; `report` counts the current pass."""
 
-    def __init__(self, rows: Iterable[Any], strategy: str, seed: int, conversational: bool, drop: bool) -> None:
-        self._rows, self._strategy, self._seed, self._conversational = rows, strategy, seed, conversational
-        self._drop = drop
-        self.report = BinarizeReport()
+    report: BinarizeReport
 
-    @property
-    def splits_itself(self) -> bool:
-        """Whether the rows beneath are shared out among data-loader workers by themselves."""
-        return splits_itself(self._rows)
+    def __init__(self, rows: Iterable[Any], strategy: str, seed: int, conversational: bool, on_refused: str) -> None:
+        super().__init__(rows, self._of_row, on_refused, BinarizeReport)
+        self._strategy, self._seed, self._conversational = strategy, seed, conversational
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        report = self.report = BinarizeReport()
-        for index, row in enumerate(self._rows):
-            report.rows += 1
-            try:
-                listed = read_list(row, index)
-            except RefusedRow:
-                if not self._drop:
-                    raise
-                report.refused += 1
-                continue
-            order, values = listed.best_first(), listed.values or []
-            report.unscored += listed.unscored
-            if len(order) < 2:
-                report.too_few += 1
-                continue
-            if values[order[0]] == values[order[-1]]:
-                report.ties += 1
-                continue
-            extra = {name: value for name, value in row.items() if name not in listed.used}
-            for best, other in self._pairs(order, values, index):
-                report.pairs += 1
-                scores = {"score_chosen": values[best], "score_rejected": values[other]} if listed.scores else {}
-                pair = self._written(row[listed.prompt], listed.answers[best], listed.answers[other])
-                yield with_origin(extra | pair | scores, row)
+    def _of_row(self, row: Any, index: int, report: BinarizeReport) -> list[dict[str, Any]]:
+        listed = read_list(row, index)
+        order, values = listed.best_first(), listed.values or []
+        report.unscored += listed.unscored
+        if len(order) < 2:
+            report.too_few += 1
+            return []
+        if values[order[0]] == values[order[-1]]:
+            report.ties += 1
+            return []
+        extra = {name: value for name, value in row.items() if name not in listed.used}
+        made = []
+        for best, other in self._pairs(order, values, index):
+            pair = self._written(row[listed.prompt], listed.answers[best], listed.answers[other])
+            scores = {"score_chosen": values[best], "score_rejected": values[other]} if listed.scores else {}
+            places = {"chosen": best, "rejected": other}
+            ended = {f"{name}_finish_reason": listed.finish[k] for name, k in places.items() if listed.finish[k]}
+            made.append(extra | pair | scores | ended)
+        report.pairs += len(made)
+        return made
 
     def _pairs(self, order: list[int], values: list[Any], index: int) -> list[tuple[int, int]]:
         """Return the places of each pair's two completions; order: places, the best first."""
@@ -116,7 +106,5 @@ def binarize(
     Source: Tunstall et al. 2023 (Zephyr), section 3, for best against random.
     """
     checks.one_of("strategy", strategy, STRATEGIES)
-    checks.one_of("on_refused", on_refused, ("error", "drop"))
-    checks.rereadable("rows", rows)
     seed = int(checks.generator("rng", rng).integers(2**63)) if strategy == "best_vs_random" else 0
-    return Binarized(rows, strategy, seed, conversational, on_refused == "drop")
+    return Binarized(rows, strategy, seed, conversational, on_refused)

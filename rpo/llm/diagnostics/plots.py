@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,9 +16,9 @@ from matplotlib.figure import Figure
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument, OutputError
-from rpo.core.records import Run
+from rpo.core.records import Run, read_json
 from rpo.llm.training.checkpoints import MANIFEST
-from rpo.plotting import COLORS, CYCLE, save, style
+from rpo.plotting import CYCLE, FORMATS, band, band_key, colors_of, figure_size, save, style
 
 if TYPE_CHECKING:
     import pandas
@@ -63,7 +62,7 @@ class Series:
     @property
     def label(self) -> str:
         """The name with beta and eta, for legends."""
-        known = [f"{name} = {self.objective[key]:g}" for name, key in GREEK.items() if key in self.objective]
+        known = [f"{key} = {self.objective[key]:g}" for key in ("beta", "eta") if key in self.objective]
         return f"{self.name} ({', '.join(known)})" if known else self.name
 
     def values(self, metric: str) -> tuple[Array, Array]:
@@ -78,9 +77,6 @@ class Series:
         return any(self.values(name)[0].size for name in (metric, EVAL + metric))
 
 
-GREEK = {"β": "beta", "η": "eta"}
-
-
 def plot_runs(
     runs: str | Path | Run | Iterable[str | Path | Run],
     *,
@@ -93,13 +89,14 @@ def plot_runs(
     runs: each a `Run`, a folder that `Run.save` wrote, or a trainer's output folder (trainer_state.json
     in it, or in its newest checkpoint). Solid lines are training batches, dashed ones evaluations, bands
     two standard errors where those were logged. window: logs in a trailing mean, the raw lines then
-    faint. A metric that no run logged has no panel; a note names what is missing. output: a .png to
-    write, with the data as CSV beside it. Raises InvalidArgument, OutputError.
+    faint. A metric that no run logged has no panel; a note names what is missing. output: a .png,
+    .pdf or .svg to write, with the data as CSV beside it. Raises InvalidArgument, OutputError.
     """
     window = checks.integer("window", window, minimum=1)
     target = None if output is None else Path(output)
-    if target is not None and target.suffix.lower() != ".png":
-        raise InvalidArgument("output", expected="a name ending in .png", got=str(output), remedy="Rename it.")
+    if target is not None and target.suffix.lower().removeprefix(".") not in FORMATS:
+        expected = "a name ending in .png, .pdf or .svg"
+        raise InvalidArgument("output", expected=expected, got=str(output), remedy="Rename it.")
     series = read_runs(runs)
     wanted = list(dict.fromkeys([metrics] if isinstance(metrics, str) else metrics))
     drawn = [metric for metric in wanted if any(one.has(metric) for one in series)]
@@ -121,6 +118,9 @@ def plot_runs(
         if any(one.values(EVAL + metric)[0].size for one in series for metric in drawn):
             handles.append(axes[0].plot([], [], "o--", markersize=3.5, color="#777777")[0])
             labels.append("evaluation")
+        if any(one.values(metric + ERROR)[0].size for one in series for metric in drawn):
+            handles.append(band_key())
+            labels.append("two standard errors")
         per_row = max(1, int(14 * figure.get_figwidth()) // (9 + max(len(label) for label in labels)))
         figure.legend(handles, labels, loc="outside upper left", ncols=min(per_row, len(labels)))
         notes = _notes(series, wanted, drawn, window)
@@ -207,12 +207,9 @@ def _from_record(record: Mapping[str, Any], source: str) -> Series:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError) as error:
         raise OutputError(f"runs: {path} cannot be read ({error}). Pass a run whose files are whole.") from error
-    if not isinstance(value, dict):
-        raise OutputError(f"runs: expected a JSON object in {path}, got {type(value).__name__}. Pass another run.")
-    return value
 
 
 def _rows(history: Any, source: object) -> list[dict[str, Any]]:
@@ -232,15 +229,11 @@ def _number(value: Any) -> float | None:
 
 
 def _colors(series: Sequence[Series]) -> list[Any]:
-    """Return a colour a run: RPO's and DPO's own for the first of each, then the rest of the cycle."""
-    if len(series) > len(CYCLE):
+    """Return a colour a run: its method's, tints of it for further runs; a scale for many runs of one method."""
+    methods = [str(one.objective.get("name", one.name)) for one in series]
+    if len(series) > len(CYCLE) and len(set(methods)) == 1:
         return [matplotlib.colormaps["viridis"](place) for place in np.linspace(0.0, 0.92, len(series))]
-    colors: list[Any] = [None] * len(series)
-    for index, one in enumerate(series):
-        own = COLORS.get(str(one.objective.get("name")))
-        colors[index] = own if own not in colors else None
-    spare = [color for color in (*CYCLE[2:], *CYCLE[:2]) if color not in colors]
-    return [color or spare.pop(0) for color in colors]
+    return colors_of(methods)
 
 
 def _layout(panels: int) -> tuple[Figure, list[Any]]:
@@ -248,7 +241,7 @@ def _layout(panels: int) -> tuple[Figure, list[Any]]:
     small = panels - 1
     columns = min(3, (small + 1) // 2)
     rows = max(1, -(-small // max(1, columns)))
-    figure = Figure(figsize=(5.0 + 2.75 * columns, 0.9 + max(3.3, 2.15 * rows)))
+    figure = Figure(figsize=figure_size(5.0 + 2.75 * columns, 0.9 + max(3.3, 2.15 * rows)))
     grid = figure.add_gridspec(rows, 1 + columns, width_ratios=[1.75] + [1.0] * columns)
     axes = [figure.add_subplot(grid[:, 0])]
     for place in range(small):
@@ -269,7 +262,7 @@ def _draw(axis: Any, metric: str, series: Sequence[Series], colors: Sequence[Any
         axis.plot(steps, line, color=color, linewidth=width, marker="o" if steps.size == 1 else "", markersize=4)
         at, error = one.values(metric + ERROR)
         if np.array_equal(at, steps):
-            axis.fill_between(steps, values - 2 * error, values + 2 * error, color=color, alpha=0.18, linewidth=0)
+            band(axis, metric, steps, values, 2 * error, color=color)
         axis.plot(*one.values(EVAL + metric), "o--", color=color, linewidth=0.8 * width, markersize=3.5)
     title, unit = TITLES.get(metric, (metric, ""))
     axis.set_title(title, fontsize=11 if large else 9)

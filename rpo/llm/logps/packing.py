@@ -1,6 +1,7 @@
 """Paths without padding: a whole batch in one row, with attention by segments; `choose_path` takes the best that fits.
 
-Shapes: G prompts of m responses each; T tokens in the row, S segments of attention; K scored response tokens in all.
+Shapes: G prompts of at most m responses each; T tokens in the row, S segments of attention; K scored response tokens
+in all.
 The last token of a response is never fed: nothing is predicted from it.
 """
 
@@ -18,7 +19,7 @@ from rpo.core import checks
 from rpo.llm.logps.attention import Segments, forward_arguments, route
 from rpo.llm.logps.head import causal_model, plain_token_logps, token_logps_of
 from rpo.llm.logps.router import router_weight, without_router
-from rpo.llm.logps.scoring import PATHS, PaddedPath, PromptGroup, ScoringPath, check_groups
+from rpo.llm.logps.scoring import PATHS, PaddedPath, PromptGroup, ScoringPath, check_groups, lengths_of
 from rpo.llm.reference import is_peft_model, unchanged
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class _Row:
 
 
 class PackedPath:
-    """Prompt and response of the G*m sequences, one sequence after another in one row.
+    """Prompt and response of all sequences, one sequence after another in one row.
 
     pad_token_id: not used; every path takes one. fused_head: log-probabilities straight from the hidden
     states (`rpo.llm.logps.head`); without it, from logits at the positions that predict a response token.
@@ -70,7 +71,7 @@ class PackedPath:
 
         "input_ids", "position_ids": (1, T). "segment_lengths", "segment_prefixes": (S,), as `Segments`.
         "predicting", "targets": (K,), places in the row and the scored tokens they predict. "lengths": (G, m).
-        Raises InvalidArgument for no groups, ragged groups, an empty prompt or an empty response.
+        Raises InvalidArgument for no groups, an empty prompt or an empty response.
         """
         check_groups(groups)
         row = _Row()
@@ -80,7 +81,7 @@ class PackedPath:
         inputs |= {name: inputs[name][None] for name in ("input_ids", "position_ids")}
         responses = [each for group in groups for each in zip(group.responses, group.masks, strict=True)]
         inputs["targets"] = torch.tensor([token for ids, mask in responses for token in compress(ids, mask)])
-        return inputs | {"lengths": torch.tensor([sum(mask) for _, mask in responses]).view(len(groups), -1)}
+        return inputs | {"lengths": lengths_of(groups)}
 
     def _append(self, row: _Row, group: PromptGroup) -> None:
         for response, mask in zip(group.responses, group.masks, strict=True):

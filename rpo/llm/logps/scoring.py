@@ -1,6 +1,7 @@
 """Paths from prompts and responses to summed log-probabilities, behind one protocol.
 
-Shapes: G prompts of m responses each (a batch), B = G*m rows, T tokens, V vocabulary. All paths
+Shapes: G prompts of at most m responses each (a batch), B responses in all, T tokens, V vocabulary. Where a prompt has
+fewer than m, nothing stands for those it lacks but a length and a log-probability of 0 at the end of its row. All paths
 give the same numbers within the tolerances of tests/llm/test_parity.py; they differ in cost.
 """
 
@@ -41,7 +42,7 @@ class ScoringPath(Protocol):
     name: str
 
     def collate(self, groups: Sequence[PromptGroup]) -> dict[str, torch.Tensor]:
-        """Return the batch as CPU tensors, among them "lengths": (G, m), response tokens scored."""
+        """Return the batch as CPU tensors, among them "lengths": (G, m), response tokens scored, 0 for no response."""
         ...
 
     def logps(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -75,11 +76,11 @@ class PaddedPath:
         self.fused_head = fused_head
 
     def collate(self, groups: Sequence[PromptGroup]) -> dict[str, torch.Tensor]:
-        """Return the batch; row g*m + k is response k of group g.
+        """Return the batch; its rows are the responses in the order of groups.
 
         "input_ids", "attention_mask": (B, T) int64. "response_mask": (B, T) bool, true at the
         response's scored tokens. "lengths": (G, m) int64. With left padding also "position_ids": (B, T).
-        Raises InvalidArgument for no groups, ragged groups, an empty prompt or an empty response.
+        Raises InvalidArgument for no groups, an empty prompt or an empty response.
         """
         check_groups(groups)
         rows = [
@@ -100,7 +101,7 @@ class PaddedPath:
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "response_mask": response_mask,
-            "lengths": response_mask.sum(-1).view(len(groups), -1),
+            "lengths": lengths_of(groups),
         }
         if self.padding_side == "left":  # models count positions from the row's start, padding included
             inputs["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)
@@ -111,7 +112,10 @@ class PaddedPath:
         mask = inputs["response_mask"][:, 1:]
         logps = self.token_logps(model, inputs)
         # Back to rows by position: index_add would add in any order on a GPU.
-        return logps.new_zeros(mask.shape).masked_scatter(mask, logps).sum(-1).view(inputs["lengths"].shape)
+        sums, lengths = logps.new_zeros(mask.shape).masked_scatter(mask, logps).sum(-1), inputs["lengths"]
+        if sums.numel() == lengths.numel():
+            return sums.view(lengths.shape)
+        return sums.new_zeros(lengths.shape).masked_scatter(lengths > 0, sums)
 
     def token_logps(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the log-probability of every response token, (K,), row by row."""
@@ -132,23 +136,23 @@ def pad_token(tokenizer: Any) -> int:
     return 0 if known is None else int(known)
 
 
+def lengths_of(groups: Sequence[PromptGroup]) -> torch.Tensor:
+    """Return how many tokens of each response are scored, (G, m) int64, 0 where a prompt has fewer than m."""
+    rows = [[sum(mask) for mask in group.masks] for group in groups]
+    width = max(map(len, rows))
+    return torch.tensor([row + [0] * (width - len(row)) for row in rows])
+
+
 def check_groups(groups: Sequence[PromptGroup]) -> None:
-    """Refuse a batch that no path can score: no groups, ragged groups, an empty prompt or response."""
-    if not groups or not groups[0].responses:
+    """Refuse a batch that no path can score: no groups, a group without responses, an empty prompt or response."""
+    if not groups or not all(group.responses for group in groups):
         raise InvalidArgument(
             "groups",
-            expected="at least one prompt with at least one response",
+            expected="at least one prompt, each with at least one response",
             got="none",
             remedy="Drop empty batches.",
         )
     for place, (prompt, responses, scored) in enumerate(groups):
-        if len(responses) != len(groups[0].responses):
-            raise InvalidArgument(
-                f"groups[{place}].responses",
-                expected=f"{len(groups[0].responses)} responses, as in the first group",
-                got=len(responses),
-                remedy="Score prompts with different numbers of responses in separate batches.",
-            )
         if not len(prompt):
             raise InvalidArgument(
                 f"groups[{place}].prompt_ids",

@@ -113,7 +113,7 @@ class LogpCache:
         self._values.update(zip(digests, values, strict=True))
 
     def lookup(self, groups: Sequence[PromptGroup]) -> NDArray[Any]:
-        """Return the values of G prompts' m responses, (G, m), in the type they were computed in.
+        """Return the values of G prompts' responses, (G, m), in the type they were computed in, NaN for no response.
 
         Raises CacheMiss if one is missing, InvalidArgument for groups no path can score.
         """
@@ -126,7 +126,10 @@ class LogpCache:
                 f"groups: expected cached reference values of all {total} responses, got {total - len(missing)}; "
                 f"the first without is response {k} of groups[{g}]. Call precompute with these groups first."
             )
-        return np.array([[self._values[digest] for digest in row] for row in digests], dtype=self.dtype)
+        values = np.full((len(digests), max(map(len, digests))), np.nan, dtype=self.dtype)
+        for row, found in zip(values, digests, strict=True):
+            row[: len(found)] = [self._values[digest] for digest in found]
+        return values
 
     def describe(self) -> dict[str, Any]:
         """Return what a run's record stores: number of entries, their type, and the key."""
@@ -177,7 +180,7 @@ class LogpCache:
             whole = metadata.pop("checksum") == _checksum(metadata, tensors) and metadata.pop("format") == FORMAT
             key = CacheKey(**metadata)
             digests, logps = tensors["digests"], tensors["logps"]
-        except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise CacheCorrupted(_corrupted(source, f"{type(error).__name__}: {error}")) from error
         if not whole:
             raise CacheCorrupted(_corrupted(source, "the checksum does not match"))

@@ -7,9 +7,10 @@ there are, so that none is taken and not meant.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_rep
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument, MissingDependency, RPOError
 from rpo.core.fields import hold
+from rpo.methods.foreign import refuse
 
 # Argument -> (the one value it may have, why no other).
 REFUSED: dict[str, tuple[Any, str]] = {
@@ -57,6 +59,21 @@ def own_config(args: Any, kind: Any, folder: str) -> Any:
     """Return `args`, or the defaults of its kind for None; refuse another trainer's. Raises InvalidArgument."""
     remedy = f"Pass a {kind.__name__}, or its fields as keywords of rpo.fit."
     return kind(output_dir=folder) if args is None else checks.instance("args", args, kind, remedy=remedy)
+
+
+def check_names(kind: Any, names: Iterable[str]) -> None:
+    """Refuse names that are no fields, other trainers' by what they are here. Raises InvalidArgument."""
+    known = set(kind.__dataclass_fields__)
+    unknown = [name for name in names if name not in known]
+    refuse(unknown, kind.__name__)
+    for name in unknown:
+        near = difflib.get_close_matches(name, known | kind._TRANSLATED, n=3)
+        raise InvalidArgument(
+            name,
+            expected=f"a field of {kind.__name__}" + (f", such as {', '.join(near)}" if near else ""),
+            got="an unknown name",
+            remedy="Check the spelling.",
+        )
 
 
 def check_objects(model: Any, tokenizer: Any, peft_config: Any, callbacks: Any) -> None:

@@ -13,9 +13,9 @@ from rpo.core.errors import InvalidArgument
 from rpo.core.fields import hold
 from rpo.core.objectives import RPO, Objective, require_comparison, require_objective
 from rpo.core.records import check_file
-from rpo.llm.training.arguments import check_arguments, check_loading, taken_by_transformers
+from rpo.llm.training import trl_fields
+from rpo.llm.training.arguments import check_arguments, check_loading, check_names, taken_by_transformers
 from rpo.llm.training.console import LOGS
-from rpo.methods.foreign import refuse
 
 TRUNCATION_MODES = ("keep_end", "drop")
 BASE_SOURCES = ("chosen", "rejected", "reference", "column")
@@ -91,12 +91,13 @@ class TrainerConfig(TrainingArguments):
     self_check: bool = field(default=True, metadata=_help("Check data, reference and gradient at step 0."))
     checkpoint_checksums: bool = field(default=True, metadata=_help("Checksum every checkpoint file."))
 
+    _TRANSLATED: ClassVar[frozenset[str]] = frozenset()  # names of TRL's that the class reads
     # Objects in config files and on the command line may be JSON strings.
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
 
     def __new__(cls, *_: Any, **fields: Any) -> Any:
-        """Refuse TRL's names of losses by a sentence, where the dataclass would call them unexpected."""
-        refuse(fields, cls.__name__)
+        """Refuse unknown names by a sentence, TRL's by the method's, where the dataclass would call them unexpected."""
+        check_names(cls, fields.keys() - cls._TRANSLATED)
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -136,6 +137,7 @@ class TrainerConfig(TrainingArguments):
             hold(self, checks.integer, "max_prompt_length", minimum=1, maximum=limit)
 
 
+@trl_fields.takes_trl_fields
 @dataclass
 class RPOConfig(TrainerConfig):
     """Arguments of `RPOTrainer`: those of TRL's DPOConfig by their names, and what the objective adds.
@@ -161,6 +163,10 @@ class RPOConfig(TrainerConfig):
     base_num_samples: int = field(default=1, metadata=_help("Responses sampled from the reference a prompt."))
     base_max_new_tokens: int = field(default=128, metadata=_help("Their length limit, in tokens."))
 
+    ranked_lists: bool = field(
+        default=False, metadata=_help("Lists of responses without scores or ranks stand best first; else refused.")
+    )
+
     # Reference.
     precompute_ref_log_probs: bool = field(
         default=True,
@@ -182,6 +188,8 @@ class RPOConfig(TrainerConfig):
         default=None, metadata=_help("Stop when the share of pairs whose chosen log-probability fell exceeds this.")
     )
     displacement_patience: int = field(default=3, metadata=_help("... for so many logs in a row."))
+    _TRANSLATED: ClassVar[frozenset[str]] = trl_fields.NAMES
+    given_objective: ClassVar[Any] = None  # of an instance, where loss_type named one
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainerConfig._VALID_DICT_FIELDS, "base_weights"]
 
     def _check(self) -> None:
@@ -211,7 +219,14 @@ class RPOConfig(TrainerConfig):
     def resolve_objective(self, objective: Objective | None) -> Objective:
         """Return `objective`, or the one these arguments build; refuse both."""
         if objective is None:
-            return self.build_objective()
+            return self.build_objective() if self.given_objective is None else self.given_objective
+        if self.given_objective is not None:
+            raise InvalidArgument(
+                "objective",
+                expected="either an objective or loss_type",
+                got="both",
+                remedy="Leave one of them out.",
+            )
         given = [name for name in ("beta", "eta", "sft_reduction", "base") if getattr(self, name) is not None]
         if given:
             raise InvalidArgument(

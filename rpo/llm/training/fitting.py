@@ -26,7 +26,6 @@ from rpo.llm.training.model_card import write_model_card
 from rpo.llm.training.reward_model import RewardConfig, RewardTrainer
 from rpo.llm.training.sft import SFTConfig, SFTTrainer
 from rpo.llm.training.trainer import PreferenceTrainer
-from rpo.methods.foreign import refuse
 
 DEFAULT_FOLDER = "rpo-output"
 MARKER = "run.json"
@@ -72,7 +71,7 @@ def fit(
     trainer_class, config_class = trainer_of(objective)
     if args is None:
         folder = str(DEFAULT_FOLDER if output_dir is None else output_dir)
-        args = build_config(config_class, {"output_dir": folder, **training})
+        args = config_class(output_dir=folder, **training)
     options: dict[str, Any] = {}
     if trainer_class is PreferenceTrainer:
         options = {"ref_model": ref_model, "ref_adapter_name": ref_adapter_name}
@@ -130,24 +129,6 @@ def trainer_of(objective: Objective | None) -> tuple[type[Any], type[Any]]:
     if "head" in require_objective(objective).needs:
         return RewardTrainer, RewardConfig
     return (PreferenceTrainer, RPOConfig) if objective.shape.compares else (SFTTrainer, SFTConfig)
-
-
-def build_config(config_class: type[Any], fields: dict[str, Any]) -> Any:
-    """Return config_class(**fields), refusing unknown names with the ones that exist nearby."""
-    import difflib
-
-    known = set(config_class.__dataclass_fields__)
-    refuse(fields.keys() - known, config_class.__name__)
-    for name in fields:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3)
-            raise InvalidArgument(
-                name,
-                expected=f"a field of {config_class.__name__}" + (f", such as {', '.join(near)}" if near else ""),
-                got="an unknown name",
-                remedy="Check the spelling.",
-            )
-    return config_class(**fields)
 
 
 def record(trainer: Any, output: Any, *, label: str | None = None) -> Run:

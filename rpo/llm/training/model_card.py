@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rpo.core import shown
+from rpo.core import likelihoods, shown
 from rpo.core.objectives import RPO
+from rpo.methods import registry
 
 # Of the hundred training arguments those that decide the result; run.json has them all.
 SHOWN = (
@@ -27,6 +28,7 @@ averages over the pairs,
 
 The SFT term is what pessimism about the reward amounts to: it keeps the probability of covered responses from falling.
 At η = 0 this is DPO."""
+OWN = ("RPO", "DPO")  # what WHAT and the citation are about
 CITATION = """\
 @inproceedings{liu2024provably,
   title     = {Provably Mitigating Overoptimization in {RLHF}: Your {SFT} Loss is Implicitly an Adversarial
@@ -64,7 +66,8 @@ def write_model_card(
         front["base_model_relation"] = "adapter" if adapter else "finetune"
     if _is_hub_name(dataset):
         front["datasets"] = [dataset]
-    name = "DPO" if objective.get("eta", 0) == 0 and "beta" in objective else str(objective.get("name", "RPO"))
+    name = str(objective.get("name", "RPO"))
+    name = "DPO" if name == "RPO" and objective.get("eta") == 0 else name
     source, data = _last_part(base_model) or "a model without a name", _last_part(dataset)
     # One of the two decides the length, the other is not used.
     unused = "num_train_epochs" if (config.get("max_steps") or -1) > 0 else "max_steps"
@@ -72,9 +75,9 @@ def write_model_card(
     sections = [
         f"# {shown.markdown(source)}, trained by {shown.markdown(name)}",
         f"{'An adapter for' if adapter else 'Trained from'} {shown.markdown_code(source)} on preference pairs of "
-        f"{shown.markdown_code(data)} with [rpo-lab](https://pypi.org/project/rpo-lab/).",
+        f"{shown.markdown_code(data)} with `rpo-lab`.",
         "## Objective",
-        WHAT,
+        WHAT if name in OWN else _described(name),
         _table(_objective_rows(objective), "field", "value"),
         "## Training data",
         _table(_flat(data_report), "count of", "value"),
@@ -85,8 +88,7 @@ def write_model_card(
         _table(sorted(item for item in metrics.items() if not item[0].endswith(TIMINGS)), "metric", "value"),
         "## Versions",
         _table(sorted(environment.items()), "package", "version"),
-        "## Citation",
-        f"```bibtex\n{CITATION}\n```",
+        *(["## Citation", f"```bibtex\n{CITATION}\n```"] if name in OWN else []),
     ]
     # JSON is YAML: strings with colons or hashes need no care.
     lines = ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items()), "---"]
@@ -95,9 +97,19 @@ def write_model_card(
     return path
 
 
+def _described(name: str) -> str:
+    """Return what a method is and where it is from, as it says itself; of a caller's own class its name."""
+    found = registry.METHODS.get(name)
+    kind = getattr(likelihoods, name, None) if found is None else found.load()
+    said = (kind.__doc__ or "").partition("\n")[0] if kind is not None else f"`{name}`, a class of the author's own."
+    if found is None:
+        return said
+    return f"{said} Source: {found.paper}" + ("." if found.arxiv == "none" else f", arXiv {found.arxiv}.")
+
+
 def _objective_rows(objective: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
     yield from objective.items()
-    if "beta" in objective:
+    if objective.get("name") in OWN:
         weight = RPO(beta=objective["beta"], eta=objective.get("eta", 0.0)).sft_weight
         yield "eta * beta, the weight of the SFT term", weight
 

@@ -72,7 +72,7 @@ class PairTrainer(TokenBudget, SafeTrainer):
             processing_class = copy.deepcopy(processing_class)  # the user's stays as it is
             processing_class.chat_template = args.chat_template  # saved with the model, for whoever samples from it
         collator = replace(collator, positions=positions_of(model))
-        self._require_positions = collator.require_positions
+        self._require = collator.require
         self.objective, self.tokenizer, self.path = objective, processing_class, collator.path
         self.data_reports: dict[str, dict[str, Any]] = {}
         self.self_check_results: dict[str, Any] = {}
@@ -138,6 +138,11 @@ class PairTrainer(TokenBudget, SafeTrainer):
         return None
 
     @property
+    def takes_lists(self) -> bool:
+        """Whether the loss is of any number of responses, the best first."""
+        return False
+
+    @property
     def reads(self) -> dict[str, bool]:
         """What is read of rows beside prompts and pairs of responses: options of `prepare_pairs`."""
         return {}
@@ -150,8 +155,10 @@ class PairTrainer(TokenBudget, SafeTrainer):
 
     def _prepare(self, name: str, data: Any, args: TrainerConfig) -> Any:
         """Return tokenised pairs, or a stream of them, and keep the report on them."""
-        if data is None or isinstance(data, (PairStream, PairDataset)):
+        if data is None or isinstance(data, PairStream):
             return data
+        if isinstance(data, PairDataset):
+            return self._of_sizes(data)
         if not isinstance(data, PreparedPairs):
             rows = self.load_rows(one_split(name, data))
             options: dict[str, Any] = {
@@ -169,8 +176,20 @@ class PairTrainer(TokenBudget, SafeTrainer):
             data = prepare_pairs(rows, self.tokenizer, **options)
         warn_of_unused_prompts(data.report)
         self.data_reports[name] = data.report.to_dict()
-        self._require_positions(data)
-        return PairDataset(data)
+        self._require(data)
+        return self._of_sizes(PairDataset(data))
+
+    def _of_sizes(self, data: PairDataset) -> PairDataset:
+        """Return the data, or refuse lists where the loss is of pairs."""
+        if max(data.sizes, default=0) > 2 and not self.takes_lists:
+            what, made = ("pairs", "binarize") if self.objective.shape.pairs else ("single responses", "singles")
+            raise InvalidArgument(
+                "train_dataset",
+                expected=f"{what}, which {type(self.objective).__name__} is about",
+                got=f"lists of up to {max(data.sizes)} responses",
+                remedy=f"Make {what} of them by rpo.llm.data.{made}, or use a method of lists (`rpo methods`).",
+            )
+        return data
 
     @property
     def eos_token_ids(self) -> set[int]:

@@ -37,7 +37,7 @@ def check_data(
     cut = max(counts.get("chosen_truncated", 0), counts.get("rejected_truncated", 0)) / total
     if cut > MOST_TRUNCATED:
         raise _fail(f"{cut:.0%} of the pairs have a truncated response; raise max_length.")
-    if all(pair.chosen_ids == pair.rejected_ids for pair in pairs):
+    if all(len(set(pair.own)) == 1 < len(pair.own) for pair in pairs):
         raise _fail("chosen and rejected are the same in every pair, so there is nothing to prefer.")
     found = {"truncated_share": cut, "boundary_merges": counts.get("boundary_merges", 0)}
     if eos_token_ids:

@@ -1,7 +1,8 @@
 """`PreferenceTrainer`: an objective of `rpo.core` on a causal language model, on transformers' Trainer.
 
-Shapes: B groups of a micro-batch, pairs or responses alone; m responses per prompt: the K = 2 or 1 that the objective
-compares, then those under pi_base, then one to another prompt where the objective asks for it.
+Shapes: B groups of a micro-batch: pairs, lists or responses alone; m responses per prompt: the K that the objective
+compares, then those under pi_base, then one to another prompt where the objective asks for it. Groups of several sizes
+are parted by K, n of each; the formula sees one K at a time.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from rpo.core.columns import Columns
 from rpo.core.divergences import KL
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import LossTerms, Objective
-from rpo.llm.data import PairStream, PreparedPairs, TokenizedGroup
-from rpo.llm.data.collate import CHOSEN, REJECTED, PairCollator, PairDataset
+from rpo.llm.data import PairStream, PreparedPairs
+from rpo.llm.data.collate import PairCollator, PairDataset, parted_by_size
 from rpo.llm.data.mismatched import with_mismatched
 from rpo.llm.diagnostics import displacement_values, split_gradients
 from rpo.llm.logps.scoring import ScoringPath, pad_token
@@ -35,9 +36,11 @@ from rpo.llm.training.pair_trainer import PairTrainer, default_path
 from rpo.llm.training.pi_base import BaseSlots, with_samples
 from rpo.llm.training.selfcheck import check_start
 
+OF_THE_BEST = tuple(f"displacement/{name}" for name in ("share", "chosen_change", "chosen_change_per_token"))
+
 
 class PreferenceTrainer(PairTrainer):
-    """Trains `model` on preference pairs by `objective`; the arguments are those of TRL's DPOTrainer.
+    """Trains `model` on preference pairs or lists by `objective`; the arguments are those of TRL's DPOTrainer.
 
     model: a causal language model, its folder or its name. ref_model: another model as reference; by
     default it is the policy as it is given, an adapter that already contributes included
@@ -45,8 +48,9 @@ class PreferenceTrainer(PairTrainer):
     `load_preferences` takes, or `prepare_pairs` returns. processing_class: the tokenizer. objective: any method of
     `rpo.methods` or one of your own; by default the RPO that `args` describes. Where it needs no reference, none is
     scored or kept; where its losses are of single responses, such as KTO's, rows of a prompt, a completion and its
-    label will do. peft_config: trains an adapter. path: how log-probabilities are computed. Raises InvalidArgument
-    and the errors of the data; `train` raises SelfCheckFailed too.
+    label will do; where they are of lists, rows of several responses with scores or ranks. peft_config: trains an
+    adapter. path: how log-probabilities are computed. Raises InvalidArgument and the errors of the data; `train` raises
+    SelfCheckFailed too.
     """
 
     def __init__(
@@ -78,6 +82,14 @@ class PreferenceTrainer(PairTrainer):
             divergence=anchor.divergence if anchor.weight else KL(),
         )
         self._base_column = args.base_column if "column" in self.base.sources else None
+        self._ranked = args.ranked_lists
+        if args.ranked_lists and not resolved.takes_lists:
+            raise InvalidArgument(
+                "ranked_lists",
+                expected=f"False with {type(resolved).__name__}, which is about pairs",
+                got=True,
+                remedy="Leave it out, or use a method of lists (`rpo methods`).",
+            )
         if isinstance(model, (str, Path)):
             processing_class = load_tokenizer(model) if processing_class is None else processing_class
             model = load_to_train(model, args.model_init_kwargs, peft_config)
@@ -107,7 +119,7 @@ class PreferenceTrainer(PairTrainer):
             model,
             args,
             resolved,
-            PairCollator(path, tokens_of=self.base.tokens_of),
+            PairCollator(path, tokens_of=self.base.tokens_of, unit_scores=resolved.shape.unit_scores),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -146,22 +158,36 @@ class PreferenceTrainer(PairTrainer):
 
     @property
     def reads(self) -> dict[str, bool]:
-        """Responses alone, where the objective takes them; scores, where it asks for them."""
-        return {"unpaired": self.objective.takes_unpaired, "scores": "scores" in self.objective.needs}
+        """Responses alone and lists, where the objective takes them; scores, where it asks for them."""
+        taken = {"unpaired": self.objective.takes_unpaired, "lists": self.takes_lists}
+        return taken | {"scores": "scores" in self.objective.needs, "ranked": self._ranked}
+
+    @property
+    def takes_lists(self) -> bool:
+        """Whether the objective compares any number of responses."""
+        return bool(self.objective.takes_lists)
 
     def _prepare(self, name: str, data: Any, args: Any) -> Any:
         prepared = super()._prepare(name, data, args)
         if isinstance(prepared, PairDataset) and len(prepared):
-            self._require_fields(prepared.pairs[0], args)
+            self._require_fields(prepared, args)
         return prepared
 
-    def _require_fields(self, first: TokenizedGroup, args: Any) -> None:
-        """Refuse pairs without what the objective reads, and settings that responses alone give no sense to."""
-        name = type(self.objective).__name__
+    def _require_fields(self, data: PairDataset, args: Any) -> None:
+        """Refuse groups without what the objective reads, and settings that responses alone give no sense to."""
+        name, first = type(self.objective).__name__, data.pairs[0]
         if "scores" in self.objective.needs and not first.scores:
             remedy = "Pass rows with score_chosen and score_rejected, or prepare_pairs(..., scores=True)."
             raise InvalidArgument("train_dataset", expected=f"scores, which {name} reads", got="none", remedy=remedy)
-        if first.label is None:
+        if first.scores and not self.takes_lists and any(len({*pair.scores}) < len(pair.own) for pair in data.pairs):
+            remedy = "Make pairs of them by rpo.llm.data.binarize, which leaves ties out."
+            raise InvalidArgument("train_dataset", expected=f"no ties with {name}", got="tied scores", remedy=remedy)
+        if 1 not in data.sizes:
+            if not self.objective.shape.pairs:
+                raise InvalidArgument(
+                    "train_dataset", expected=f"single responses with a score, which {name} is about", got="pairs",
+                    remedy="Pass rows of prompt, completion and score; rpo.llm.data.singles makes them of lists.",
+                )  # fmt: skip
             return
         if not self.objective.takes_unpaired:
             remedy = "Pass rows of prompt, chosen and rejected, or use rpo.KTO or rpo.BCO."
@@ -291,54 +317,66 @@ class PreferenceTrainer(PairTrainer):
     def batch_loss(
         self, scores: torch.Tensor, inputs: dict[str, torch.Tensor], weights: torch.Tensor, totals: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the objective's value, its terms, and what TRL logs, with displacement since the start."""
-        reference = None
+        """Return the objective's value and its terms; what is known of each group goes to the meter (`_meter`)."""
+        fields = {"policy": scores, "weights": weights, "counted": inputs["weights"]}
+        fields |= {name: inputs[name] for name in ("lengths", "labels", "scores", "start_logps") if name in inputs}
         if self.needs_reference:
             cached = inputs.get("reference_logps")
-            reference = self._live_reference(inputs) if cached is None else cached.to(scores)
-        columns = self._columns(scores, reference, inputs)
-        base = None
-        if columns.labels is None and reference is not None and self.base.penalised:
-            base = self.base.penalty(scores, reference)
-        elif columns.labels is None:
-            mean_length = totals[1] / totals[0]
-            base = self.base.reduce(scores, inputs["lengths"], self.objective.anchor.reduction, mean_length)
-        loss, terms = self.objective.loss(columns, base, weights)
-        detached = columns.with_logps(tuple(column.detach() for column in columns.logps))
+            fields["reference"] = self._live_reference(inputs) if cached is None else cached.to(scores)
+        found: list[tuple[torch.Tensor, LossTerms, Columns, torch.Tensor]] = []
+        # The weights of all parts sum to one, so that their losses add up to the mean over the groups.
+        for k, part in parted_by_size(fields, inputs["sizes"].tolist()):
+            columns = self._columns(part, k)
+            loss, terms = self.objective.loss(columns, self._base_logps(part, k, totals), part["weights"])
+            detached = columns.with_logps(tuple(column.detach() for column in columns.logps))
+            found.append((loss, terms, detached, part["weights"]))
+            if self.model.training:
+                self._add_to_shift(detached, part)
+            self._meter(detached, part)
+        terms = LossTerms(*map(sum, zip(*(each for _, each, _, _ in found), strict=True)))
         if self.model.training:
-            self._at_training_step(detached, terms, weights)
-            self._add_to_shift(detached, scores.detach(), reference, inputs)
-        return loss, self._metrics(detached, terms, inputs)
+            self._at_training_step(terms, found)
+        metrics = {"loss/preference": terms.preference}
+        if "labels" not in inputs:
+            metrics["loss/sft"] = terms.sft
+        if "shift" in self.carried:
+            shift = self.objective.link.beta * self.carried["shift"]
+            metrics["rewards/shift"] = terms.preference.new_tensor(shift)
+        return sum(loss for loss, *_ in found), metrics
 
-    def _columns(
-        self, scores: torch.Tensor, reference: torch.Tensor | None, inputs: dict[str, torch.Tensor]
-    ) -> Columns:
-        """Return what the objective reads of the groups: K columns of each field, each (B,)."""
-        labels, given = inputs.get("labels"), inputs.get("scores")
-        k = 2 if labels is None else 1
+    def _columns(self, part: dict[str, torch.Tensor], k: int) -> Columns:
+        """Return what the objective reads of groups of k responses: k columns of each field, each (n,)."""
+        reference, given, labels = (part.get(name) for name in ("reference", "scores", "labels"))
         return Columns(
-            logps=scores[:, :k].unbind(1),
+            logps=part["policy"][:, :k].unbind(1),
             reference=None if reference is None else reference[:, :k].unbind(1),
-            lengths=inputs["lengths"][:, :k].unbind(1),
-            scores=None if given is None else given.to(scores).unbind(1),
-            labels=None if labels is None else labels.to(scores),
+            lengths=part["lengths"][:, :k].unbind(1),
+            scores=None if given is None else given.to(part["policy"]).unbind(1),
+            labels=None if labels is None else labels.to(part["policy"]),
             shift=self.carried.get("shift"),
         )
 
+    def _base_logps(self, part: dict[str, torch.Tensor], k: int, totals: torch.Tensor) -> torch.Tensor | None:
+        """Return what the objective's anchor is of, (n,); None of responses alone with a label."""
+        if "labels" in part:
+            return None
+        if "reference" in part and self.base.penalised:
+            return self.base.penalty(part["policy"], part["reference"], k)
+        mean_length = totals[1] / totals[0]
+        return self.base.reduce(part["policy"], part["lengths"], self.objective.anchor.reduction, mean_length, k)
+
     # --- what one update hands to the next -----------------------------------------------------------
 
-    def _add_to_shift(
-        self, columns: Columns, scores: torch.Tensor, reference: torch.Tensor | None, inputs: dict[str, torch.Tensor]
-    ) -> None:
-        """Add a micro-batch to the sums that the next update's shift is made of."""
+    def _add_to_shift(self, columns: Columns, part: dict[str, torch.Tensor]) -> None:
+        """Add a part of a micro-batch to the sums that the next update's shift is made of."""
         shift, link = self.objective.shape.shift, self.objective.link
         if shift is None:
             return
         mismatched = None
         if self.needs_mismatched:
-            last = [None if field is None else (field[:, -1],) for field in (reference, inputs["lengths"])]
-            (mismatched,) = link(Columns(logps=(scores[:, -1],), reference=last[0], lengths=last[1]))
-        totals = torch.stack(shift.totals(link(columns), columns.labels, mismatched, inputs["weights"]))
+            last = [None if field is None else (field[:, -1],) for field in (part.get("reference"), part["lengths"])]
+            (mismatched,) = link(Columns(logps=(part["policy"][:, -1].detach(),), reference=last[0], lengths=last[1]))
+        totals = torch.stack(shift.totals(link(columns), columns.labels, mismatched, part["counted"]))
         self._shift_totals = totals if self._shift_totals is None else self._shift_totals + totals
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
@@ -361,44 +399,37 @@ class PreferenceTrainer(PairTrainer):
 
     # --- what is logged and checked ----------------------------------------------------------------
 
-    def _metrics(self, columns: Columns, terms: LossTerms, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        metrics = {"loss/preference": terms.preference}
-        if columns.shift is not None:
-            metrics["rewards/shift"] = terms.preference.new_tensor(self.objective.link.beta * columns.shift)
-        rewards = self.objective.rewards(columns)
+    def _meter(self, columns: Columns, part: dict[str, torch.Tensor]) -> None:
+        """Add what TRL logs of n groups, with displacement since the start, to the meter.
+
+        Of a list chosen is the best response and rejected the worst; margins are the mean between neighbours, and
+        accuracies the share of its ordered pairs that the rewards order alike, those of equal scores left out.
+        """
+        meter = self.train_meter if self.model.training else self.eval_meter
+        rewards, counted = self.objective.rewards(columns), part["counted"]
         if columns.labels is not None:
-            self._add_by_label(columns, rewards[0], inputs["weights"])
-            return metrics
-        chosen, rejected = columns.logps
-        lengths = inputs["lengths"][:, :2]
-        metrics |= {
-            "loss/sft": terms.sft,
-            "rewards/chosen": rewards[CHOSEN],
-            "rewards/rejected": rewards[REJECTED],
-            "rewards/margins": rewards[CHOSEN] - rewards[REJECTED],
-            "rewards/accuracies": (rewards[CHOSEN] > rewards[REJECTED]).double(),
-            "logps/chosen": chosen,
-            "logps/rejected": rejected,
-            "logps/chosen_per_token": chosen / lengths[:, CHOSEN],
-            "logps/rejected_per_token": rejected / lengths[:, REJECTED],
-        }
-        start = inputs["start_logps"].to(chosen).unbind(1) if "start_logps" in inputs else None
+            for side, weights in (("chosen", columns.labels), ("rejected", 1.0 - columns.labels)):
+                meter.add(_of_response(side, columns, rewards, 0), counted * weights)
+            return
+        if len(rewards) == 1:
+            meter.add(_of_response("response", columns, rewards, 0), counted)
+            return
+        metrics = _of_response("chosen", columns, rewards, 0) | _of_response("rejected", columns, rewards, -1)
+        metrics["rewards/margins"] = (rewards[0] - rewards[-1]) / (len(rewards) - 1)
+        right, ordered = _ordered_alike(rewards, columns.scores)
+        meter.add({"rewards/accuracies": right / ordered.clamp(min=1)}, counted * (ordered > 0))
+        start = part["start_logps"].to(columns.logps[0]).unbind(1) if "start_logps" in part else None
         if start is None and self.starts_at_reference:
             start = columns.reference
         if start is not None:
-            change = (chosen - start[CHOSEN], rejected - start[REJECTED])
+            ends = [(columns.logps[k] - start[k], (columns.lengths or ())[k]) for k in (0, len(rewards) - 1)]
             # In 16 bits the same model gives other values in another batch.
             rounding = 5e-3 if self._half_precision else 1e-6
-            metrics |= displacement_values(*change, *lengths.unbind(1), rounding=rounding)
-        return metrics
-
-    def _add_by_label(self, columns: Columns, rewards: torch.Tensor, weights: torch.Tensor) -> None:
-        """Add the metrics of responses alone: means over the desirable, and over the others."""
-        meter = self.train_meter if self.model.training else self.eval_meter
-        (logps,), (lengths,) = columns.logps, columns.lengths or ()
-        for side, counted in (("chosen", columns.labels), ("rejected", 1.0 - columns.labels)):
-            found = {f"rewards/{side}": rewards, f"logps/{side}": logps, f"logps/{side}_per_token": logps / lengths}
-            meter.add(found, weights * counted)
+            (chosen, lengths), (rejected, others) = ends
+            moved = displacement_values(chosen, rejected, lengths, others, rounding=rounding)
+            # Quadrants are of two. With lists what is said of the best response, whatever sizes a process holds.
+            metrics |= {name: moved[name] for name in OF_THE_BEST} if self.takes_lists else moved
+        meter.add(metrics, counted)
 
     def summary(self, means: dict[str, float]) -> dict[str, float]:
         """Return what is logged: of responses alone also the difference between the two means of rewards."""
@@ -406,11 +437,15 @@ class PreferenceTrainer(PairTrainer):
             means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
         return means
 
-    def _at_training_step(self, columns: Columns, terms: LossTerms, weights: torch.Tensor) -> None:
+    def _at_training_step(
+        self, terms: LossTerms, parts: list[tuple[torch.Tensor, LossTerms, Columns, torch.Tensor]]
+    ) -> None:
         """Check the start, before the first update; measure the two gradients, where it is their turn."""
         random = not self.args.disable_dropout or self.args.neftune_noise_alpha is not None
         if not self._checked and self.needs_reference and self.starts_at_reference and not random:
-            self._check_start(columns, terms, weights)
+            checked = [self._check_start(columns, part, weights) for _, part, columns, weights in parts]
+            for name, add in (("start_difference_per_token", max), ("start_preference_loss", sum)):
+                self.self_check_results[name] = add(one[name] for one in checked)
         every = self.args.gradient_diagnostics_steps
         if every and self.state.global_step % every == 0 and len(self._rows) == 1:
             scaler = getattr(self.accelerator, "scaler", None)
@@ -421,19 +456,18 @@ class PreferenceTrainer(PairTrainer):
                 sft_weight=self.objective.anchor.weight,
                 scale=1.0 if scaler is None else scaler.get_scale(),
             )
-            one = torch.ones(1, device=weights.device)
+            one = torch.ones(1, device=terms.preference.device)
             self.train_meter.add({name: value * one for name, value in found.items()}, one)
 
-    def _check_start(self, columns: Columns, terms: LossTerms, weights: torch.Tensor) -> None:
+    def _check_start(self, columns: Columns, terms: LossTerms, weights: torch.Tensor) -> dict[str, float]:
         """Hold the first loss to the objective's own value at pi = pi_ref, within what rounding can move it."""
-        if columns.reference is None:
-            return
+        reference: tuple[torch.Tensor, ...] = columns.reference or ()
         expected = (weights * self.objective.at_reference(columns)).sum().item()
-        at_reference = columns.with_logps(columns.reference).map(lambda column: column.double().cpu().numpy())
+        at_reference = columns.with_logps(reference).map(lambda column: column.double().cpu().numpy())
         _, slope, _ = self.objective.derivatives(at_reference)
-        self.self_check_results |= check_start(
+        return check_start(
             torch.stack(columns.logps, 1),
-            torch.stack(tuple(columns.reference), 1),
+            torch.stack(reference, 1),
             torch.stack(tuple(columns.lengths or ()), 1),
             terms.preference.item(),
             expected=expected,
@@ -453,6 +487,27 @@ class PreferenceTrainer(PairTrainer):
     def run_identity(self) -> dict[str, Any]:
         """Return objective, data, reference and pi_base: what a checkpoint can only be continued with."""
         return super().run_identity() | {"reference": self.reference.fingerprint(), "base": self.base.sources}
+
+
+def _of_response(name: str, columns: Columns, rewards: tuple[torch.Tensor, ...], k: int) -> dict[str, torch.Tensor]:
+    """Return the reward of each group's response k, and its log-probability as a sum and a token."""
+    logps = columns.logps[k]
+    per_token = logps / (columns.lengths or ())[k]
+    return {f"rewards/{name}": rewards[k], f"logps/{name}": logps, f"logps/{name}_per_token": per_token}
+
+
+def _ordered_alike(
+    rewards: tuple[torch.Tensor, ...], scores: tuple[torch.Tensor, ...] | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return how many pairs of each group the rewards order as it does, (n,) float64, and how many are no ties."""
+    better, worse = torch.triu_indices(len(rewards), len(rewards), 1, device=rewards[0].device)
+    values = torch.stack(rewards, 1)
+    right = values[:, better] > values[:, worse]
+    ordered = torch.ones_like(right)
+    if scores is not None:
+        known = torch.stack(tuple(scores), 1)
+        ordered = known[:, better] > known[:, worse]
+    return (right & ordered).sum(1).double(), ordered.sum(1)
 
 
 class RPOTrainer(PreferenceTrainer):
