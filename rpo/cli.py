@@ -15,6 +15,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from rpo import __version__
 from rpo.commands import (
+    atlas,
     benchmark,
     chat,
     compare,
@@ -94,6 +95,7 @@ COMMANDS: dict[str, Command] = {
     "solve": Command(solve.solve_command, "pairs"),
     "methods": Command(methods.methods_command, folder=None),
     "simulate": Command(simulate.simulate_command, kept=CHUNKS),
+    "atlas": Command(atlas.atlas_command, kept=CHUNKS),
     "compare": Command(compare.compare_command),
     # Of several processes one alone has the folder: `fit` sees to it.
     "train": Command(

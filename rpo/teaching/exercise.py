@@ -13,7 +13,7 @@ from rpo.core.errors import InvalidArgument
 
 __all__ = ["Exercise", "answer", "check", "exercises", "hint"]
 
-NOTEBOOKS = ("01", "02", "03", "04", "05", "06", "07")
+NOTEBOOKS = ("01", "02", "03", "04", "05", "06", "07", "08")
 
 
 @dataclass(frozen=True)
