@@ -144,7 +144,7 @@ def _walk_to_walls(x: Array, g: Array, h: Array, low: Array, high: Array, free: 
         matrix += np.eye(x.shape[1]) * ((1.0 - mask) * (top + 1e-300)[:, None])[:, :, None]
         move = -np.linalg.solve(matrix, slope[:, :, None])[:, :, 0] * mask
         wall = np.where(move > 0, high[todo] - x[todo], low[todo] - x[todo]) - step[todo]
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             reach = np.where((move != 0) & free[todo], wall / move, np.inf)
         nearest = reach.argmin(axis=1)
         length = np.clip(reach[np.arange(todo.size), nearest], 0.0, 1.0)
