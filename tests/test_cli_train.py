@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shlex
 import stat
 import subprocess
@@ -81,7 +82,7 @@ def test_train_saves_a_model_that_loads_and_a_configuration_that_repeats_the_run
 
     result = train("--training.output_dir", "a", "--objective.eta", "0.02", "--eval_dataset", "pairs.jsonl")
     assert "Trained 3 of 3 updates" in result.stdout
-    assert "eval_loss/sft" in result.stdout
+    assert re.search(r"^ +eval 3 ", result.stdout, flags=re.MULTILINE)
     config = yaml.safe_load((here / "a" / "config.yaml").read_text())
     assert config["objective"] == {
         "name": "RPO", "beta": 0.1, "eta": 0.02, "sft_reduction": "sequence_sum", "base": "chosen",
@@ -360,6 +361,28 @@ def test_prompts_that_cannot_be_read_are_refused_before_the_model_is_loaded(here
     }.items():
         (line,) = refusals("generate", "--model", "./nowhere", "--prompts", name)
         assert words in line
+
+
+def test_the_log_is_short_unless_more_is_asked_for(here: Path) -> None:
+    """Three updates: a row each, and all numbers of the last log with `--log none`, which prints no rows."""
+    short = train("--training.output_dir", "a").stdout
+    assert len(short.splitlines()) < 15 and len(re.findall(r"^ +\d+ ", short, flags=re.MULTILINE)) == 3
+    none = train("--training.output_dir", "b", "--log", "none").stdout
+    assert not re.findall(r"^ +\d+ ", none, flags=re.MULTILINE) and "logps/chosen" in none
+    full = train("--training.output_dir", "c", "--log", "full").stdout
+    assert full.count("'logps/chosen_per_token'") == 3
+    (line,) = refusals(
+        "train",
+        "--model",
+        "./model",
+        "--dataset",
+        "pairs.jsonl",
+        "--training.output_dir",
+        "d",
+        "--training.log",
+        "full",
+    )
+    assert "Set log instead." in line
 
 
 def test_an_adapter_is_merged_into_a_plain_model(here: Path) -> None:

@@ -89,10 +89,8 @@ def test_files_have_truetype_fonts_and_the_same_bytes(tmp_path: Path) -> None:
 
     for kind in ("png", "pdf", "svg"):
         assert drawn(f"a.{kind}") == drawn(f"b.{kind}")
-    assert (
-        (b"/Type3" not in drawn("a.pdf")
-        and b"/Subtype /TrueType" in drawn("a.pdf"))
-        or b"/CIDFontType2" in drawn("a.pdf")
+    assert (b"/Type3" not in drawn("a.pdf") and b"/Subtype /TrueType" in drawn("a.pdf")) or b"/CIDFontType2" in drawn(
+        "a.pdf"
     )
     figure = matplotlib.figure.Figure()
     figure.subplots().set_title("x")

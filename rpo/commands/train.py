@@ -117,7 +117,7 @@ def train_command(
         ),
     )
     if training.process_index == 0:
-        _print_run(run, Path(training.output_dir))
+        _print_run(run, Path(training.output_dir), short=log == "short")
 
 
 def depends(objective: type) -> dict[str, type]:
@@ -214,11 +214,12 @@ def _config_saver(resolved: str) -> Any:
     return ConfigSaver()
 
 
-def _print_run(run: Run, output: Path) -> None:
+def _print_run(run: Run, output: Path, *, short: bool) -> None:
+    """Print how the run ended; the last metrics too, unless the table above ends with them."""
     print(f"{run.label}: {run.message}")
     shown = ("loss", "loss/preference", "loss/sft", "rewards/margins", "rewards/accuracies", "logps/chosen")
     last = run.last_metrics()
-    for name in (*shown, *(f"eval_{name}" for name in shown)):
+    for name in () if short else (*shown, *(f"eval_{name}" for name in shown)):
         if name in last:
             print(f"{name:24}{last[name]:>12.5g}")
     print(f"Written to {output}")

@@ -70,7 +70,7 @@ def test_the_pass_before_training_says_what_it_has_to_do(capsys: Any, tmp_path: 
     again, _ = printed(capsys, tmp_path / "b", ref_logps_cache=file)
     tokens = sum(len(pair.prompt_ids) + sum(map(len, pair.responses)) for pair in PAIRS)
     assert first[0] == f"Reference log-probabilities: {len(PAIRS)} groups, {tokens} tokens to score."
-    assert again[0] == f"Reference log-probabilities: {len(PAIRS)} groups, all known from {file}."
+    assert again[0] == f"Reference log-probabilities: {len(PAIRS)} groups, all cached in {file}."
 
 
 def test_durations() -> None:

@@ -376,7 +376,7 @@ def test_what_is_no_reward_model_is_refused(tmp_path) -> None:
         trainer(tmp_path, tiny_pairs(4), objective=SFT())
     with pytest.raises(InvalidArgument, match="both"):
         trainer(tmp_path, tiny_pairs(4), objective=BradleyTerry(), center_rewards_coefficient=0.1)
-    with pytest.raises(TypeError, match="beta"):
+    with pytest.raises(InvalidArgument, match="beta: expected a field of RewardConfig"):
         config(tmp_path, beta=0.1)
 
 

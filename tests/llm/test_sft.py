@@ -353,7 +353,7 @@ def test_responses_without_an_end_are_found_before_training(tmp_path, tiny_token
 
 
 def test_arguments_of_another_trainer_are_refused(tmp_path) -> None:
-    with pytest.raises(TypeError, match="beta"):
+    with pytest.raises(InvalidArgument, match="beta: expected a field of SFTConfig"):
         config(tmp_path, beta=0.1)
     with pytest.raises(InvalidArgument, match="response"):
         config(tmp_path, response="best")

@@ -279,8 +279,8 @@ class Scored(NamedTuple):
 def _outlook(groups: int, lacking: int, tokens: int, file: str | os.PathLike[str] | None) -> str:
     """Return what a pass has before it, in words."""
     if not lacking:
-        return f"Reference log-probabilities: {groups:,} groups, all known" + (f" from {file}." if file else ".")
-    known = f"; {groups - lacking:,} more are known" if lacking < groups else ""
+        return f"Reference log-probabilities: {groups:,} groups, all cached" + (f" in {file}." if file else ".")
+    known = f"; {groups - lacking:,} more are cached" if lacking < groups else ""
     return f"Reference log-probabilities: {lacking:,} groups, {tokens:,} tokens to score{known}."
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,9 +76,9 @@ class LogLines(ProgressCallback):
         self.columns = {name: column for name, column in COLUMNS.items() if prefix + name in logs}
         if prefix + "loss/preference" not in logs:
             self.columns = {"loss": "loss", **self.columns}
-        for column in self.columns.values():
-            if column in WORDS:
-                self.say(f"  {WORDS[column]}")
+        words = "; ".join(WORDS[column] for column in self.columns.values() if column in WORDS)
+        for line in textwrap.wrap(words, width=PLACE + WIDTH * len(COLUMNS)):
+            self.say(f"  {line}")
         self.say(f"{'step':>{PLACE}}" + "".join(f"{column:>{WIDTH}}" for column in self.columns.values()))
 
     def say(self, line: str) -> None:
