@@ -114,7 +114,7 @@ def draw(history: pandas.DataFrame, scores: pandas.DataFrame, target: Path) -> N
         colors = ["0.5", *COLORS.values()]
         for place, (row, color) in enumerate(zip(scores.itertuples(), colors, strict=True)):
             axes[0][1].errorbar(place, row.gold, yerr=row.error, fmt="o", color=color, capsize=3)
-        axes[0][1].set(title="Gold score of fresh answers", ylabel="mean over held-out prompts, one s.e.")
+        axes[0][1].set(title="Gold score of fresh answers", ylabel="mean over prompts, one s.e.")
         axes[0][1].set_xticks(range(len(scores)), list(scores["model"]), fontsize=8)
         figure.legend(*axes[0][0].get_legend_handles_labels(), ncols=3, loc="outside lower center", fontsize=9)
     save(figure, target, scores)
