@@ -19,7 +19,7 @@ def atlas_command(
         output: folder for atlas.csv, atlas.md, atlas.png, atlas.html and the finished blocks.
         seeds: draws per instance; all methods share them.
         methods: names of those that enter beside DPO, null for all; `rpo methods` lists them.
-        instances: names of those to run on, null for all seven.
+        instances: names of those to run on, null for all.
         seed: every random draw descends from it.
         jobs: processes; -1 for one a core. The table does not depend on it.
         overwrite: drop an earlier atlas in that folder instead of continuing it.

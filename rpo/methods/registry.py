@@ -167,14 +167,10 @@ METHODS: dict[str, Method] = {
             "TRL bco_pair at a shift of 0; by hand",
             ABSENT,
         ),
-        _row(
-            _LISTS, "PlackettLuceDPO", "Rafailov et al. 2023", "2305.18290", "A.3", "DPO at K = 2", CERTIFIED, path=None
-        ),
+        _row(_LISTS, "PlackettLuceDPO", "Rafailov et al. 2023", "2305.18290", "A.3", "DPO at K = 2", CERTIFIED),
         _row(_LISTS, "PRO", "Song et al. 2023", "2306.17492", "from its code", "a loop; by hand", CERTIFIED, path=None),
-        _row(_LISTS, "LiPO", "Liu et al. 2024", "2402.01878", "5-11", "DCG changes of swaps", path=None),
-        _row(
-            _LISTS, "InfoNCA", "Chen et al. 2024", "2402.05369", "not verified", "its fixed point", CERTIFIED, path=None
-        ),
+        _row(_LISTS, "LiPO", "Liu et al. 2024", "2402.01878", "5-11", "DCG changes of swaps"),
+        _row(_LISTS, "InfoNCA", "Chen et al. 2024", "2402.05369", "not verified", "its fixed point", CERTIFIED),
         _row(
             _LISTS,
             "ListNCA",
@@ -182,9 +178,9 @@ METHODS: dict[str, Method] = {
             "2402.05369",
             "not verified",
             "NCA at K = 2; its fixed point",
-            path=None,
+            pull=SET,
         ),
-        _row(_LISTS, "ListEXO", "Ji et al. 2024", "2402.00856", "16", "EXO at K = 2", path=None),
+        _row(_LISTS, "ListEXO", "Ji et al. 2024", "2402.00856", "16", "EXO at K = 2"),
         _row(
             _LISTS,
             "CoPG",
@@ -193,7 +189,6 @@ METHODS: dict[str, Method] = {
             "7-19",
             "IPO; its fixed point",
             CERTIFIED,
-            path=None,
         ),
         _row(_LISTS, "ALoL", "Baheti et al. 2023", "2305.14718", "from its code", "mu max(A, 0) / Z", path=None),
     )

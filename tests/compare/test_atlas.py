@@ -15,7 +15,8 @@ from rpo.bandit.simulation.grid import source
 from rpo.cli import main
 from rpo.compare.atlas import INSTANCES, Atlas, AtlasInstance, Entrant, atlas, entrants, found_pull
 from rpo.compare.atlas.block import MEASURES, solve_block
-from rpo.compare.atlas.entrants import absent
+from rpo.compare.atlas.entrants import absent, settled
+from rpo.compare.atlas.lists import ListCell, within_unit
 from rpo.compare.atlas.report import write_atlas
 from rpo.compare.atlas.summary import summary
 from rpo.core.errors import InvalidArgument
@@ -141,6 +142,27 @@ def test_the_interval_of_a_fall_comes_from_the_seeds() -> None:
     assert frame["drop/low"][0] == pytest.approx(0.402, abs=0.02) and frame["drop/high"][0] == pytest.approx(
         0.598, abs=0.02
     )
+
+
+LISTS = next(one for one in INSTANCES if one.lists)
+
+
+def test_lists_are_read_whole_or_as_all_their_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 lists of 4 are 120 pairs; a method on lists is solved on the lists; beyond the first seeds nothing is."""
+    cell = ListCell(LISTS, [0, 1], 0)
+    draw: Any = cell.draws[1]
+    assert draw.ranked.n == 20 and draw.data.n == 120 and draw.ranked.scored
+    objective = rpo.InfoNCA(beta=0.5)
+    answer: Any = cell.whole_lists(objective)[1]
+    expected = rpo.bandit.solve(draw.problem, draw.ranked, settled(objective), reward_class=rpo.bandit.Box(3.0))
+    assert answer.status == "certified" and answer.policy == pytest.approx(expected.policy, abs=1e-6)
+    scaled = within_unit(draw.ranked)
+    raw, unit = (np.concatenate([np.ravel(b.scores) for b in ranked.blocks]) for ranked in (draw.ranked, scaled))
+    assert (unit.min(), unit.max()) == (0.0, 1.0) and np.ptp((raw - raw.min()) / np.ptp(raw) - unit) < 1e-12
+    monkeypatch.setattr("rpo.compare.atlas.block.LIST_SEEDS", 1)
+    table = solve_block(LISTS, [dataclasses.replace(KNOWN["CoPG"], values=(0.5,), default=0.5)], [0, 1], 0)
+    assert np.isfinite(table[0, 0, 0]).all() and np.isnan(table[0, 0, 1]).all()
+    assert np.isnan(solve_block(SMALL, chosen("InfoNCA"), [0], 0)).all()
 
 
 # --- runs --------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from rpo.bandit.simulation.grid import source
 from rpo.bandit.simulation.methods import Fitted, Maximin, is_solvable
 from rpo.compare.atlas.entrants import Entrant, settled
 from rpo.compare.atlas.instances import AtlasInstance
+from rpo.compare.atlas.lists import LIST_SEEDS, ListCell
 from rpo.core.checks import Array
 from rpo.core.numerics import kl_divergence
 from rpo.core.objectives import DPO, Objective
@@ -49,18 +50,34 @@ class _Seen:
 
 def solve_block(instance: AtlasInstance, entrants: Sequence[Entrant], seeds: Sequence[int], root: int) -> Array:
     """Return the measures, (E, K, S, len(MEASURES)), NaN where there is no policy."""
-    cell = Cell(source(instance.source), instance.unit, seeds, root)
+    kept = [seed for seed in seeds if not instance.lists or seed < LIST_SEEDS]
+    if len(kept) < len(seeds):
+        table = np.full((len(entrants), max(len(e.values) for e in entrants), len(seeds), len(MEASURES)), np.nan)
+        if kept:
+            table[:, :, : len(kept)] = solve_block(instance, entrants, kept, root)
+        return table
+    cell = (
+        ListCell(instance, seeds, root) if instance.lists else Cell(source(instance.source), instance.unit, seeds, root)
+    )
     likely = cell.answered(_method(instance, DPO(beta=1.0, base="reference")))
     seen = [_seen(draw, answer) for draw, answer in zip(cell.draws, likely, strict=True)]
     longest = max(len(entrant.values) for entrant in entrants)
     table = np.full((len(entrants), longest, len(seeds), len(MEASURES)), np.nan)
     for e, entrant in enumerate(entrants):
         for k, value in enumerate(entrant.values):
-            answers = cell.answered(_method(instance, entrant.at(value), entrant.reward_unit(value)))
+            answers = _answers(cell, instance, entrant, value)
             for s, (one, answer) in enumerate(zip(seen, answers, strict=True)):
-                if answer.policy is not None:
+                if answer is not None and answer.policy is not None:
                     table[e, k, s] = _measured(one, answer, instance, instance.bound / entrant.reward_unit(value))
     return table
+
+
+def _answers(cell: Cell, instance: AtlasInstance, entrant: Entrant, value: float) -> Sequence[Answer | None]:
+    """Return a method's answers on each draw: on lists whole where it takes them, and none of pairs then."""
+    objective = entrant.at(value)
+    if not objective.takes_lists:
+        return cell.answered(_method(instance, objective, entrant.reward_unit(value)))
+    return cell.whole_lists(objective) if isinstance(cell, ListCell) else [None] * len(cell.seeds)
 
 
 def _method(instance: AtlasInstance, objective: Objective, unit: float = 1.0) -> Maximin | Fitted:

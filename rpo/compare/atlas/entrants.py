@@ -13,7 +13,6 @@ from rpo.core.divergences import ChiSquaredKL
 from rpo.core.links import Link
 from rpo.core.objectives import Anchor, Objective
 from rpo.core.shapes import Shape
-from rpo.methods import registry
 from rpo.methods.registry import EMPTIED, METHODS, SET
 
 # Fields without a default of their own: the paper's beta, RPO's eta of the lessons, half of a reference.
@@ -23,7 +22,8 @@ ABSENT = {
     "ODPO": "it reads scores, of which these instances have none",
     "KTO": "its z0 follows the policy under stop-gradient: a fixed point that minimises nothing",
     "BCO": "its shift is a moving mean over batches",
-    "PlackettLuceDPO": "of pairs it is DPO",
+    "PRO": "it has no reference, and no number that would hold it to one",
+    "ALoL": "it has no number that goes from the reference to the data",
 }
 
 
@@ -86,7 +86,7 @@ def entrants(steps: int = 9) -> list[Entrant]:
 def absent() -> dict[str, str]:
     """Return the registered methods that do not enter, and why."""
     why = {name: row.evidence for name, row in METHODS.items() if row.path is None}
-    return {name: ABSENT.get(name, "it compares lists with scores" if _lists(name) else w) for name, w in why.items()}
+    return {name: ABSENT.get(name, word) for name, word in why.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,3 @@ def _default(item: Any) -> Any:
     if item.default_factory is not MISSING:
         return item.default_factory()
     return item.default
-
-
-def _lists(name: str) -> bool:
-    return registry.METHODS[name].home == "rpo.methods.lists"

@@ -1,4 +1,4 @@
-"""Where methods are compared: seven fixed instances, each hard in one way, and one that is not."""
+"""Where methods are compared: eight fixed instances, seven each hard in one way, and one that is not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ class AtlasInstance:
     """One column of the atlas.
 
     source: what `simulate` takes as an instance; parameters of it, n preferences a draw. bound: R, rewards of a table
-    lie in [0, R]. ball: the radius where rewards are linear in the features, and policies linear softmaxes; else None.
+    lie in [0, R]. lists: K, of n rankings by scores with noise of this deviation in place of pairs; 0 for pairs.
+    ball: the radius where rewards are linear in the features, and policies linear softmaxes; else None.
     """
 
     name: str
@@ -23,6 +24,8 @@ class AtlasInstance:
     n: int
     parameters: Mapping[str, Any] = field(default_factory=dict)
     bound: float = 3.0
+    lists: int = 0
+    score_noise: float = 0.0
     ball: float | None = None
 
     @property
@@ -66,6 +69,15 @@ INSTANCES = (
         source="coverage_skew",
         parameters={"skew": 1.0, "arms": 10},
         n=12,
+    ),
+    AtlasInstance(
+        name="lists",
+        sentence="20 lists of 4 out of 10 responses, by scores with noise of deviation 2; pairs are all of a list's",
+        source="coverage_skew",
+        parameters={"skew": 1.0, "arms": 10},
+        n=20,
+        lists=4,
+        score_noise=2.0,
     ),
     AtlasInstance(
         name="zhu",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from rpo.bandit import ContextualBandit, PreferenceCounts, fit
+from rpo.bandit import ContextualBandit, PreferenceCounts, RankedLists, fit
 from rpo.core.objectives import Objective
 from rpo.methods.registry import EMPTIED, FLOODED, FREE, SET
 
 NOTHING, SAME = 1e-4, 1e-6  # of a mass; of a difference between two ends
+SCORES = (0.7, 0.4)  # of the better and the worse of a pair, where scores are read
 RAISED = 1.0  # logits of the unseen responses at the second start
 
 
@@ -22,7 +23,14 @@ def found_pull(objective: Objective) -> str:
     problem = ContextualBandit(d0=np.ones(1), reference=np.full((1, 5), 0.2), reward=np.arange(5.0)[None] / 4.0)
     wins = np.zeros((1, 5, 5))
     wins[0, 0, 1], wins[0, 1, 0], wins[0, 0, 2], wins[0, 2, 0], wins[0, 1, 2], wins[0, 2, 1] = 3, 2, 4, 2, 3, 2
-    data = PreferenceCounts.from_wins(wins)
+    data: PreferenceCounts | RankedLists = PreferenceCounts.from_wins(wins)
+    if "scores" in objective.needs:
+        _, first, second = np.nonzero(wins)
+        both = np.stack([first, second], axis=1)
+        data = RankedLists.from_lists(
+            np.zeros(len(first), dtype=int), both, num_prompts=1, num_responses=5, count=wins[0, first, second],
+            scores=np.tile(SCORES, (len(first), 1)),
+        )  # fmt: skip
     ends = []
     for lift in (0.0, RAISED):
         policy = problem.softmax_policy()

@@ -40,6 +40,8 @@ def summary(made: Atlas) -> pandas.DataFrame:
     for i, instance in enumerate(made.instances):
         against = _matched(made, i, AGAINST, resamples)
         for e, entrant in enumerate(made.entrants):
+            if np.isnan(made.table[i, e]).all():  # it does not read what this instance has
+                continue
             row = {
                 "instance": instance.name,
                 "method": entrant.name,
@@ -53,6 +55,7 @@ def summary(made: Atlas) -> pandas.DataFrame:
                 difference = mine[kl] - against[kl] if AGAINST in _names(made) else np.full(1 + DRAWS, np.nan)
                 row |= _spread(f"gold-{AGAINST}@{kl:g}", difference)
             evidence = made.measure(i, e, "evidence")
+            evidence = evidence[np.isfinite(evidence)]
             row |= {"certified": float(np.mean(evidence == 2.0)), "stationary": float(np.mean(evidence == 1.0))}
             row |= {"pull/predicted": entrant.pull, "pull/found": pulls[entrant.name]}
             rows.append(row)
