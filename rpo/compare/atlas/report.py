@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rpo.compare.atlas.entrants import absent
-from rpo.compare.atlas.figure import CONTROL, curves_figure, map_figure, rows_figure
+from rpo.compare.atlas.figure import curves_figure, hard_pairs, map_figure, rows_figure
 from rpo.compare.atlas.run import Atlas
 from rpo.compare.atlas.summary import AGAINST, MATCHED, curve, summary
 from rpo.core.records import write_file
@@ -67,7 +67,7 @@ def markdown(frame: pandas.DataFrame) -> str:
 
 def verdict(frame: pandas.DataFrame) -> str:
     """Return who overestimates most and least, and who falls, in two sentences of the table's own numbers."""
-    hard = frame[frame["instance"] != CONTROL]
+    hard = hard_pairs(frame)
     by_pull = hard.groupby("pull/found")["over"].mean()
     words = ", ".join(f"{pull} {value:.2f}" for pull, value in by_pull.sort_values(ascending=False).items())
     fell = hard[hard["drop/low"] > 0.0].groupby("method", sort=False).size()
