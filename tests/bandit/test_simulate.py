@@ -424,12 +424,12 @@ simulate("coverage_skew", [RPO, DPO], {grid!r}, 5, rng=0, output={str(tmp_path /
     child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     shards = tmp_path / "killed" / "shards"
     deadline = time.monotonic() + 60
-    while len(list(shards.glob("*.json"))) < 3:
+    while len(list(shards.glob("[!.]*.json"))) < 3:
         assert time.monotonic() < deadline and child.poll() is None
         time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
-    finished = {path: path.stat().st_mtime_ns for path in shards.glob("*.json")}
+    finished = {path: path.stat().st_mtime_ns for path in shards.glob("[!.]*.json")}
     assert 3 <= len(finished) < 8
     (shards / ".stage-0000006.json").write_text('{"half": ')  # what a kill inside a write leaves
 
