@@ -226,3 +226,15 @@ def test_names_of_trls_losses_answer_with_the_method(here: Path) -> None:
     assert len(found) == len(expected), found
     for name, words in expected.items():
         assert sum(name in line and words in line for line in found) == 1, (name, found)
+
+
+@pytest.mark.parametrize("value", [1, 1.5, True, [1, 2]], ids=str)
+@pytest.mark.parametrize(("key", "options"), [("objective", lambda value: value), ("objective.divergence", None)])
+def test_a_number_where_a_name_is_due_is_a_line(key: str, options: Any, value: Any, tmp_path: Path) -> None:
+    whole = value if options is not None else {"name": "FDPO", "divergence": value}
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.safe_dump({"objective": whole}), encoding="utf-8")
+    error = io.StringIO()
+    with contextlib.redirect_stderr(error):
+        assert main([*SOLVE, "--config", str(file)]) == 2
+    assert f"{key}: expected the name of one" in error.getvalue() and "Traceback" not in error.getvalue()

@@ -99,8 +99,16 @@ class Choice:
         for part in self.parts:
             part.add_options(parser)
 
-    def make(self, options: Namespace) -> Any:
+    def make(self, options: Any) -> Any:
         """Return the instance that the options describe. Raises InvalidArgument."""
+        if not isinstance(options, Namespace):  # a number or a list in a file, where a name or fields are due
+            names = ", ".join(self.kind.__dataclass_fields__)  # type: ignore[attr-defined]
+            raise InvalidArgument(
+                self.key,
+                expected="the name of one" + (f", or its fields ({names})" if names else ""),
+                got=shown(options),
+                remedy=f"Write {self.key}: {self.name}, or {self.key}: {{name: {self.name}, ...}}.",
+            )
         given = {name: value for name, value in vars(options).items() if name != "name"}
         for part in self.parts:
             name = part.key.rpartition(".")[2]
