@@ -47,6 +47,11 @@ class Entrant:
         """Return the objective at one value of the knob."""
         return self.method(**{**self.fixed, self.knob: value})
 
+    @property
+    def mild(self) -> float:
+        """A value a quarter along the path: near its end policies are so extreme that every mass looks like zero."""
+        return self.values[len(self.values) // 4]
+
     def reward_unit(self, value: float) -> float:
         """Return the rewards that one unit of the link's stands for: IPO's link leaves out its tau."""
         return value if self.knob == "tau" else 1.0

@@ -37,14 +37,15 @@ def write_atlas(made: Atlas, output: str | Path) -> pandas.DataFrame:
 
     folder, frame = Path(output), summary(made)
     pulls = dict(zip(frame["method"], frame["pull/found"], strict=True))
-    path = [
-        {"instance": instance.name, "method": entrant.name, entrant.knob: None, "knob": entrant.knob, "value": value}
-        | {name: float(curve(made, i, e, name)[k]) for name in ("kl", "gold", "proxy")}
+    paths = [
+        pandas.DataFrame(
+            {"instance": instance.name, "method": entrant.name, "knob": entrant.knob, "value": entrant.values}
+            | {name: curve(made, i, e, name) for name in ("kl", "gold", "proxy")}
+        )
         for i, instance in enumerate(made.instances)
         for e, entrant in enumerate(made.entrants)
-        for k, value in enumerate(entrant.values)
     ]
-    curves = pandas.DataFrame(path)[["instance", "method", "knob", "value", "kl", "gold", "proxy"]]
+    curves = pandas.concat(paths, ignore_index=True)
     save(rows_figure(frame), folder / "atlas.png", frame)
     save(map_figure(frame), folder / "atlas_map.png", frame)
     save(curves_figure(made, pulls), folder / "atlas_curves.png", curves)

@@ -6,6 +6,7 @@ Shapes: I instances, E entrants, K values of a knob, S seeds, M measures.
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -132,9 +133,7 @@ def _block(
     instance: AtlasInstance, chosen: tuple[Entrant, ...], task: Task, root: int, parent: int
 ) -> tuple[Task, Array, float]:
     began = time.perf_counter()
-    if os.getpid() == parent:
-        return task, solve_block(instance, chosen, task[2], root), time.perf_counter() - began
-    with steady():
+    with contextlib.nullcontext() if os.getpid() == parent else steady():
         return task, solve_block(instance, chosen, task[2], root), time.perf_counter() - began
 
 

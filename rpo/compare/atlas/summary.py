@@ -35,7 +35,7 @@ def summary(made: Atlas) -> pandas.DataFrame:
 
     rng = np.random.default_rng(0)
     resamples = rng.multinomial(made.seeds, np.full(made.seeds, 1.0 / made.seeds), size=DRAWS) / made.seeds
-    pulls = {one.name: found_pull(one.at(_mild(one))) for one in made.entrants}
+    pulls = {one.name: found_pull(one.at(one.mild)) for one in made.entrants}
     rows = []
     for i, instance in enumerate(made.instances):
         against = _matched(made, i, AGAINST, resamples)
@@ -122,8 +122,3 @@ def _spread(name: str, values: Array) -> dict[str, float]:
 
 def _names(made: Atlas) -> list[str]:
     return [one.name for one in made.entrants]
-
-
-def _mild(entrant: Entrant) -> float:
-    """Return a value a quarter along the path: near its end policies are so extreme that every mass looks like zero."""
-    return entrant.values[len(entrant.values) // 4]

@@ -41,8 +41,7 @@ def transformers(
     data, _ = connected_preferences(problem, PREFERENCES, rng=rng + 2)
     found = {}
     for entrant in track(methods, "transformers", show=progress):
-        # A quarter along the path: near its end all mass is on one response, and everybody agrees.
-        objective = entrant.at(entrant.values[len(entrant.values) // 4])
+        objective = entrant.at(entrant.mild)
         if "sft_reduction" in {item.name for item in dataclasses.fields(entrant.method)}:  # type: ignore[arg-type]
             # Of one token, all reductions are the same.
             objective = dataclasses.replace(objective, sft_reduction="sequence_sum")  # type: ignore[type-var]
