@@ -32,7 +32,7 @@ from rpo.bandit import (
 from rpo.bandit.plots import policies as plotted
 from rpo.bandit.plots.animation import run_frame
 from rpo.bandit.simulation import Maximin
-from rpo.core import conversions, gao
+from rpo.core import conversions, divergences, gao
 from rpo.core.errors import InvalidArgument
 from rpo.core.likelihoods import SFT, BradleyTerry
 from rpo.core.objectives import DPO, RPO
@@ -122,6 +122,14 @@ CALLS = {
     ),
     "gold_slope": call(
         bandit.diagnostics.gold_slope, "policy", "gold", "proxy", policy=UNIFORM, gold=REWARD, proxy=REWARD
+    ),
+    "policy_answer": call(
+        bandit.bilevel.policy_answer, "problem", "reward", "slope", "beta", problem=PROBLEM, reward=REWARD,
+        slope=REWARD, beta=0.5, divergence=divergences.KL(),
+    ),
+    "label_loss": call(
+        bandit.bilevel.label_loss, "problem", "reward", "beta", problem=PROBLEM, reward=REWARD, beta=0.5,
+        divergence=divergences.KL(),
     ),
     "geometric_mean": call(bandit.diagnostics.geometric_mean, "policies", policies=UNIFORM[None], weights=np.ones(1)),
     "bhattacharyya": call(bandit.diagnostics.bhattacharyya, "first", "second", first=UNIFORM, second=UNIFORM),

@@ -1,6 +1,6 @@
 """The theory, exactly: small contextual bandits solved, certified and measured in float64."""
 
-from rpo.bandit import baselines, bounds, coverage, datasets, diagnostics, instances, plots
+from rpo.bandit import baselines, bilevel, bounds, coverage, datasets, diagnostics, instances, plots
 from rpo.bandit.advisor import Advice, advise
 from rpo.bandit.annotators import AnnotatorGroups, annotator_groups
 from rpo.bandit.baseline import Baseline, PolicyResult
@@ -47,6 +47,7 @@ __all__ = [
     "annotator_groups",
     "bandit_from_preferences",
     "baselines",
+    "bilevel",
     "bounds",
     "build_saddle",
     "certify",
