@@ -131,6 +131,14 @@ CALLS = {
         bandit.bilevel.label_loss, "problem", "reward", "beta", problem=PROBLEM, reward=REWARD, beta=0.5,
         divergence=divergences.KL(),
     ),
+    "kept_weights": call(bandit.filters.kept_weights, "scores", "keep", scores=REWARD, keep="best"),
+    "kept_policy": call(
+        bandit.filters.kept_policy, "reference", "scores", "keep", "n", reference=UNIFORM, scores=REWARD, keep="best",
+        n=2,
+    ),
+    "proxy_agreement": call(
+        bandit.filters.proxy_agreement, "proxy", "gold", "weights", proxy=REWARD, gold=REWARD, weights=UNIFORM
+    ),
     "geometric_mean": call(bandit.diagnostics.geometric_mean, "policies", policies=UNIFORM[None], weights=np.ones(1)),
     "bhattacharyya": call(bandit.diagnostics.bhattacharyya, "first", "second", first=UNIFORM, second=UNIFORM),
     "robust_policy": call(
