@@ -176,7 +176,7 @@ CALLS = {
         features=np.ones((2, 3, 1)), behavior=UNIFORM, label_noise=0.1, prompt_labels=("a", "b"),
         response_labels=("a", "b", "c"),
     ),
-    "sample_preferences": call(PROBLEM.sample_preferences, "n", "rng", n=9, rng=0),
+    "sample_preferences": call(PROBLEM.sample_preferences, "n", "rng", n=9, labels=REWARD, rng=0),
     "expected_reward": call(PROBLEM.expected_reward, "policy", policy=UNIFORM),
     "suboptimality": call(PROBLEM.suboptimality, "policy", policy=UNIFORM, comparator=UNIFORM),
     "sample_rankings": call(PROBLEM.sample_rankings, "n", "size", "rng", n=9, size=3, score_noise=0.5, rng=0),
