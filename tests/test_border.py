@@ -42,6 +42,7 @@ DATA = PROBLEM.sample_preferences(60, rng=1)
 LISTS = PROBLEM.sample_rankings(60, size=3, rng=1)
 OBJECTIVE = RPO(beta=0.5, eta=0.2)
 UNIFORM = np.full((2, 3), 1 / 3)
+SEQUENCES = np.array([[0, 0], [0, 1], [1, 1]])
 REWARD = np.asarray(PROBLEM.reward)
 SOLUTION = bandit.solve(PROBLEM, DATA, OBJECTIVE, prompt_weights="population", method="newton")
 SADDLE = SOLUTION.saddle
@@ -138,6 +139,15 @@ CALLS = {
     ),
     "proxy_agreement": call(
         bandit.filters.proxy_agreement, "proxy", "gold", "weights", proxy=REWARD, gold=REWARD, weights=UNIFORM
+    ),
+    "token_logps": call(bandit.tree.token_logps, "policy", "sequences", policy=UNIFORM, sequences=SEQUENCES),
+    "token_advantages": call(
+        bandit.tree.token_advantages, "policy", "reference", "sequences", "beta", policy=UNIFORM, reference=UNIFORM,
+        sequences=SEQUENCES, beta=0.5,
+    ),
+    "beam_search": call(
+        bandit.tree.beam_search, "scores", "sequences", "width", scores=np.zeros((2, 3, 2)), sequences=SEQUENCES,
+        width=1,
     ),
     "geometric_mean": call(bandit.diagnostics.geometric_mean, "policies", policies=UNIFORM[None], weights=np.ones(1)),
     "bhattacharyya": call(bandit.diagnostics.bhattacharyya, "first", "second", first=UNIFORM, second=UNIFORM),
