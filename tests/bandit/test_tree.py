@@ -129,9 +129,9 @@ FIRST, SECOND, FEATURES, SHIFT_SEEDS = 60, 4, 4, 30
 def accuracies(seed: int) -> dict[str, Any]:
     """Return how often rewards rank the preferred of a pair first: of training pairs, of new ones, and of shifted ones.
 
-    Two tokens, 60 and 4; reward <theta, f(y1) + g(y1, y2)>. Training pairs have the first thirty y1, where g is small;
-    shifted ones the others. "explicit" is fitted by Bradley-Terry, "implicit" is DPO's of the policy with logits theta . f
-    and theta . g, token by token, "offset" the same theta without the prefix's log-partition.
+    Two tokens, 60 and 4; reward <theta, f(y1) + g(y1, y2)>. Training pairs have the first thirty y1, where g is
+    small; shifted ones the others. "explicit" is fitted by Bradley-Terry, "implicit" is DPO's of the policy with logits
+    theta . f and theta . g, token by token, "offset" the same theta without the prefix's log-partition.
     """
     g = np.random.default_rng(seed)
     f, inner = g.normal(size=(FIRST, FEATURES)), g.normal(size=(FIRST, SECOND, FEATURES))
