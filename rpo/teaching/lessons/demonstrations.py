@@ -39,12 +39,13 @@ def regrets(
     draws: int = 100,
     rng: int = 0,
 ) -> pandas.DataFrame:
-    """Return the regret of two uses of the same data, by expert and by the number of demonstrations and pairs.
+    """Return the regret of three uses of the same data, by expert and by the number of demonstrations and pairs.
 
     Demonstrations make a clone, one added to each count, from which pairs are drawn. "held": the fitted reward held to
-    the clone by a KL of weight beta. "pessimism": RPO of an even reference, base "chosen", at the first of `betas`.
-    Each dial is chosen on the other half of the instances. Columns: expert, demonstrations, pairs, clone (its own
-    regret), held, beta, pessimism, eta, difference (pessimism less held, paired) and its 95 % half width.
+    the clone by a KL of weight beta. "pessimism": RPO of an even reference, base "chosen", at the first of `betas`;
+    "both": of the clone for its reference. Each dial is chosen on the other half of the instances. Columns: expert,
+    demonstrations, pairs, clone (its own regret), held, beta, pessimism, eta, both, difference (pessimism less held,
+    paired) and its 95 % half width.
     """
     import pandas
 
@@ -55,13 +56,16 @@ def regrets(
                 gold, clone, wins = _data(skill, count, n, draws, rng)
                 worst = gold.max(axis=1)
                 held, beta = _chosen([worst - (p * gold).sum(axis=1) for p in _held(clone, wins, betas)], betas)
-                wary, eta = _chosen([worst - (p * gold).sum(axis=1) for p in _wary(wins, betas[0], etas)], etas)
+                even = np.full(clone.shape, 1.0 / ARMS)
+                wary, eta = _chosen([worst - (p * gold).sum(axis=1) for p in _wary(even, wins, betas[0], etas)], etas)
+                both, _ = _chosen([worst - (p * gold).sum(axis=1) for p in _wary(clone, wins, betas[0], etas)], etas)
                 apart = wary - held
                 rows.append(
                     {
                         "expert": expert, "demonstrations": count, "pairs": n,
                         "clone": float((worst - (clone * gold).sum(axis=1)).mean()),
                         "held": float(held.mean()), "beta": beta, "pessimism": float(wary.mean()), "eta": eta,
+                        "both": float(both.mean()),
                         "difference": float(apart.mean()),
                         "difference/half": NORMAL_95 * float(apart.std(ddof=1)) / math.sqrt(draws),
                     }
@@ -125,10 +129,12 @@ def _held(clone: Array, wins: Array, betas: Sequence[float]) -> list[Array]:
     return [KL().reply(fitted / beta, problem.log_reference).policy for beta in betas]
 
 
-def _wary(wins: Array, beta: float, etas: Sequence[float]) -> list[Array]:
-    even = np.full(wins.shape[:2], 1.0 / ARMS)
-    answers = (solve_batch(wins[None], RPO(beta=beta, eta=eta), reference=even, reward_class=Box(ODDS)) for eta in etas)
-    return [answer.policy[0] for answer in answers]
+def _wary(reference: Array, wins: Array, beta: float, etas: Sequence[float]) -> list[Array]:
+    box = Box(ODDS)
+    return [
+        solve_batch(wins[None], RPO(beta=beta, eta=eta), reference=reference, reward_class=box).policy[0]
+        for eta in etas
+    ]
 
 
 def _chosen(regret: Sequence[Array], dials: Sequence[float]) -> tuple[Array, float]:
