@@ -78,7 +78,7 @@ def beam_search(scores: Any, sequences: Any, *, width: int) -> Index:
         order = np.lexsort((~alive[:, first], -here), axis=1)  # of prefixes at -inf those alive come first
         kept = np.zeros(here.shape, dtype=bool)
         np.put_along_axis(kept, order[:, :most], True, axis=1)
-        alive &= kept[:, of]
+        alive = kept[:, of]
     return np.asarray(first[order[:, 0]], dtype=np.int64)
 
 
