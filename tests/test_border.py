@@ -104,8 +104,9 @@ CALLS = {
         reward_class=Box(2.0), prompt_weights="data",
     ),
     "training_path": call(
-        bandit.training_path, "policy", "data", "objective", "steps", "rate", policy=PROBLEM.softmax_policy(),
-        data=DATA, objective=DPO(beta=0.5), labels=REWARD, steps=2, rate=0.01,
+        bandit.training_path, "policy", "data", "objective", "pair_weights", "steps", "rate", data=DATA,
+        policy=PROBLEM.softmax_policy(), objective=DPO(beta=0.5), labels=REWARD, pair_weights="data", steps=2,
+        rate=0.01,
     ),
     "gradient_entanglement": call(
         bandit.diagnostics.gradient_entanglement, "policy", "data", policy=PROBLEM.softmax_policy(), data=DATA
@@ -145,6 +146,7 @@ CALLS = {
         bandit.tree.token_advantages, "policy", "reference", "sequences", "beta", policy=UNIFORM, reference=UNIFORM,
         sequences=SEQUENCES, beta=0.5,
     ),
+    "wpo_factors": call(bandit.tree.wpo_factors, "policy", policy=UNIFORM, sequences=SEQUENCES),
     "beam_search": call(
         bandit.tree.beam_search, "scores", "sequences", "width", scores=np.zeros((2, 3, 2)), sequences=SEQUENCES,
         width=1,

@@ -14,6 +14,7 @@ import numpy as np
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.problem import SoftmaxPolicy
 from rpo.bandit.solver.solvable import require_solvable
+from rpo.bandit.tree import wpo_factors
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.columns import Columns
@@ -22,6 +23,7 @@ from rpo.core.errors import InvalidArgument
 from rpo.core.numerics import kl_divergence, log_softmax
 from rpo.core.objectives import Objective, require_margin_shape
 
+WEIGHTS = ("data", "policy")  # of pairs
 DECAY, SQUARE_DECAY, TINY = 0.9, 0.99, 1e-9  # Adam's
 
 
@@ -55,6 +57,7 @@ def training_path(
     objective: Objective,
     *,
     labels: Any = None,
+    pair_weights: str = "data",
     steps: int = 400,
     rate: float = 0.015,
 ) -> TrainingPath:
@@ -62,8 +65,9 @@ def training_path(
 
     policy: where the path starts; its problem's r* must be known. objective: a loss of the margin of log-ratios to the
     reference, without an SFT term, such as IPO or DPO. labels: (X, A), the proxy reward whose Bradley-Terry
-    probabilities label the drawn pairs; None for the data. rate: Adam's. Raises InvalidArgument.
-    Source: Tang et al. 2024 (arXiv 2405.08448).
+    probabilities label the drawn pairs; None for the data. pair_weights: "data", or "policy", each pair counting by the
+    policy's own probability of it, as in WPO (`tree.wpo_factors`, at most one, held constant). rate: Adam's. Raises
+    InvalidArgument. Source: Tang et al. 2024 (arXiv 2405.08448); Zhou et al. 2024 (arXiv 2406.11827).
     """
     checks.instance("policy", policy, SoftmaxPolicy)  # type: ignore[type-abstract]
     checks.instance("data", data, PreferenceCounts)
@@ -81,6 +85,13 @@ def training_path(
             got=objective.label,
             remedy="Use IPO or DPO, for example.",
         )
+    if checks.one_of("pair_weights", pair_weights, WEIGHTS) != "data" and labels is not None:
+        raise InvalidArgument(
+            "pair_weights",
+            expected='"data" with labels: pairs that the policy draws are its own',
+            got=pair_weights,
+            remedy="Leave out one of the two.",
+        )
     seen = data.wins() / data.n
     checks.has_shape("data.wins()", seen, (x, a, a))
     proxy = None if labels is None else _wins(checks.finite("labels", labels, shape=(x, a)))
@@ -93,6 +104,9 @@ def training_path(
     offset, pi, rows = design @ theta, np.exp(policy.logps), []
     for t in range(1, size + 1):
         wins = seen if proxy is None else d0[:, None, None] * pi[:, :, None] * pi[:, None, :] * proxy
+        if pair_weights == "policy":
+            factor = wpo_factors(pi)
+            wins = seen * np.minimum(factor[:, :, None] * factor[:, None, :], 1.0)
         margins = offset[:, :, None] - offset[:, None, :]
         slope = wins * shape.derivatives(margins.ravel(), link.beta)[0].reshape(margins.shape)
         gradient = np.einsum("xa,xap->p", slope.sum(axis=2) - slope.sum(axis=1), design)

@@ -82,6 +82,31 @@ def beam_search(scores: Any, sequences: Any, *, width: int) -> Index:
     return np.asarray(first[order[:, 0]], dtype=np.int64)
 
 
+def wpo_factors(policy: Any, sequences: Any = None) -> Array:
+    r"""Return WPO's factor of each response, (X, A): a pair counts by the product of its two, at most one.
+
+    $\exp(\frac1L\sum_t\log p_t-\log\sum_vp_t(v)^2)$ over its L tokens, $p_t(v)$ the policy's of token v there: one
+    where a token is as likely as a draw is on average. policy: (X, A). sequences: None where a response is one token.
+    Pairs of single tokens that were drawn evenly become the policy's own by it, before the limit of one; others do
+    not. Raises InvalidArgument.
+    Source: Zhou et al. 2024 (arXiv 2406.11827), from its code; the factors are held constant in training.
+    """
+    pi = checks.probabilities("policy", policy, shape=(None, None))
+    if sequences is None:
+        return np.asarray(pi / (pi * pi).sum(axis=1, keepdims=True))
+    logps, prefixes = token_logps(pi, sequences), _prefixes(sequences, pi.shape[1])
+    log_collision = np.zeros(logps.shape)
+    for t in range(logps.shape[2]):
+        first = np.unique(prefixes[t + 1], return_index=True)[1]
+        collision = np.zeros((int(prefixes[t].max()) + 1, len(pi)))
+        np.add.at(collision, prefixes[t][first], np.exp(2.0 * logps[:, first, t]).T)
+        with np.errstate(divide="ignore"):
+            log_collision[:, :, t] = np.log(collision[prefixes[t]]).T
+    unlikely = np.isneginf(logps).any(axis=2)
+    apart = np.where(np.isfinite(logps), logps, 0.0) - np.where(np.isfinite(logps), log_collision, 0.0)
+    return np.where(unlikely, 0.0, np.exp(apart.mean(axis=2)))
+
+
 def _prefixes(sequences: Any, responses: int) -> list[Index]:
     """Return the number of each response's prefix of length 0 to L, (A,) each, numbered in the order of tokens."""
     tokens = checks.finite("sequences", sequences, shape=(responses, None))

@@ -198,3 +198,33 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
     }.items():
         with pytest.raises(InvalidArgument, match=match):
             ask()
+
+
+def test_wpo_factors_by_hand() -> None:
+    """One token of (1/2, 1/4, 1/4), sum of squares 3/8: 4/3, 2/3, 2/3. Two: a of 2/3 (5/9), then 3/4 or 1/4 (5/8).
+
+    aa: sqrt(6/5 * 6/5), ab: sqrt(6/5 * 2/5), b and a certain end: sqrt(3/5). Without mass zero.
+    """
+    assert tree.wpo_factors([[1 / 2, 1 / 4, 1 / 4]])[0] == pytest.approx([4 / 3, 2 / 3, 2 / 3])
+    one = np.arange(3)[:, None]
+    assert tree.wpo_factors([[1 / 2, 1 / 4, 1 / 4]], one)[0] == pytest.approx([4 / 3, 2 / 3, 2 / 3])
+    found = tree.wpo_factors([[1 / 2, 1 / 6, 1 / 3], [1.0, 0.0, 0.0]], [[0, 0], [0, 1], [1, 9]])
+    assert found[0] == pytest.approx(np.sqrt([36 / 25, 12 / 25, 3 / 5]))
+    assert found[1] == pytest.approx([1.0, 0.0, 0.0])
+
+
+def test_weighted_pairs_are_the_policy_s_own_only_if_they_were_drawn_evenly() -> None:
+    """Of one token, before the limit of one, to 1e-15. Controls: drawn from the reference, or limited, they are not."""
+    g = np.random.default_rng(0)
+    policy, reference = g.dirichlet(np.ones(6), size=2)
+    own = np.outer(policy, policy)
+    factor = tree.wpo_factors(policy[None])[0]
+
+    def weighted(drawn: Any, most: float) -> Any:
+        table = drawn * np.minimum(np.outer(factor, factor), most)
+        return table / table.sum()
+
+    even = np.full((6, 6), 1 / 36)
+    assert weighted(even, np.inf) == pytest.approx(own, abs=1e-15)
+    assert np.abs(weighted(np.outer(reference, reference), np.inf) - own).sum() > 0.1
+    assert np.abs(weighted(even, 1.0) - own).sum() > 0.1
