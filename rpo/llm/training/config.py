@@ -16,6 +16,7 @@ from rpo.core.records import check_file
 from rpo.llm.training import trl_fields
 from rpo.llm.training.arguments import check_arguments, check_loading, check_names, taken_by_transformers
 from rpo.llm.training.console import LOGS
+from rpo.llm.training.recompute import is_selective
 
 TRUNCATION_MODES = ("keep_end", "drop")
 BASE_SOURCES = ("chosen", "rejected", "reference", "column")
@@ -115,6 +116,7 @@ class TrainerConfig(TrainingArguments):
         with taken_by_transformers():
             super().__post_init__()
         check_loading(self.accelerator_config)
+        is_selective(self)
         self._check()
 
     @property
