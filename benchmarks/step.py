@@ -120,7 +120,8 @@ def markdown(record: dict[str, Any]) -> str:
         lines.append(_row([name, *shares, f"{row['processor_seconds']:.1f}"]))
     first = next(iter(rows.values()))
     note = (
-        f"{record['device']}, {record['model']}, one batch of {record['pairs']} pairs, commit {record['environment']['commit']}: "
+        f"{record['device']}, {record['model']}, one batch of {record['pairs']} pairs, "
+        f"commit {record['environment']['commit']}: "
         f"{first['fed']:,} tokens fed by TRL, {rows['ours, float32']['fed']:,} by ours; weights and optimizer "
         f"{static['ours, float32']:,.0f} MiB on either side."
     )

@@ -43,7 +43,7 @@ def check(name: str, ratio: float) -> None:
 
 
 def newton(wins: np.ndarray, reference: np.ndarray, beta: float, eta: float) -> np.ndarray:
-    """Frozen: rewards of one prompt that minimise the loss plus eta * (beta log-sum-exp - base's mean), base = reference.
+    """Frozen: rewards of one prompt that minimise loss plus eta * (beta log-sum-exp - mean under the reference).
 
     Newton's method on one instance, the first response's reward fixed at 0.
     """

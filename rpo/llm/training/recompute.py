@@ -82,7 +82,7 @@ def is_selective(args: Any) -> bool:
     if wanted and (given.get("use_reentrant") or "context_fn" in given):
         remedy = "Leave use_reentrant and context_fn out."
         raise InvalidArgument(name, expected="selective by itself", got=repr(given), remedy=remedy)
-    if wanted and getattr(args, "gradient_diagnostics_steps", 0):
+    if wanted and getattr(args, "gradient_diagnostics_steps", None):
         remedy = "Leave one of them out: what is computed selectively can be differentiated once only."
         raise InvalidArgument("gradient_diagnostics_steps", expected="0, with selective", got="a number", remedy=remedy)
     return wanted
