@@ -148,9 +148,13 @@ class ContextualBandit(Summarised):
             object.__setattr__(self, "_pairs", mu / total)
         return self._pairs  # type: ignore[return-value]
 
-    def preference_probability(self) -> Array:
-        """Return P(a1 is recorded as beating a0 | x), (X, A, A): Bradley-Terry, then flips at rate `label_noise`."""
-        reward = self.true_reward()
+    def preference_probability(self, labels: Any = None) -> Array:
+        """Return P(a1 is recorded as beating a0 | x), (X, A, A): Bradley-Terry, then flips at rate `label_noise`.
+
+        labels: (X, A), the reward by which annotators judge, in log-odds; r* by default.
+        """
+        shape = self.reference.shape
+        reward = self.true_reward() if labels is None else checks.finite("labels", labels, shape=shape)
         win = bradley_terry(reward[:, :, None], reward[:, None, :])
         return np.asarray((1.0 - self.label_noise) * win + self.label_noise * (1.0 - win))
 
@@ -160,18 +164,19 @@ class ContextualBandit(Summarised):
         mass = 2.0 * self.d0[:, None] * self.pair_distribution()[:, first, second]
         return generator.multinomial(n, mass.ravel() / mass.sum()).reshape(mass.shape)
 
-    def sample_preferences(self, n: int, *, rng: Any) -> PreferenceCounts:
+    def sample_preferences(self, n: int, *, labels: Any = None, rng: Any) -> PreferenceCounts:
         """Draw n preferences x ~ d0, (a1, a0) ~ mu(.|x), winner ~ Bradley-Terry, as win counts.
 
         The time does not depend on n (1 to 1e12): multinomial over pairs, then binomial wins.
-        rng: Generator, SeedSequence or int.
+        labels: (X, A), the reward by which annotators judge, r* by default: what is claimed in place of what follows,
+        or one principle of several. rng: Generator, SeedSequence or int.
         """
         from rpo.bandit.data import MAX_COUNT, PreferenceCounts
 
         total = checks.integer("n", n, minimum=1, maximum=MAX_COUNT)
         generator = checks.generator("rng", rng)
         first, second = np.triu_indices(self.num_responses, k=1)
-        win = self.preference_probability()[:, first, second]
+        win = self.preference_probability(labels)[:, first, second]
         drawn = self.draw_pairs(total, generator)
         first_wins = generator.binomial(drawn, win)
         wins = np.zeros((self.num_prompts, self.num_responses, self.num_responses), dtype=np.int64)
