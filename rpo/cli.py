@@ -114,7 +114,7 @@ COMMANDS: dict[str, Command] = {
     "diagnose": Command(diagnose.diagnose_command, "model"),
     "generate": Command(generate.generate_command, folder=None),
     "chat": Command(chat.chat_command, "model", folder=None, kept="Nothing is kept of what was said."),
-    "merge": Command(merge.merge_command, "adapter"),
+    "merge": Command(merge.merge_command, "models", several=True),
     "plot": Command(plot.plot_command, "runs", several=True, folder=None),
     "explore": Command(explore.explore_command, folder=None),
     "judge": Command(judge.judge_command, "responses", several=True, kept=VERDICTS),

@@ -406,6 +406,12 @@ def test_an_adapter_is_merged_into_a_plain_model(here: Path) -> None:
     (line,) = refusals("merge", "model", "--output", "other")
     assert "adapter: expected an adapter of peft" in line and not (here / "other").exists()
     assert "output" in refusals("merge", "a", "--output", "merged")[0]
+    result = rpo("merge", "merged", "model", "--output", "soup", "--weights", "[1.5, -0.5]")
+    assert result.returncode == 0 and "rounding moved" in result.stdout, result.stderr
+    sums = [load_model(name).state_dict()["lm_head.weight"] for name in ("soup", "merged", "model")]
+    assert (sums[0] - 1.5 * sums[1] + 0.5 * sums[2]).abs().max() < 1e-6
+    (line,) = refusals("merge", "a", "--output", "other", "--weights", "[1.0]")
+    assert "weights: expected null with one model" in line
 
 
 def test_a_trained_model_is_diagnosed_against_what_it_began_with(here: Path) -> None:
