@@ -87,7 +87,6 @@ def train_command(
         log: what is printed of each log: short for five numbers, full for all, none. run.json has all of them.
         label: name of the run in legends and records.
     """
-    from rpo.llm.models import load_tokenizer
     from rpo.llm.training.fitting import fit
 
     keywords = {
@@ -105,7 +104,6 @@ def train_command(
         eval_dataset=None
         if eval_dataset is None
         else load(eval_dataset, training.seed, on_refused=training.on_refused),
-        tokenizer=None if revision is None else load_tokenizer(model, revision=revision),
         ref_model=ref_model,
         peft_config=None if lora is None else _lora_keywords(lora),
         args=training,
