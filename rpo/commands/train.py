@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse import Namespace
 
 from rpo.commands.data_source import DataSource, load
+from rpo.commands.foreign_config import hint
+from rpo.commands.parsing import YAML_ERRORS, config_paths, read_config
 from rpo.core.errors import InvalidArgument, OutputError, RPOError
 from rpo.core.objectives import DPO, RPO, Objective
 
@@ -154,6 +157,19 @@ def preflight(options: Namespace) -> list[RPOError]:
         remedy = "Set lora.r, for example, or leave quantization out."
         errors.append(InvalidArgument("lora", expected="an adapter over quantised weights", got=None, remedy=remedy))
     return errors + _output_errors(options)
+
+
+def hints(arguments: Sequence[str]) -> list[str]:
+    """Return what to do about config files that are another trainer's recipes."""
+    found = []
+    for path in config_paths(arguments):
+        with contextlib.suppress(*YAML_ERRORS):
+            read = read_config(path)
+            if isinstance(read, dict) and (why := hint(read)):
+                found.append(
+                    f"config: {why}: rpo convert-config {shlex.quote(path)} writes it as a recipe of rpo train"
+                )
+    return found
 
 
 def kept(options: Namespace) -> str:
