@@ -170,9 +170,11 @@ class RPOConfig(TrainerConfig):
     )
 
     # Reference.
-    precompute_ref_log_probs: bool = field(
-        default=True,
-        metadata=_help("Score the data under the reference once, before training, and keep no second model."),
+    precompute_ref_log_probs: bool | None = field(
+        default=None,
+        metadata=_help(
+            "Score the data under the reference once, before training, and keep no second model; null: unless streamed."
+        ),
     )
     precompute_ref_batch_tokens: int = field(default=16384, metadata=_help("Tokens in a batch of that pass."))
     ref_logps_cache: str | None = field(
