@@ -21,7 +21,8 @@ from rpo.bandit.coverage import Coverage, coverage_coefficient
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.maximin import Solution, default_class
 from rpo.bandit.problem import ContextualBandit
-from rpo.bandit.simulation.cell import Cell, Draw
+from rpo.bandit.simulation.cell import Cell
+from rpo.bandit.simulation.draws import Draw
 from rpo.bandit.simulation.grid import source
 from rpo.bandit.simulation.methods import Fitted, Maximin, is_solvable
 from rpo.core.checks import Array
@@ -120,7 +121,7 @@ class Draws(Cell):
     """
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(source("coverage_skew"), {"n": settings.n}, range(DRAWS), settings.seed)
+        super().__init__(source("coverage_skew"), {"n": settings.n}, range(DRAWS), settings.seed, at_once=False)
         for_problem, for_data = np.random.SeedSequence(settings.seed).spawn(2)
         skewed = instances.coverage_skew(arms=settings.arms, skew=settings.skew, rng=for_problem)
         reference = np.asarray(skewed.behavior) if settings.reference == "behavior" else skewed.reference
@@ -134,8 +135,7 @@ class Draws(Cell):
         self.proxy = likely.reward[:, 0]
 
     def _draw(self, seed: int) -> Draw:
-        wins, best = self.wins[seed], self.one.expected_reward(self.best)
-        return Draw(self.one, PreferenceCounts.from_wins(wins), wins, best)
+        return Draw(self.one, PreferenceCounts.from_wins(self.wins[seed]))
 
     def coverage(self) -> tuple[Coverage, Coverage]:
         """Return it where the data come from, and of the pairs seen."""
