@@ -406,6 +406,75 @@ def test_an_adapter_is_merged_into_a_plain_model(here: Path) -> None:
     (line,) = refusals("merge", "model", "--output", "other")
     assert "adapter: expected an adapter of peft" in line and not (here / "other").exists()
     assert "output" in refusals("merge", "a", "--output", "merged")[0]
+    result = rpo("merge", "merged", "model", "--output", "soup", "--weights", "[1.5, -0.5]")
+    assert result.returncode == 0 and "rounding moved" in result.stdout, result.stderr
+    sums = [load_model(name).state_dict()["lm_head.weight"] for name in ("soup", "merged", "model")]
+    assert (sums[0] - 1.5 * sums[1] + 0.5 * sums[2]).abs().max() < 1e-6
+    (line,) = refusals("merge", "a", "--output", "other", "--weights", "[1.0]")
+    assert "weights: expected null with one model" in line
+
+
+def test_a_trained_model_is_diagnosed_against_what_it_began_with(here: Path) -> None:
+    """run.json names the start, beta and eta; the numbers are those of `diagnose` on the same pairs and rewards."""
+    from rpo.llm import diagnose, load_model, load_tokenizer, prepare_pairs
+    from rpo.llm.reference import FrozenModel
+
+    train("--training.output_dir", "a", "--objective.beta", "0.3", "--objective.eta", "0.02")
+    train("--training.output_dir", "judge", "--objective", "BradleyTerry", "--training.max_length", "32")
+    (here / "others.jsonl").write_text("".join(json.dumps(pair(k)) + "\n" for k in range(20, 25)))
+    options = ["--gradient_pairs", "3", "--kl_prompts", "2", "--max_new_tokens", "4"]
+    result = rpo(
+        "diagnose", "a", "--data", "pairs.jsonl", "--shifted_data.source", "others.jsonl", "--reward_model", "judge",
+        *options, "--output", "report",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "a on 12 pairs, beta 0.3; reference: ./model, with which training began" in result.stdout
+    assert "eta 0.02 lifts" in result.stdout or "both fall in 0" in result.stdout
+    found = json.loads((here / "report" / "diagnosis.json").read_text())
+    tokenizer = load_tokenizer("a")
+    pairs = prepare_pairs([pair(k) for k in range(12)], tokenizer)
+    reference = FrozenModel(load_model("model"))
+    same = diagnose(
+        load_model("a", is_trainable=True), pairs, reference=reference, tokenizer=tokenizer, beta=0.3, eta=0.02,
+        gradient_pairs=3, kl_prompts=2, max_new_tokens=4,
+    )  # fmt: skip
+    assert {name: found["numbers"][name] for name in same.numbers} == pytest.approx(same.numbers, abs=1e-6)
+    assert found["numbers"]["rewards/margins"] != 0
+    expected = {
+        f"{prefix}explicit/{name}" for prefix in ("", "shifted/") for name in ("accuracies", "lead", "agreement")
+    }
+    assert expected <= found["numbers"].keys()
+    assert (here / "report" / "config.yaml").is_file() and "data:image/png" in (
+        here / "report/diagnosis.html"
+    ).read_text()
+    plain = rpo("diagnose", "model", "--data", "pairs.jsonl", "--max_pairs", "5", *options).stdout
+    assert "data: 5 pairs of 12 rows, 0 of which could not be used" in plain
+    assert "the model itself, as not trained" in plain and "displacement" not in plain
+
+
+def test_a_reference_that_is_kept_nowhere_must_be_named(here: Path) -> None:
+    train("--training.output_dir", "a", "--ref_model", "model")
+    few = ["--data", "pairs.jsonl", "--gradient_pairs", "0", "--kl_prompts", "0"]
+    (line,) = refusals("diagnose", "a", *few)
+    assert "ref_model: expected the reference, which run.json says was a model or adapter of its own" in line
+    assert "reference: model\n" in rpo("diagnose", "a", *few, "--ref_model", "model").stdout
+    (line,) = refusals("diagnose", "a", "--data", "{source: pairs.jsonl, streaming: true}", "--ref_model", "model")
+    assert "data.streaming" in line
+
+
+# peft reads a property that transformers renamed.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_an_adapter_is_diagnosed_against_its_base(here: Path) -> None:
+    """Its own gradients, and the displacement that the two models have as two models."""
+    pytest.importorskip("peft")
+    train("--training.output_dir", "a", "--lora", "{r: 2}", "--training.learning_rate", "0.1")
+    few = ["--data", "pairs.jsonl", "--gradient_pairs", "2", "--kl_prompts", "0"]
+    result = rpo("diagnose", "a", *few, "--output", "one")
+    assert "reference: the base under the adapter" in result.stdout, result.stderr
+    assert rpo("diagnose", "a", *few, "--ref_model", "model", "--output", "two").returncode == 0
+    one, two = (json.loads((here / name / "diagnosis.json").read_text())["numbers"] for name in ("one", "two"))
+    assert one == pytest.approx(two, abs=1e-5)
+    assert abs(one["displacement/chosen_change"]) > 1e-3 and one["gradients/pairs"] == 2
 
 
 def test_a_chat_answers_each_line_with_what_was_said_before(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,51 +5,28 @@ Shapes: X prompts, A responses, K distinct comparisons of the data, M policies.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import expit
 
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.problem import SoftmaxPolicy
 from rpo.core import checks, numerics
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
+from rpo.core.pair_diagnostics import CASES, Entanglement, idealised_log_ratio, ranking_threshold
 
-CASES = ("ideal", "both fall", "both rise")
-
-
-@dataclass(frozen=True, eq=False)
-class Entanglement:
-    r"""The gradients $g_w, g_l$ of log pi of a comparison's two responses, and what a small step does to them.
-
-    chosen: |g_w|^2, rejected: |g_l|^2, inner: <g_w, g_l>, each (K,). The step of a loss of the margin is a multiple
-    of g_w - g_l: log pi_w changes as chosen - inner, log pi_l as inner - rejected, and the margin never falls.
-    Source: Yuan et al. 2024 (arXiv 2410.13828), Section 3.
-    """
-
-    chosen: Array
-    rejected: Array
-    inner: Array
-
-    @property
-    def case(self) -> Any:
-        """Of each comparison, (K,): "ideal" (chosen rises, rejected falls), "both fall" or "both rise"."""
-        rises, falls = self.inner < self.chosen, self.inner < self.rejected
-        return np.where(rises & falls, CASES[0], np.where(falls, CASES[1], CASES[2]))
-
-    def least_eta(self, margins: Any, beta: float) -> Array:
-        r"""Return eta*, (K,), above which the SFT term of RPO makes log pi_w rise, 0 where it rises anyway.
-
-        margins: (K,), h(chosen) - h(rejected) in nats. With $s=\sigma(-\beta\,\mathrm{margin})$ the step is
-        $\beta(s(g_w-g_l)+\eta g_w)$, under which log pi_w rises iff $(s+\eta)|g_w|^2>s\langle g_w,g_l\rangle$. For one
-        pair of its own, base "chosen"; inf where g_w vanishes and the other term does not.
-        """
-        z = checks.finite("margins", margins, shape=self.chosen.shape)
-        pull = expit(-checks.positive("beta", beta) * z) * np.maximum(self.inner - self.chosen, 0.0)
-        with np.errstate(divide="ignore"):
-            return np.divide(pull, self.chosen, out=np.zeros(pull.shape), where=pull > 0)
+__all__ = [
+    "CASES",
+    "Entanglement",
+    "bhattacharyya",
+    "geometric_mean",
+    "gold_slope",
+    "gradient_entanglement",
+    "idealised_ranking_accuracy",
+    "ranking_accuracy",
+    "ranking_loss",
+]
 
 
 def gradient_entanglement(policy: SoftmaxPolicy, data: PreferenceCounts) -> Entanglement:
@@ -82,17 +59,8 @@ def idealised_ranking_accuracy(log_reference: Any, data: PreferenceCounts, beta:
     how often w beats l. Source: Chen et al. 2024 (arXiv 2405.19534), Theorem 3.1 and Corollary 3.3.
     """
     table = _log_policy("log_reference", log_reference, checks.instance("data", data, PreferenceCounts))
-    rate = checks.finite("chosen_rate", chosen_rate)
-    if rate.shape not in ((), data.count.shape) or rate.min() <= 0 or rate.max() >= 1:
-        raise InvalidArgument(
-            "chosen_rate",
-            expected=f"a number in (0, 1), or one for each of the {len(data.count)} triples",
-            got=f"shape {rate.shape} in [{rate.min():g}, {rate.max():g}]",
-            remedy="Clip rates of zero and one, and pass one for each.",
-        )
     apart = table[data.prompt, data.chosen] - table[data.prompt, data.rejected]
-    ratio = apart + np.log(rate / (1.0 - rate)) / checks.positive("beta", beta)
-    return float(data.weights @ (ratio > 0))
+    return float(data.weights @ (idealised_log_ratio(apart, beta, chosen_rate) > 0))
 
 
 def ranking_loss(log_reference: Any, data: PreferenceCounts, beta: float) -> Array:
@@ -102,8 +70,7 @@ def ranking_loss(log_reference: Any, data: PreferenceCounts, beta: float) -> Arr
     log 2. log_reference: (X, A). Source: Chen et al. 2024 (arXiv 2405.19534), Theorem 4.1.
     """
     table = _log_policy("log_reference", log_reference, checks.instance("data", data, PreferenceCounts))
-    apart = table[data.prompt, data.rejected] - table[data.prompt, data.chosen]
-    return np.asarray(numerics.softplus(-checks.positive("beta", beta) * apart))
+    return ranking_threshold(table[data.prompt, data.chosen] - table[data.prompt, data.rejected], beta)
 
 
 def gold_slope(policy: Any, gold: Any, proxy: Any) -> Array:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rpo.llm.data import check_pairs, load_preferences, mix, prepare_pairs
+    from rpo.llm.diagnostics.diagnosis import diagnose
     from rpo.llm.diagnostics.plots import plot_runs
     from rpo.llm.logps.logprobs import response_logps, token_logps
     from rpo.llm.models import convert_gguf, from_gguf, load_model, load_tokenizer
@@ -28,6 +29,7 @@ _HOME = {
     "SFTTrainer": "training.sft",
     "check_pairs": "data",
     "convert_gguf": "models",
+    "diagnose": "diagnostics.diagnosis",
     "fit": "training.fitting",
     "from_gguf": "models",
     "generate": "sampling",
@@ -51,6 +53,7 @@ __all__ = [
     "SFTTrainer",
     "check_pairs",
     "convert_gguf",
+    "diagnose",
     "fit",
     "from_gguf",
     "generate",

@@ -1,15 +1,20 @@
-"""Norms and cosine of the gradients of the preference and SFT parts of one loss."""
+"""Gradients set against one another: a loss's preference and SFT parts, a pair's chosen and rejected responses."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from transformers.utils import logging
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
+from rpo.core.pair_diagnostics import Entanglement
+from rpo.core.progress import track
+from rpo.llm.logps.scoring import PromptGroup, ScoringPath
+from rpo.llm.sampling import evaluation_mode
 
 logger = logging.get_logger(__name__)
 
@@ -73,6 +78,34 @@ def split_gradients(
         # Rounding alone can carry parallel gradients past one.
         "gradients/cosine": max(-1.0, min(1.0, product / length)) if 0 < length < math.inf else math.nan,
     }
+
+
+def gradient_entanglement(
+    model: torch.nn.Module, path: ScoringPath, pairs: Sequence[PromptGroup], *, progress: bool | None = None
+) -> Entanglement:
+    """Return the inner products of the gradients of log pi of each pair's two responses, summed over their tokens.
+
+    Of the parameters that require a gradient: an adapter's alone give other numbers than all weights would. Two
+    backward passes a pair, and one more copy of the gradient in memory. The model runs in evaluation mode, which is
+    restored. Raises InvalidArgument for a model that is sharded or frozen. Source: Yuan et al. 2024 (arXiv 2410.13828).
+    """
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    if not wanted or is_sharded(wanted):
+        raise InvalidArgument(
+            "model",
+            expected="a whole model with parameters that require a gradient",
+            got="sharded parameters" if wanted else "a frozen one",
+            remedy="Load it with is_trainable=True, on one process.",
+        )
+    device, found = wanted[0].device, []
+    with evaluation_mode(model), torch.enable_grad():
+        for pair in track(pairs, "Gradients of pairs", show=progress):
+            inputs = {name: value.to(device) for name, value in path.collate([pair]).items()}
+            chosen, rejected = path.logps(model, inputs)[0]
+            first = torch.autograd.grad(chosen, wanted, retain_graph=True, allow_unused=True)
+            square, inner = _against(first, rejected, wanted)
+            found.append((sum(_dot(g, g) for g in first if g is not None), square, inner))
+    return Entanglement(*np.array(found, dtype=np.float64).reshape(-1, 3).T)
 
 
 def _against(

@@ -10,12 +10,14 @@ from rpo.llm.models.loading import (
     positions_of,
     with_stored_adapter,
 )
-from rpo.llm.models.merging import merge_adapter
+from rpo.llm.models.merging import average_models, block_ratios, merge_adapter
 from rpo.llm.models.packages import require_peft
 from rpo.llm.models.tokenizers import check_embeddings, choose_pad_token, load_tokenizer
 
 __all__ = [
     "adapter_config",
+    "average_models",
+    "block_ratios",
     "check_embeddings",
     "choose_pad_token",
     "convert_gguf",

@@ -17,6 +17,9 @@ REPORTED: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_size
 # Of the change at the last position: what rounding may do to the positions before it.
 TOLERANCE = {torch.float16: 0.05, torch.bfloat16: 0.05}
 TOLERANCE_ELSE = 1e-4
+# Fields of a model's configuration that change no log-probability (or that the weights show).
+NEUTRAL = {"transformers_version", "architectures", "dtype", "torch_dtype", "use_cache", "initializer_range"}
+NEUTRAL |= {"id2label", "label2id", "problem_type", "pruned_heads", "return_dict", "name_or_path", "is_decoder"}
 
 
 class ModelNotLoaded(RPOError):
@@ -137,3 +140,16 @@ def _not_causal(model: Any, why: str) -> InvalidArgument:
         got=f"{type(model).__name__}: {why}",
         remedy="Use a decoder such as Llama, Qwen or GPT-2.",
     )
+
+
+def effective_configuration(model: Any) -> dict[str, Any]:
+    """Return the fields of a model's configuration that change its log-probabilities, defaults left out."""
+    if not hasattr(model, "config"):
+        return {}
+    return {
+        name: value
+        for name, value in model.config.to_diff_dict().items()
+        if name not in NEUTRAL and not name.startswith(("_", "output_")) and not name.endswith("_token_id")
+        # Off in evaluation, whatever they say.
+        if "dropout" not in name and "pdrop" not in name
+    }

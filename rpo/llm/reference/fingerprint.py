@@ -14,13 +14,12 @@ from typing import Any
 import torch
 
 from rpo.core.errors import InvalidArgument
+from rpo.llm.models.soundness import effective_configuration
 
 PIECE_BYTES = 1 << 23
 DIGEST_CHARACTERS = 32
 
-# Fields of a model's and of an adapter's configuration that change no log-probability (or that the weights show).
-NEUTRAL = {"transformers_version", "architectures", "dtype", "torch_dtype", "use_cache", "initializer_range"}
-NEUTRAL |= {"id2label", "label2id", "problem_type", "pruned_heads", "return_dict", "name_or_path", "is_decoder"}
+# Fields of an adapter's configuration that change no log-probability (or that the weights show).
 ADAPTER_NEUTRAL = {"base_model_name_or_path", "revision", "inference_mode", "init_lora_weights", "layer_replication"}
 ADAPTER_NEUTRAL |= {"task_type", "auto_mapping", "peft_version", "target_modules", "modules_to_save", "runtime_config"}
 
@@ -40,7 +39,7 @@ def weights_fingerprint(model: Any, *, adapters: Iterable[str] | None = None) ->
             adapter, plain = adapter_of(name, containers)
             parts.setdefault(adapter, {})[plain] = tensor
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    digests = [_digest(parts[None], _configuration(base))]
+    digests = [_digest(parts[None], effective_configuration(base))]
     if containers:
         for adapter in sorted(model.active_adapters if adapters is None else adapters):
             digests.append(_digest(parts.get(adapter, {}), _adapter_configuration(model.peft_config[adapter])))
@@ -101,19 +100,6 @@ def _whole(name: str, tensor: torch.Tensor) -> torch.Tensor:
             remedy="Take the fingerprint before the model is sharded or offloaded.",
         )
     return tensor.detach()
-
-
-def _configuration(model: Any) -> dict[str, Any]:
-    """Return the fields of a model's configuration that change its log-probabilities, defaults left out."""
-    if not hasattr(model, "config"):
-        return {}
-    return {
-        name: value
-        for name, value in model.config.to_diff_dict().items()
-        if name not in NEUTRAL and not name.startswith(("_", "output_")) and not name.endswith("_token_id")
-        # Off in evaluation, whatever they say.
-        if "dropout" not in name and "pdrop" not in name
-    }
 
 
 def _adapter_configuration(config: Any) -> dict[str, Any]:
