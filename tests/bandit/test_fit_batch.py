@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import rpo
-from rpo.bandit import Box, ContextualBandit, LinearBall, Unconstrained, instances, solve, solve_batch
+from rpo.bandit import Box, ContextualBandit, LinearBall, RankedLists, Unconstrained, instances, solve, solve_batch
 from rpo.bandit.batched.fitting import fit_batch, is_fit_batchable
+from rpo.bandit.solver.saddle import build_saddle
 from rpo.core.columns import Columns
 from rpo.core.objectives import Objective
 
@@ -20,15 +21,7 @@ def draws(problem: ContextualBandit, n: int) -> list[Any]:
 
 
 def batch(problem: ContextualBandit, data: list[Any], objective: Objective, design: Any = None) -> Any:
-    role = objective.anchor.role
-    return fit_batch(
-        np.stack([one.wins() for one in data]),
-        objective,
-        reference=problem.reference,
-        base=np.stack([one.response_frequencies(role) for one in data]),
-        d=np.stack([one.prompt_frequencies for one in data]),
-        design=design,
-    )
+    return fit_batch([build_saddle(problem, one, objective, Unconstrained()) for one in data], design=design)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +63,24 @@ def test_a_loss_that_is_not_convex_ends_where_autograd_finds_no_slope(objective:
         loss.backward()
         assert float(loss.detach()) == pytest.approx(found.loss[seed], rel=1e-12)
         assert float(t.grad.abs().max()) <= 1e-9
+
+
+@pytest.mark.parametrize("objective", [rpo.ListNCA(beta=0.5), rpo.PlackettLuceDPO(beta=0.5), rpo.ListEXO(beta=0.5)])
+def test_lists_of_several_sizes_end_where_the_single_fit_does(objective: Objective) -> None:
+    """Lists of 2, 3 and 4 with scores, not of the same sizes on every draw, over two prompts: losses equal to 1e-9."""
+    problem = instances.random(prompts=2, arms=5, rng=0)
+    data = []
+    for seed in range(SEEDS):
+        rng = np.random.default_rng(seed)
+        responses = [list(rng.permutation(5)[: 2 + k % (2 + seed % 2)]) for k in range(60)]
+        scores = [sorted(rng.normal(size=len(each)), reverse=True) for each in responses]
+        given = {"num_prompts": 2, "num_responses": 5, "scores": scores}
+        data.append(RankedLists.from_lists(rng.integers(2, size=60), responses, **given))
+    assert {one.sizes for one in data} == {(2, 3), (2, 3, 4)}
+    found = batch(problem, data, objective)
+    for seed, ranked in enumerate(data):
+        run = rpo.fit(problem.softmax_policy(), ranked, objective, proxy_reward=None, max_steps=3000)
+        assert found.gradient[seed] <= 1e-9 and found.loss[seed] == pytest.approx(run.loss, abs=1e-9)
 
 
 def test_responses_without_reference_mass_are_left_out() -> None:

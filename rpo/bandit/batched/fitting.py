@@ -1,19 +1,22 @@
 """`fit_batch`: any objective over all policies, on many instances at once.
 
-Shapes: S seeds (instances), X prompts, A responses, C = S X cells, N distinct comparisons over all instances.
+Shapes: S seeds (instances), X prompts, A responses, C = S X cells.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from rpo.bandit.data import Index
+from rpo.bandit.solver.data_term import Groups
 from rpo.bandit.solver.newton import ARMIJO, MAX_DAMPING, MIN_DAMPING
+from rpo.bandit.solver.saddle import Saddle
 from rpo.core.checks import Array
-from rpo.core.columns import Columns
 from rpo.core.divergences import KL
 from rpo.core.numerics import log_softmax
 from rpo.core.objectives import Objective
@@ -34,27 +37,18 @@ class BatchFit:
     rounds: int
 
 
-def fit_batch(
-    wins: Array,
-    objective: Objective,
-    *,
-    reference: Array,
-    base: Array,
-    d: Array,
-    design: Array | None = None,
-    tolerance: float = TOLERANCE,
-) -> BatchFit:
+def fit_batch(saddles: Sequence[Saddle], *, design: Array | None = None, tolerance: float = TOLERANCE) -> BatchFit:
     """Minimise an objective over the softmax policies of S instances by damped Newton steps from the reference.
 
-    wins: (S, X, A, A), n[s, x, w, l]. reference: (X, A). base: (S, X, A), pi_base. d: (S, X), prompt weights of the SFT
-    term. design: (X, A, P), of a linear softmax; None for a table. Each prompt of each instance, or with a design each
-    instance, is damped and stopped on its own, at a largest slope below tolerance; a loss that is not convex ends at a
-    stationary point, and one without a minimum where its slope has died down. What is proved of the end is
-    `rpo.bandit.evidence`'s to say. The anchor must be the KL's.
+    saddles: the objective on each, of one shape (`build_saddle`), of pairs or of lists. design: (X, A, P),
+    of a linear softmax; None for a table. Each prompt of each instance, or with a design each instance, is damped and
+    stopped on its own, at a largest slope below tolerance; a loss that is not convex ends at a stationary point, and
+    one without a minimum where its slope has died down. What is proved of the end is `rpo.bandit.evidence`'s to say.
+    The anchor must be the KL's.
     """
-    cells = _Cells(wins, objective, reference, base, d)
+    cells, objective = _Cells(saddles), saddles[0].objective
     evaluate = cells.evaluate if design is None else partial(_through, cells, design)
-    t = np.zeros(cells.shape if design is None else (len(wins), design.shape[2]))
+    t = np.zeros(cells.shape if design is None else (len(saddles), design.shape[2]))
     value, g, h = evaluate(t, np.arange(len(t)))
     damping, open_ = np.zeros(len(t)), np.abs(g).max(axis=1) > tolerance
     longest, rounds = LONGEST / objective.link.beta / (1.0 if design is None else max(1.0, np.abs(design).max())), 0
@@ -76,9 +70,9 @@ def fit_batch(
         eased = np.where(damping[which] > least, damping[which] / 10.0, 0.0)
         damping[which] = np.where(good, eased, np.maximum(10.0 * damping[which], least))
         open_[which] = np.where(good, slopes > tolerance, damping[which] <= MAX_DAMPING * scale)
-    slopes, seeds = np.abs(g).max(axis=1), len(wins)
+    slopes, seeds = np.abs(g).max(axis=1), len(saddles)
     if design is None:
-        t = (t - t.mean(axis=1, keepdims=True)).reshape(wins.shape[:3])
+        t = (t - t.mean(axis=1, keepdims=True)).reshape(seeds, *saddles[0].base.shape)
     return BatchFit(t, value.reshape(seeds, -1).sum(axis=1), slopes.reshape(seeds, -1).max(axis=1), rounds)
 
 
@@ -110,42 +104,33 @@ def _step(g: Array, h: Array, damping: Array) -> Array:
 class _Cells:
     """C prompts in a row: value, gradient and Hessian of each in its logits."""
 
-    def __init__(self, wins: Array, objective: Objective, reference: Array, base: Array, d: Array) -> None:
-        s, x, a = wins.shape[:3]
-        self.objective, self.shape = objective, (s * x, a)
-        with np.errstate(divide="ignore"):
-            self.log_reference = np.broadcast_to(np.log(reference), (s, x, a)).reshape(self.shape)
-        self.inside = np.isfinite(self.log_reference)
-        weights = objective.preference_weight * wins / wins.sum(axis=(1, 2, 3), keepdims=True)
-        self.cell, self.w, self.lost = np.nonzero(weights.reshape(s * x, a, a))
-        self.weights = weights.reshape(s * x, a, a)[self.cell, self.w, self.lost]
-        self.pull = (objective.anchor.weight * d).reshape(-1)
-        self.base = base.reshape(self.shape)
-        self.first = np.searchsorted(self.cell, np.arange(s * x + 1))
+    def __init__(self, saddles: Sequence[Saddle]) -> None:
+        x, a = saddles[0].base.shape
+        self.objective, self.shape = saddles[0].objective, (len(saddles) * x, a)
+        self.log_reference, self.base = (
+            np.stack([getattr(saddle, name) for saddle in saddles]).reshape(self.shape)
+            for name in ("log_reference", "base")
+        )
+        self.pull = self.objective.anchor.weight * np.concatenate([saddle.d for saddle in saddles])
+        self.groups = _joined(saddles)
+        ends = np.arange(self.shape[0] + 1)
+        self.first = [np.searchsorted(groups.entries[0] // a, ends) for groups in self.groups]
 
     def evaluate(self, t: Array, which: Index) -> tuple[Array, Array, Array]:
         """Return values (c,), gradients (c, A) and Hessians (c, A, A) of the cells `which` at logits t (c, A)."""
-        rows, cell = self._rows(which)
-        w, lost, weights = self.w[rows], self.lost[rows], self.weights[rows]
-        inside = self.inside[which]
-        logps = log_softmax(self.log_reference[which] + t)
-        one = np.ones(rows.size)
-        value, slope, curvature = self.objective.derivatives(
-            Columns(
-                logps=(logps[cell, w], logps[cell, lost]),
-                reference=(self.log_reference[which][cell, w], self.log_reference[which][cell, lost]),
-                lengths=(one, one),
-            )
-        )
         c, a = t.shape
-        pull, base = self.pull[which][:, None], self.base[which]
-        q = -pull * base
-        for k, index in enumerate((w, lost)):
-            q = q + np.bincount(cell * a + index, weights * slope[k], c * a).reshape(c, a)
-        inner = np.zeros(c * a * a)
-        for j, first in enumerate((w, lost)):
-            for k, second in enumerate((w, lost)):
-                inner += np.bincount((cell * a + first) * a + second, weights * curvature[j, k], c * a * a)
+        reference, base, pull = self.log_reference[which], self.base[which], self.pull[which][:, None]
+        logps = log_softmax(reference + t)
+        value = -(pull * base * np.where(np.isfinite(reference), logps, 0.0)).sum(axis=1)
+        q, inner = -pull * base, np.zeros(c * a * a)
+        for groups in self._of(which):
+            loss, slope, curvature = self.objective.derivatives(groups.columns(logps.ravel(), reference.ravel()))
+            weights = self.objective.preference_weight * groups.weights
+            value += np.bincount(groups.entries[0] // a, weights * loss, c)
+            for j, first in enumerate(groups.entries):
+                q += np.bincount(first, weights * slope[j], c * a).reshape(c, a)
+                for k, second in enumerate(groups.entries):
+                    inner += np.bincount(first * a + second % a, weights * curvature[j, k], c * a * a)
         bent, pi = inner.reshape(c, a, a), np.exp(logps)
         total = q.sum(axis=1, keepdims=True)
         row, whole = bent.sum(axis=1), bent.sum(axis=(1, 2))
@@ -153,17 +138,36 @@ class _Cells:
         spread = pi[:, :, None] * pi[:, None, :]
         hessian = bent - crossed - crossed.transpose(0, 2, 1) + (whole + total[:, 0])[:, None, None] * spread
         hessian[:, np.arange(a), np.arange(a)] -= total * pi
-        held = np.where(inside, logps, 0.0)
-        return (
-            np.bincount(cell, weights * value, c) - (pull * base * held).sum(axis=1),
-            q - pi * total,
-            hessian,
-        )
+        return value, q - pi * total, hessian
 
-    def _rows(self, which: Index) -> tuple[Index, Index]:
-        """Return the comparisons of the cells `which`, and the position of each one's cell among them."""
-        if which.size == self.shape[0]:
-            return np.arange(self.cell.size), self.cell
-        sizes = self.first[which + 1] - self.first[which]
-        cell = np.repeat(np.arange(which.size), sizes)
-        return np.arange(sizes.sum()) + np.repeat(self.first[which] - np.r_[0, np.cumsum(sizes)[:-1]], sizes), cell
+    def _of(self, which: Index) -> Sequence[Groups]:
+        """Return the groups of the cells `which`, by their places in these cells' own table."""
+        cells, a = self.shape
+        if which.size == cells:
+            return self.groups
+        place = np.empty((cells, a), dtype=np.int64)
+        place[which] = np.arange(which.size * a).reshape(-1, a)
+        found = []
+        for groups, first in zip(self.groups, self.first, strict=True):
+            sizes = first[which + 1] - first[which]
+            back = np.repeat(first[which] - np.r_[0, np.cumsum(sizes)[:-1]], sizes)
+            found.append(groups.some(np.arange(sizes.sum()) + back, place.ravel()))
+        return found
+
+
+def _joined(saddles: Sequence[Saddle]) -> list[Groups]:
+    """Return the groups of all instances, of one size together, prompt by prompt, by places in one table."""
+    size, together = saddles[0].base.size, defaultdict(list)
+    for seed, saddle in enumerate(saddles):
+        for groups in saddle.groups:
+            together[len(groups.entries)].append(groups.some(slice(None), seed * size + np.arange(size)))
+    found = []
+    for parts in together.values():
+        entries = tuple(np.concatenate(side) for side in zip(*(part.entries for part in parts), strict=True))
+        scores = None
+        if all(part.scores is not None for part in parts):
+            scores = tuple(np.concatenate(side) for side in zip(*(part.scores or () for part in parts), strict=True))
+        whole = Groups(entries, np.concatenate([part.weights for part in parts]), scores)
+        order = np.argsort(entries[0] // saddles[0].base.shape[1], kind="stable")
+        found.append(whole.some(order, np.arange(size * len(saddles))))
+    return found

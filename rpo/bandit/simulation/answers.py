@@ -5,7 +5,7 @@ Shapes: S draws, X prompts, A responses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,9 +15,10 @@ from rpo.bandit.baseline import Baseline
 from rpo.bandit.batched import solve_batch
 from rpo.bandit.batched.fitting import TOLERANCE, fit_batch, is_fit_batchable
 from rpo.bandit.batched.solution import is_batchable, is_batched_class
-from rpo.bandit.data import Index
+from rpo.bandit.data import CountedGroups, Index
 from rpo.bandit.evidence import table_evidence
 from rpo.bandit.maximin import solve
+from rpo.bandit.problem import ContextualBandit, SoftmaxPolicy, TabularSoftmaxPolicy
 from rpo.bandit.reward_class import RewardClass, Unconstrained
 from rpo.bandit.simulation.draws import OWN_FAILURES, Draws
 from rpo.bandit.simulation.grid import canonical
@@ -27,6 +28,7 @@ from rpo.bandit.table_loss import TableLoss
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import NoMinimizer, RPOError
+from rpo.core.objectives import Objective
 
 NAN = float("nan")
 NO_MINIMIZER = "no minimiser exists on this data"  # an answer, unlike every other failure
@@ -168,41 +170,39 @@ def _one(method: Maximin, draws: Draws, i: int, reward_class: RewardClass, name:
 
 
 def _fitted(method: Fitted, draws: Draws) -> Iterator[tuple[int, Answer]]:
-    """Fit the draws that share reference and design at once; what is proved of each end is said one by one."""
+    """Fit the draws that share a design at once."""
     whole = [draws.draw(i) for i in range(len(draws))]
-    groups: dict[Any, list[int]] = {}
+    designs: dict[bytes, list[int]] = {}
     for i, draw in enumerate(whole):
-        features = draw.problem.features.tobytes() if method.linear and draw.problem.features is not None else b""
-        groups.setdefault((draw.problem.reference.tobytes(), features), []).append(i)
-    for group in groups.values():
+        features = draw.problem.features if method.linear else None
+        designs.setdefault(b"" if features is None else features.tobytes(), []).append(i)
+    for group in designs.values():
         try:
-            saddles = [build_saddle(whole[i].problem, whole[i].data, method.objective, Unconstrained()) for i in group]
-            policies = [method.policy_for(whole[i].problem) for i in group]
-            found = fit_batch(
-                draws.wins[group],
-                method.objective,
-                reference=policies[0].problem.reference,
-                base=np.stack([saddle.base for saddle in saddles]),
-                d=np.stack([saddle.d for saddle in saddles]),
-                design=policies[0].design if method.linear else None,
-            )
+            data = [(whole[i].problem, whole[i].data) for i in group]
+            answers = fitted(method.objective, data, [method.policy_for(problem) for problem, _ in data])
         except Exception as error:
-            yield from ((i, failed(error)) for i in group)
-            continue
-        for k, i in enumerate(group):
-            trained = policies[k].with_parameters(found.parameters[k])
-            slope = float(found.gradient[k])
-            evidence = table_evidence(
-                TableLoss(saddles[k], trained),
-                trained.parameters.ravel(),
-                slope=slope,
-                converged=slope <= TOLERANCE,
-            )
-            status = "inaccurate" if evidence.word == "none" else evidence.word
-            gap = evidence.numbers.get("gap", NAN)
-            relative = gap / max(1.0, abs(float(found.loss[k])))
-            message = "" if status == "certified" else f"largest gradient entry {slope:.1e}; {evidence.message}"
-            yield i, Answer(status, message, np.exp(trained.logps), None, gap, relative)
+            answers = [failed(error)] * len(group)
+        yield from zip(group, answers, strict=True)
+
+
+def fitted(
+    objective: Objective, data: Sequence[tuple[ContextualBandit, CountedGroups]], policies: Sequence[SoftmaxPolicy]
+) -> list[Answer]:
+    """Return the policies of one design fitted to data at once; what is proved of each end is said one by one."""
+    saddles = [build_saddle(problem, given, objective, Unconstrained()) for problem, given in data]
+    tabular = isinstance(policies[0], TabularSoftmaxPolicy)
+    found = fit_batch(saddles, design=None if tabular else policies[0].design)
+    answers = []
+    for k, policy in enumerate(policies):
+        trained, slope = policy.with_parameters(found.parameters[k]), float(found.gradient[k])
+        loss, end = TableLoss(saddles[k], trained), trained.parameters.ravel()
+        evidence = table_evidence(loss, end, slope=slope, converged=slope <= TOLERANCE)
+        status = "inaccurate" if evidence.word == "none" else evidence.word
+        gap = evidence.numbers.get("gap", NAN)
+        message = "" if status == "certified" else f"largest gradient entry {slope:.1e}; {evidence.message}"
+        relative = gap / max(1.0, abs(float(found.loss[k])))
+        answers.append(Answer(status, message, np.exp(trained.logps), None, gap, relative))
+    return answers
 
 
 def _baseline(method: Baseline, draws: Draws, i: int, rng: np.random.Generator) -> Answer:

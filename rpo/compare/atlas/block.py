@@ -17,7 +17,7 @@ from rpo.bandit.simulation.grid import source
 from rpo.bandit.simulation.methods import Fitted, Maximin, is_solvable
 from rpo.compare.atlas.entrants import Entrant, settled
 from rpo.compare.atlas.instances import AtlasInstance
-from rpo.compare.atlas.lists import LIST_SEEDS, ListCell
+from rpo.compare.atlas.lists import ListCell
 from rpo.core.checks import Array
 from rpo.core.numerics import kl_divergence
 from rpo.core.objectives import DPO, Objective
@@ -52,12 +52,6 @@ class _Seen:
 
 def solve_block(instance: AtlasInstance, entrants: Sequence[Entrant], seeds: Sequence[int], root: int) -> Array:
     """Return the measures, (E, K, S, len(MEASURES)), NaN where there is no policy."""
-    kept = [seed for seed in seeds if not instance.lists or seed < LIST_SEEDS]
-    if len(kept) < len(seeds):
-        table = np.full((len(entrants), max(len(e.values) for e in entrants), len(seeds), len(MEASURES)), np.nan)
-        if kept:
-            table[:, :, : len(kept)] = solve_block(instance, entrants, kept, root)
-        return table
     if instance.lists:
         cell: Cell = ListCell(instance, seeds, root)
     else:

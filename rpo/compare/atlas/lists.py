@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rpo.bandit import Box, RankedLists, fit, solve
-from rpo.bandit.simulation.answers import Answer
+from rpo.bandit import Box, ContextualBandit, RankedLists, solve
+from rpo.bandit.simulation.answers import Answer, fitted
 from rpo.bandit.simulation.cell import Cell
 from rpo.bandit.simulation.draws import DATA, Draw
 from rpo.bandit.simulation.grid import source
@@ -16,8 +16,6 @@ from rpo.bandit.simulation.methods import is_solvable
 from rpo.compare.atlas.entrants import settled
 from rpo.compare.atlas.instances import AtlasInstance
 from rpo.core.objectives import Objective
-
-LIST_SEEDS = 40  # of an atlas's seeds, for all methods here: lists are solved one draw at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,16 +40,22 @@ class ListCell(Cell):
 
     def whole_lists(self, objective: Objective) -> list[Answer | None]:
         """Return the answers of a method on lists."""
-        return [self._ranked(draw, objective) if isinstance(draw, ListDraw) else None for draw in self.draws]
-
-    def _ranked(self, draw: ListDraw, objective: Objective) -> Answer:
-        ranked = within_unit(draw.ranked) if objective.shape.unit_scores else draw.ranked
+        there = {i: draw for i, draw in enumerate(self.draws) if isinstance(draw, ListDraw)}
+        data = [(draw.problem, self._read(draw, objective)) for draw in there.values()]
         if is_solvable(objective):
-            box = Box(self.instance.bound)
-            solution = solve(draw.problem, ranked, settled(objective), reward_class=box, method="newton")
-            return Answer(solution.status, solution.message, solution.policy, solution.reward)
-        run = fit(draw.problem.softmax_policy(), ranked, objective, proxy_reward=None)
-        return Answer(run.evidence, run.message, run.policy)
+            answers = [self._solved(problem, ranked, objective) for problem, ranked in data]
+        else:
+            answers = fitted(objective, data, [problem.softmax_policy() for problem, _ in data])
+        found = dict(zip(there, answers, strict=True))
+        return [found.get(i) for i in range(len(self.seeds))]
+
+    def _read(self, draw: ListDraw, objective: Objective) -> RankedLists:
+        return within_unit(draw.ranked) if objective.shape.unit_scores else draw.ranked
+
+    def _solved(self, problem: ContextualBandit, ranked: RankedLists, objective: Objective) -> Answer:
+        box = Box(self.instance.bound)
+        solution = solve(problem, ranked, settled(objective), reward_class=box, method="newton")
+        return Answer(solution.status, solution.message, solution.policy, solution.reward)
 
 
 def within_unit(ranked: RankedLists) -> RankedLists:
