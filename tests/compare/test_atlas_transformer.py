@@ -1,4 +1,4 @@
-"""The atlas's column for the transformer: what it reaches, against `solve`, and what it says of where it has not been."""
+"""The atlas's column for the transformer: what it reaches, against `solve`, and how it looks before it has arrived."""
 
 from types import SimpleNamespace
 from typing import Any
