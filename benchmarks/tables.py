@@ -1,7 +1,8 @@
-"""Writes the tables against TRL in README.md and benchmarks/README.md from results/vs_trl_*.json.
+"""Writes tables in README.md and benchmarks/README.md from results/: those against TRL, and of a step's parts.
 
-`python benchmarks/tables.py`, after `benchmarks/vs_trl.py`. A table stands between `<!-- vs_trl summary -->`, or
-`<!-- vs_trl NAME -->` with the name of a file in results/, and `<!-- end -->`.
+`python benchmarks/tables.py`, after `benchmarks/vs_trl.py` or `benchmarks/step.py`. A table stands between
+`<!-- vs_trl summary -->`, `<!-- vs_trl NAME -->` with the name of a file in results/, or `<!-- step step -->`, and
+`<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from typing import Any
 
 HERE = Path(__file__).parent
 PAGES = (HERE.parent / "README.md", HERE / "README.md")
-BLOCK = re.compile(r"(<!-- vs_trl (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (vs_trl|step) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 OURS, LIVE = "ours, shared, cached", "ours, shared, live"
 COLUMNS = ("TRL default", "TRL cached", "TRL cached, patched head")
 
 
 def records() -> dict[str, dict[str, Any]]:
-    """Return the records of results/ by name."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted((HERE / "results").glob("vs_trl_*.json"))}
+    """Return the records against TRL by name."""
+    return {path.stem: _record(path.stem) for path in sorted((HERE / "results").glob("vs_trl_*.json"))}
 
 
 def summary(found: dict[str, dict[str, Any]]) -> str:
@@ -45,9 +46,9 @@ def filled(text: str) -> str:
     found = records()
 
     def table(match: re.Match[str]) -> str:
-        name = match[2]
-        made = summary(found) if name == "summary" else _benchmark().markdown(found[name])
-        return f"{match[1]}{made}\n{match[4]}"
+        script, name = match[2], match[3]
+        made = summary(found) if name == "summary" else _benchmark(script).markdown(_record(name))
+        return f"{match[1]}{made}\n{match[5]}"
 
     return BLOCK.sub(table, text)
 
@@ -59,12 +60,17 @@ def _ratio(values: list[float] | None) -> str:
     return f"{middle:.2f}x" + (f" ({ends[0]:.2f}-{ends[1]:.2f})" if ends else "")
 
 
-def _benchmark() -> Any:
-    if "vs_trl" not in sys.modules:
-        spec: Any = importlib.util.spec_from_file_location("vs_trl", HERE / "vs_trl.py")
-        sys.modules["vs_trl"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["vs_trl"])
-    return sys.modules["vs_trl"]
+def _record(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((HERE / "results" / f"{name}.json").read_text())
+    return found
+
+
+def _benchmark(name: str) -> Any:
+    if name not in sys.modules:
+        spec: Any = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
 
 
 if __name__ == "__main__":

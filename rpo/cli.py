@@ -19,11 +19,13 @@ from rpo.commands import (
     benchmark,
     chat,
     compare,
+    convert_config,
     convert_gguf,
     data_check,
     diagnose,
     enumerable,
     explore,
+    foreign_config,
     generate,
     judge,
     merge,
@@ -57,7 +59,8 @@ class Command(NamedTuple):
     """A function whose signature makes the options; `positional` names the one given without its name.
 
     several: whether it may be given several times. preflight: looks over the parsed options before
-    anything runs. folder: the option with the folder that a run has alone. kept: what an interrupted run leaves
+    anything runs. hints: what to do about mistakes of parsing, beside each; foreign: about other programs' options.
+    folder: the option with the folder that a run has alone. kept: what an interrupted run leaves
     and how to go on, in words ({output} stands for that option). sections: of its --help, where not every option is
     shown at first; epilogue: what stands below them; hidden: options that only say where their value belongs.
     """
@@ -66,6 +69,8 @@ class Command(NamedTuple):
     positional: str | None = None
     several: bool = False
     preflight: Callable[[Namespace], list[RPOError]] | None = None
+    hints: Callable[[Sequence[str]], list[str]] | None = None
+    foreign: Callable[[str], str] = lambda _: ""
     also: tuple[str, ...] = ()
     depends: Callable[[type], dict[str, type]] | None = None
     folder: str | None = "output"
@@ -102,6 +107,8 @@ COMMANDS: dict[str, Command] = {
     "train": Command(
         train.train_command,
         preflight=train.preflight,
+        hints=train.hints,
+        foreign=foreign_config.answer,
         also=("SFT", "BradleyTerry"),
         depends=train.depends,
         folder=None,
@@ -124,6 +131,7 @@ COMMANDS: dict[str, Command] = {
     "benchmark mt-bench": Command(benchmark.mt_bench_command),
     "benchmark lm-eval": Command(benchmark.lm_eval_command),
     "benchmark table": Command(benchmark.table_command, "sources", several=True),
+    "convert-config": Command(convert_config.convert_config_command, "recipe", folder=None),
     "convert-gguf": Command(convert_gguf.convert_gguf_command, "path"),
 }
 GROUPS = {
@@ -242,8 +250,10 @@ def _main(given: list[str], name: str | None, options: Namespace) -> int:
         config: Any = None if lines and not read.mistakes else parser.parse_args([*name.split(), *read.arguments])
     except PARSE_ERRORS as error:
         found = parse_mistakes(sub, read.arguments, error)
-        lines += [with_suggestion(line.replace(f"{name.replace(' ', '.')}.", ""), sub) for line in found]
+        plain = [line.replace(f"{name.replace(' ', '.')}.", "") for line in found]
+        lines += [with_suggestion(line, sub, COMMANDS[name].foreign) for line in plain]
     if lines:
+        lines += (COMMANDS[name].hints or (lambda _: []))(rest)
         return _refuse("rpo", [f"{line} (see rpo {name} --help)" for line in lines])
     for part in name.split():
         config = config[part]

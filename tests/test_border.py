@@ -32,7 +32,7 @@ from rpo.bandit import (
 from rpo.bandit.plots import policies as plotted
 from rpo.bandit.plots.animation import run_frame
 from rpo.bandit.simulation import Maximin
-from rpo.core import conversions, gao
+from rpo.core import conversions, divergences, gao
 from rpo.core.errors import InvalidArgument
 from rpo.core.likelihoods import SFT, BradleyTerry
 from rpo.core.objectives import DPO, RPO
@@ -42,6 +42,7 @@ DATA = PROBLEM.sample_preferences(60, rng=1)
 LISTS = PROBLEM.sample_rankings(60, size=3, rng=1)
 OBJECTIVE = RPO(beta=0.5, eta=0.2)
 UNIFORM = np.full((2, 3), 1 / 3)
+SEQUENCES = np.array([[0, 0], [0, 1], [1, 1]])
 REWARD = np.asarray(PROBLEM.reward)
 SOLUTION = bandit.solve(PROBLEM, DATA, OBJECTIVE, prompt_weights="population", method="newton")
 SADDLE = SOLUTION.saddle
@@ -123,6 +124,31 @@ CALLS = {
     "gold_slope": call(
         bandit.diagnostics.gold_slope, "policy", "gold", "proxy", policy=UNIFORM, gold=REWARD, proxy=REWARD
     ),
+    "policy_answer": call(
+        bandit.bilevel.policy_answer, "problem", "reward", "slope", "beta", problem=PROBLEM, reward=REWARD,
+        slope=REWARD, beta=0.5, divergence=divergences.KL(),
+    ),
+    "label_loss": call(
+        bandit.bilevel.label_loss, "problem", "reward", "beta", problem=PROBLEM, reward=REWARD, beta=0.5,
+        divergence=divergences.KL(),
+    ),
+    "kept_weights": call(bandit.filters.kept_weights, "scores", "keep", scores=REWARD, keep="best"),
+    "kept_policy": call(
+        bandit.filters.kept_policy, "reference", "scores", "keep", "n", reference=UNIFORM, scores=REWARD, keep="best",
+        n=2,
+    ),
+    "proxy_agreement": call(
+        bandit.filters.proxy_agreement, "proxy", "gold", "weights", proxy=REWARD, gold=REWARD, weights=UNIFORM
+    ),
+    "token_logps": call(bandit.tree.token_logps, "policy", "sequences", policy=UNIFORM, sequences=SEQUENCES),
+    "token_advantages": call(
+        bandit.tree.token_advantages, "policy", "reference", "sequences", "beta", policy=UNIFORM, reference=UNIFORM,
+        sequences=SEQUENCES, beta=0.5,
+    ),
+    "beam_search": call(
+        bandit.tree.beam_search, "scores", "sequences", "width", scores=np.zeros((2, 3, 2)), sequences=SEQUENCES,
+        width=1,
+    ),
     "geometric_mean": call(bandit.diagnostics.geometric_mean, "policies", policies=UNIFORM[None], weights=np.ones(1)),
     "bhattacharyya": call(bandit.diagnostics.bhattacharyya, "first", "second", first=UNIFORM, second=UNIFORM),
     "robust_policy": call(
@@ -160,7 +186,7 @@ CALLS = {
         features=np.ones((2, 3, 1)), behavior=UNIFORM, label_noise=0.1, prompt_labels=("a", "b"),
         response_labels=("a", "b", "c"),
     ),
-    "sample_preferences": call(PROBLEM.sample_preferences, "n", "rng", n=9, rng=0),
+    "sample_preferences": call(PROBLEM.sample_preferences, "n", "rng", n=9, labels=REWARD, rng=0),
     "expected_reward": call(PROBLEM.expected_reward, "policy", policy=UNIFORM),
     "suboptimality": call(PROBLEM.suboptimality, "policy", policy=UNIFORM, comparator=UNIFORM),
     "sample_rankings": call(PROBLEM.sample_rankings, "n", "size", "rng", n=9, size=3, score_noise=0.5, rng=0),

@@ -104,7 +104,7 @@ def test_a_default_is_never_called_required(command: str) -> None:
         (["simulat"], "did you mean simulate?"),
         (["tran", "--model", "x"], "did you mean train?"),
         (["data", "chek", "x"], "did you mean data check?"),
-        (["convert-ggu"], "did you mean convert-gguf?"),
+        (["convert-ggu"], "did you mean convert-gguf"),
         (["solve", "--outptu", "x"], "did you mean output?"),
         (["solve", "--beta", "1"], "did you mean objective.beta?"),
         (["solve", "--zzz", "1"], "--zzz (see"),

@@ -1,6 +1,6 @@
 """The theory, exactly: small contextual bandits solved, certified and measured in float64."""
 
-from rpo.bandit import baselines, bounds, coverage, datasets, diagnostics, instances, plots
+from rpo.bandit import baselines, bilevel, bounds, coverage, datasets, diagnostics, filters, instances, plots, tree
 from rpo.bandit.advisor import Advice, advise
 from rpo.bandit.annotators import AnnotatorGroups, annotator_groups
 from rpo.bandit.baseline import Baseline, PolicyResult
@@ -47,12 +47,14 @@ __all__ = [
     "annotator_groups",
     "bandit_from_preferences",
     "baselines",
+    "bilevel",
     "bounds",
     "build_saddle",
     "certify",
     "coverage",
     "datasets",
     "diagnostics",
+    "filters",
     "fit",
     "flip_weakest",
     "instances",
@@ -70,4 +72,5 @@ __all__ = [
     "solve",
     "solve_batch",
     "training_path",
+    "tree",
 ]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from rpo.bandit.problem import ContextualBandit
+from rpo.bandit.problems import Problems
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
@@ -24,16 +25,20 @@ def coverage_skew(
 
     The behaviour is softmax(skew * normal + r* / 2) a prompt: one knob, 0 for even coverage.
     """
+    return _coverage_skew(1, arms=arms, prompts=prompts, skew=skew, reward_bound=reward_bound, rng=rng)[0]
+
+
+def _coverage_skew(size: int, *, arms: int, prompts: int, skew: float, reward_bound: float, rng: Any) -> Problems:
     a = checks.integer("arms", arms, minimum=2)
     x = checks.integer("prompts", prompts, minimum=1)
     width = checks.nonnegative("skew", skew)
     bound = checks.positive("reward_bound", reward_bound)
     generator = checks.generator("rng", rng)
-    reward = generator.uniform(0.0, bound, size=(x, a))
-    behavior = np.exp(log_softmax(width * generator.normal(size=(x, a)) + 0.5 * reward))
-    return ContextualBandit(
-        d0=np.full(x, 1.0 / x),
-        reference=np.full((x, a), 1.0 / a),
+    reward = generator.uniform(0.0, bound, size=(size, x, a))
+    behavior = np.exp(log_softmax(width * generator.normal(size=(size, x, a)) + 0.5 * reward))
+    return Problems(
+        d0=np.full((size, x), 1.0 / x),
+        reference=np.full((size, x, a), 1.0 / a),
         reward=reward,
         reward_bound=bound,
         behavior=behavior,
@@ -49,22 +54,27 @@ def random(
     r* is uniform on [0, R]; with `features` D it is linear in standard normal features (X, A, D),
     shifted and scaled to [0, R], so only its differences within a prompt are linear.
     """
+    return _random(1, prompts=prompts, arms=arms, features=features, reward_bound=reward_bound, rng=rng)[0]
+
+
+def _random(size: int, *, prompts: int, arms: int, features: int | None, reward_bound: float, rng: Any) -> Problems:
     x = checks.integer("prompts", prompts, minimum=1)
     a = checks.integer("arms", arms, minimum=2)
     bound = checks.positive("reward_bound", reward_bound)
     generator = checks.generator("rng", rng)
     phi = None
     if features is None:
-        reward = generator.uniform(0.0, bound, size=(x, a))
+        reward = generator.uniform(0.0, bound, size=(size, x, a))
     else:
         d = checks.integer("features", features, minimum=1)
-        phi = generator.normal(size=(x, a, d))
-        reward = phi @ generator.normal(size=d)
-        reward = reward - reward.min(axis=1, keepdims=True)
-        reward = np.minimum(reward * (bound / reward.max()), bound)  # rounding may exceed the bound
-    return ContextualBandit(
-        d0=generator.dirichlet(np.ones(x)),
-        reference=generator.dirichlet(np.ones(a), size=x),
+        phi = generator.normal(size=(size, x, a, d))
+        reward = (phi @ generator.normal(size=(size, 1, d, 1)))[..., 0]
+        reward = reward - reward.min(axis=2, keepdims=True)
+        # rounding may exceed the bound
+        reward = np.minimum(reward * (bound / reward.max(axis=(1, 2), keepdims=True)), bound)
+    return Problems(
+        d0=generator.dirichlet(np.ones(x), size=size),
+        reference=generator.dirichlet(np.ones(a), size=(size, x)),
         reward=reward,
         reward_bound=bound,
         features=phi,
@@ -80,6 +90,10 @@ def disconnected(
     r* uniform on [0, R], uniform pi_ref; pairs are uniform within the halves, and uniform across. At
     bridge = 0 no amount of data orders the halves. arms >= 4: each half needs a pair. bridge: in [0, 1).
     """
+    return _disconnected(1, arms=arms, prompts=prompts, bridge=bridge, reward_bound=reward_bound, rng=rng)[0]
+
+
+def _disconnected(size: int, *, arms: int, prompts: int, bridge: float, reward_bound: float, rng: Any) -> Problems:
     a = checks.integer("arms", arms, minimum=4)
     x = checks.integer("prompts", prompts, minimum=1)
     across = checks.nonnegative("bridge", bridge)
@@ -91,12 +105,12 @@ def disconnected(
     same = (half[:, None] == half[None, :]) & ~np.eye(a, dtype=bool)
     other = half[:, None] != half[None, :]
     pairs = (1.0 - across) * same / same.sum() + across * other / other.sum()
-    return ContextualBandit(
-        d0=np.full(x, 1.0 / x),
-        reference=np.full((x, a), 1.0 / a),
-        reward=generator.uniform(0.0, bound, size=(x, a)),
+    return Problems(
+        d0=np.full((size, x), 1.0 / x),
+        reference=np.full((size, x, a), 1.0 / a),
+        reward=generator.uniform(0.0, bound, size=(size, x, a)),
         reward_bound=bound,
-        behavior=np.broadcast_to(pairs, (x, a, a)).copy(),
+        behavior=np.broadcast_to(pairs, (size, x, a, a)).copy(),
         name=f"disconnected(arms={a}, prompts={x}, bridge={across:g})",
     )
 
@@ -118,6 +132,13 @@ def linear_outside_span(
     a prompt, in [0, R], with ||theta|| = 1: `LinearBall(problem.features, 1.0)` holds it. The best arm of
     every prompt is an outside one. Uniform d0 and pi_ref. leak: in [0, 1).
     """
+    given: dict[str, Any] = {"arms": arms, "dimension": dimension, "outside": outside, "prompts": prompts}
+    return _linear_outside_span(1, **given, leak=leak, reward_bound=reward_bound, rng=rng)[0]
+
+
+def _linear_outside_span(
+    size: int, *, arms: int, dimension: int, outside: int, prompts: int, leak: float, reward_bound: float, rng: Any
+) -> Problems:
     extra = checks.integer("outside", outside, minimum=1)
     a = checks.integer("arms", arms, minimum=extra + 2)
     d = checks.integer("dimension", dimension, minimum=2)
@@ -127,27 +148,28 @@ def linear_outside_span(
         raise InvalidArgument("leak", expected="a fraction in [0, 1)", got=leak, remedy="Leave mass to the other arms.")
     bound = checks.positive("reward_bound", reward_bound)
     generator = checks.generator("rng", rng)
-    theta = generator.normal(size=d)
-    theta[-1] = generator.uniform(0.5, 1.0) * np.linalg.norm(theta[:-1])  # small would need huge features
-    theta /= np.linalg.norm(theta)
-    phi = generator.normal(size=(x, a, d))
-    phi[:, : a - extra, -1] = 0.0
+    theta = generator.normal(size=(size, d))
+    # small would need huge features
+    theta[:, -1] = generator.uniform(0.5, 1.0, size=size) * np.linalg.norm(theta[:, :-1], axis=1)
+    theta /= np.linalg.norm(theta, axis=1, keepdims=True)
+    phi = generator.normal(size=(size, x, a, d))
+    phi[:, :, : a - extra, -1] = 0.0
     # The hidden feature is what makes the first outside arm best: by a tenth of the spread, or more.
-    reward = phi @ theta
-    lead = reward.max(axis=1) + 0.1 * np.ptp(reward, axis=1) - reward[:, a - extra]
-    phi[:, a - extra, -1] += lead / theta[-1]
-    reward = phi @ theta
-    scale = bound / np.ptp(reward, axis=1).max()
-    reward = scale * (reward - reward.min(axis=1, keepdims=True))
+    reward = (phi @ theta[:, None, :, None])[..., 0]
+    lead = reward.max(axis=2) + 0.1 * np.ptp(reward, axis=2) - reward[:, :, a - extra]
+    phi[:, :, a - extra, -1] += lead / theta[:, -1:]
+    reward = (phi @ theta[:, None, :, None])[..., 0]
+    scale = bound / np.ptp(reward, axis=2).max(axis=1)[:, None, None]
+    reward = scale * (reward - reward.min(axis=2, keepdims=True))
     behavior = np.full(a, (1.0 - seen) / (a - extra))
     behavior[a - extra :] = seen / extra
-    return ContextualBandit(
-        d0=np.full(x, 1.0 / x),
-        reference=np.full((x, a), 1.0 / a),
+    return Problems(
+        d0=np.full((size, x), 1.0 / x),
+        reference=np.full((size, x, a), 1.0 / a),
         reward=np.clip(reward, 0.0, bound),
         reward_bound=bound,
-        features=scale * phi,
-        behavior=np.tile(behavior, (x, 1)),
+        features=scale[..., None] * phi,
+        behavior=np.tile(behavior, (size, x, 1)),
         name=f"linear_outside_span(arms={a}, dimension={d}, outside={extra}, prompts={x}, leak={seen:g})",
     )
 
@@ -221,6 +243,23 @@ def zhu_four_arms(*, n: int, radius: float = 2.0, rng: Any = None) -> FixedDesig
 def zhu_base() -> Array:
     """Return the base policy (1, 4) of `zhu_four_arms` against which the best arm is covered: arm 3."""
     return np.array([[0.0, 0.0, 1.0, 0.0]])
+
+
+# Instances of which many are drawn at once: the first argument is how many, the others are the function's own.
+DRAWN_AT_ONCE: dict[Callable[..., ContextualBandit], Callable[..., Problems]] = {
+    coverage_skew: _coverage_skew,
+    disconnected: _disconnected,
+    linear_outside_span: _linear_outside_span,
+    random: _random,
+    zhu_four_arms: lambda size, **given: Problems.repeated(zhu_four_arms(**given), size),
+}
+
+
+def many(make: Callable[..., ContextualBandit], size: int, **given: Any) -> Problems:
+    """Return `size` problems of one instance, drawn at once from given["rng"]: of one, the instance itself."""
+    signature = inspect.signature(make).bind(**given)
+    signature.apply_defaults()
+    return DRAWN_AT_ONCE[make](size, **signature.kwargs)
 
 
 def label_noise(problem: ContextualBandit, rate: float = 0.25) -> ContextualBandit:

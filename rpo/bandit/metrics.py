@@ -93,19 +93,23 @@ def policy_outcome(
     base = checks.probabilities("base", base, shape=shape)
     if proxy_reward is not None:
         proxy_reward = checks.finite("proxy_reward", proxy_reward, shape=shape)
-    return outcome_unchecked(policy, problem, base, proxy_reward)
+    found = outcomes(policy, problem.d0, problem.reference, problem.reward, base, proxy_reward)
+    return {name: float(value) for name, value in found.items()}
 
 
-def outcome_unchecked(
-    policy: Array, problem: ContextualBandit, base: Array, proxy_reward: Array | None
-) -> dict[str, float]:
-    """Return `policy_outcome` of tables that the caller made or has checked: sweeps take it of every row."""
-    kl = problem.d0 @ kl_divergence(policy, problem.reference)
-    outcome = {"kl/reference": float(kl)}
-    if problem.reward is not None:
-        outcome["reward/gold"] = problem._expected_reward(policy)
+def outcomes(
+    policy: Array, d0: Array, reference: Array, reward: Array | None, base: Array, proxy_reward: Array | None
+) -> dict[str, Array]:
+    """Return `policy_outcome` of tables that the caller made or has checked, each (..., X, A), d0 (..., X)."""
+
+    def mean(table: Array) -> Array:
+        return np.asarray((d0 * table).sum(axis=-1))
+
+    outcome = {"kl/reference": mean(kl_divergence(policy, reference))}
+    if reward is not None:
+        outcome["reward/gold"] = mean((policy * reward).sum(axis=-1))
     if proxy_reward is not None:
-        outcome["reward/proxy"] = float(problem.d0 @ ((policy - base) * proxy_reward).sum(axis=1))
+        outcome["reward/proxy"] = mean(((policy - base) * proxy_reward).sum(axis=-1))
     return outcome
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from rpo.bandit.drawing import pairs_of, recorded_wins, win_table
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
 from rpo.core.numerics import log_softmax
-from rpo.core.preferences import bradley_terry
 from rpo.core.summary import Summarised, counted
 
 if TYPE_CHECKING:
@@ -133,11 +133,7 @@ class ContextualBandit(Summarised):
         if self._pairs is None:
             shape = (self.num_prompts, self.num_responses, self.num_responses)
             checks.table_size("problem", shape, remedy="Pairs are drawn from a table: use fewer responses.")
-            behavior = self.reference if self.behavior is None else self.behavior
-            mu = behavior[:, :, None] * behavior[:, None, :] if behavior.ndim == 2 else behavior
-            mu = 0.5 * (mu + mu.transpose(0, 2, 1))
-            mu = mu * (1.0 - np.eye(self.num_responses))
-            total = mu.sum(axis=(1, 2), keepdims=True)
+            mu, total = pairs_of(self.reference if self.behavior is None else self.behavior, shape)
             if (total <= 0).any():
                 raise InvalidArgument(
                     "behavior",
@@ -148,11 +144,13 @@ class ContextualBandit(Summarised):
             object.__setattr__(self, "_pairs", mu / total)
         return self._pairs  # type: ignore[return-value]
 
-    def preference_probability(self) -> Array:
-        """Return P(a1 is recorded as beating a0 | x), (X, A, A): Bradley-Terry, then flips at rate `label_noise`."""
-        reward = self.true_reward()
-        win = bradley_terry(reward[:, :, None], reward[:, None, :])
-        return np.asarray((1.0 - self.label_noise) * win + self.label_noise * (1.0 - win))
+    def preference_probability(self, labels: Any = None) -> Array:
+        """Return P(a1 is recorded as beating a0 | x), (X, A, A): Bradley-Terry, then flips at rate `label_noise`.
+
+        labels: (X, A), the reward by which annotators judge, in log-odds; r* by default.
+        """
+        reward = self.true_reward() if labels is None else checks.finite("labels", labels, shape=self.reference.shape)
+        return recorded_wins(reward, self.label_noise)
 
     def draw_pairs(self, n: int, generator: np.random.Generator) -> Any:
         """Return how often each prompt and pair a1 < a0 is drawn, (X, A (A - 1) / 2) integers that sum to n."""
@@ -160,23 +158,21 @@ class ContextualBandit(Summarised):
         mass = 2.0 * self.d0[:, None] * self.pair_distribution()[:, first, second]
         return generator.multinomial(n, mass.ravel() / mass.sum()).reshape(mass.shape)
 
-    def sample_preferences(self, n: int, *, rng: Any) -> PreferenceCounts:
+    def sample_preferences(self, n: int, *, labels: Any = None, rng: Any) -> PreferenceCounts:
         """Draw n preferences x ~ d0, (a1, a0) ~ mu(.|x), winner ~ Bradley-Terry, as win counts.
 
         The time does not depend on n (1 to 1e12): multinomial over pairs, then binomial wins.
-        rng: Generator, SeedSequence or int.
+        labels: (X, A), the reward by which annotators judge, r* by default: what is claimed in place of what follows,
+        or one principle of several. rng: Generator, SeedSequence or int.
         """
         from rpo.bandit.data import MAX_COUNT, PreferenceCounts
 
         total = checks.integer("n", n, minimum=1, maximum=MAX_COUNT)
         generator = checks.generator("rng", rng)
         first, second = np.triu_indices(self.num_responses, k=1)
-        win = self.preference_probability()[:, first, second]
+        win = self.preference_probability(labels)[:, first, second]
         drawn = self.draw_pairs(total, generator)
-        first_wins = generator.binomial(drawn, win)
-        wins = np.zeros((self.num_prompts, self.num_responses, self.num_responses), dtype=np.int64)
-        wins[:, first, second] = first_wins
-        wins[:, second, first] = drawn - first_wins
+        wins = win_table(drawn, generator.binomial(drawn, win), self.num_responses)
         return PreferenceCounts.from_wins(wins, prompt_labels=self.prompt_labels, response_labels=self.response_labels)
 
     def sample_rankings(self, n: int, *, size: int, score_noise: float | None = None, rng: Any) -> RankedLists:

@@ -6,7 +6,7 @@ import difflib
 import inspect
 import re
 from argparse import SUPPRESS, Action
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -138,11 +138,16 @@ def meant(given: str, known: Iterable[str]) -> list[str]:
     return ends[:3] or difflib.get_close_matches(given, names, n=3, cutoff=0.7)
 
 
-def with_suggestion(line: str, parser: ArgumentParser) -> str:
-    """Return what the parser says of an option that it does not know, with those that may be meant."""
+def with_suggestion(line: str, parser: ArgumentParser, foreign: Callable[[str], str]) -> str:
+    """Return what the parser says of an option that it does not know, with those that may be meant.
+
+    foreign: says what to do about the name of another program's option, "" of what is none.
+    """
     found = UNRECOGNISED.match(line)
     if found is None:
         return line
     given = ".".join(part for part in found.groups() if part)
+    if said := foreign(given.partition(".")[0]):
+        return f"{line}; {said}"
     near = meant(given, (action.dest for action in parser._actions if action.option_strings))
     return f"{line}; did you mean {' or '.join(near)}?" if near else line

@@ -100,7 +100,7 @@ def one_line(error: BaseException) -> str:
 def config_mistakes(arguments: Sequence[str]) -> list[str]:
     """Return what is wrong with config files that the parser itself would fail at: other encodings, nesting."""
     found = []
-    for path in _config_paths(arguments):
+    for path in config_paths(arguments):
         try:
             loaded = read_config(path)
         except UnicodeDecodeError as error:
@@ -132,7 +132,8 @@ def option_tokens(arguments: Sequence[str]) -> Iterator[list[str]]:
         yield option
 
 
-def _config_paths(arguments: Sequence[str]) -> list[str]:
+def config_paths(arguments: Sequence[str]) -> list[str]:
+    """Return the config files that a command line names."""
     pairs = zip(arguments, [*arguments[1:], ""], strict=False)
     return [one.partition("=")[2] or after for one, after in pairs if one.partition("=")[0] == "--config"]
 

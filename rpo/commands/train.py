@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse import Namespace
 
 from rpo.commands.data_source import DataSource, load
+from rpo.commands.foreign_config import hint
+from rpo.commands.parsing import YAML_ERRORS, config_paths, read_config
 from rpo.core.errors import InvalidArgument, OutputError, RPOError
 from rpo.core.objectives import DPO, RPO, Objective
 
@@ -87,7 +90,6 @@ def train_command(
         log: what is printed of each log: short for five numbers, full for all, none. run.json has all of them.
         label: name of the run in legends and records.
     """
-    from rpo.llm.models import load_tokenizer
     from rpo.llm.training.fitting import fit
 
     keywords = {
@@ -105,7 +107,6 @@ def train_command(
         eval_dataset=None
         if eval_dataset is None
         else load(eval_dataset, training.seed, on_refused=training.on_refused),
-        tokenizer=None if revision is None else load_tokenizer(model, revision=revision),
         ref_model=ref_model,
         peft_config=None if lora is None else _lora_keywords(lora),
         args=training,
@@ -156,6 +157,19 @@ def preflight(options: Namespace) -> list[RPOError]:
         remedy = "Set lora.r, for example, or leave quantization out."
         errors.append(InvalidArgument("lora", expected="an adapter over quantised weights", got=None, remedy=remedy))
     return errors + _output_errors(options)
+
+
+def hints(arguments: Sequence[str]) -> list[str]:
+    """Return what to do about config files that are another trainer's recipes."""
+    found = []
+    for path in config_paths(arguments):
+        with contextlib.suppress(*YAML_ERRORS):
+            read = read_config(path)
+            if isinstance(read, dict) and (why := hint(read)):
+                found.append(
+                    f"config: {why}: rpo convert-config {shlex.quote(path)} writes it as a recipe of rpo train"
+                )
+    return found
 
 
 def kept(options: Namespace) -> str:

@@ -205,8 +205,9 @@ class Logistic(MarginShape):
     def derivatives(self, margins: Any, beta: float) -> tuple[Any, Any]:
         """Return the derivatives in closed form: solvers spend their time here."""
         losing = numerics.sigmoid(-beta * margins)
-        slope = -beta * losing
-        return (slope + beta * self.tilt if self.tilt else slope), beta**2 * losing * (1.0 - losing)
+        slope, curvature = -beta * losing, losing * (1.0 - losing)
+        curvature *= beta**2
+        return (slope + beta * self.tilt if self.tilt else slope), curvature
 
     @property
     def reversal(self) -> float:

@@ -37,6 +37,8 @@ export function render({ model, el }) {
       target.setAttribute("aria-valuetext", text);
       target.previousElementSibling.textContent = text;
     }
+    const option = target.selectedOptions && target.selectedOptions[0];
+    if (option && option.dataset.knob) el.querySelector("label[for=beta]").textContent = option.dataset.knob;
     ask();
   });
   model.on("answer", () => {

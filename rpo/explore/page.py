@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rpo.explore import drawing
-from rpo.explore.settings import ALONG, METHODS, REFERENCES, SLIDERS, Settings, shortest
+from rpo.explore.settings import ALONG, BASELINES, KNOBS, METHODS, REFERENCES, REGISTERED, SLIDERS, Settings, shortest
 from rpo.explore.view import DRAWS, View
+from rpo.methods.registry import CERTIFIED, STATIONARY
 
+DEFAULT = "a draw chosen to show it: of seeds 0 to 399, DPO's gold falls by more than 0.2 from its peak in 34"
 CSS = Path(__file__).with_name("page.css")
 
 
@@ -25,8 +27,9 @@ def controls(settings: Settings) -> str:
         value = getattr(settings, slider.name)
         positions = slider.with_value(value)
         shown = shortest(value)
+        label = KNOBS[settings.knob] if slider.name == "beta" else slider.label
         sliders.append(
-            f'<div class="slider"><label for="{slider.name}">{html.escape(slider.label)}</label>'
+            f'<div class="slider"><label for="{slider.name}">{html.escape(label)}</label>'
             f'<output for="{slider.name}">{shown}</output>'
             f'<input type="range" id="{slider.name}" name="{slider.name}" min="0" max="{len(positions) - 1}" step="1" '
             f'value="{positions.index(value)}" aria-valuetext="{shown}" '
@@ -34,12 +37,13 @@ def controls(settings: Settings) -> str:
         )
     return (
         f"<style>{CSS.read_text(encoding='utf-8')}</style>"
-        '<div class="layout"><form aria-label="Settings"><h1>RPO on a bandit</h1>'
-        + _select("method", "method", METHODS, settings.method)
+        '<div class="layout"><form aria-label="Settings"><h1>Overoptimization</h1>'
+        + _methods(settings.method)
         + "".join(sliders)
         + _select("reference", "pi_ref", REFERENCES, settings.reference)
         + _select("along", "path through the simplex along", ALONG, settings.along)
-        + '<p><a href="?">Defaults</a> The address holds every setting: copy it to share this state.</p></form>'
+        + f'<p><a href="?">Defaults</a>: {DEFAULT}. The address holds every setting: copy it to share this state.</p>'
+        "</form>"
         '<section aria-label="Results"><p role="status"></p><div id="results"></div></section></div>'
     )
 
@@ -55,20 +59,24 @@ def results(view: View, problems: Sequence[str], versions: Mapping[str, str]) ->
         alert = f'<div role="alert"><p>Not used, the default taken instead:</p><ul>{lines}</ul></div>'
     settings = view.settings
     title = (
-        f"One draw: {html.escape(view.problem.name)}, label noise {settings.noise:g}, N = {settings.n}, "
-        f"seed {settings.seed}"
+        f"{html.escape(view.label)}: {settings.arms} arms, coverage skew {settings.skew:g}, label noise "
+        f"{settings.noise:g}, N = {settings.n}, seed {settings.seed}"
     )
     caption = ""
     if settings.arms == 3:
         caption = f"All policies over three arms, with lines of equal gold; the path on this draw along {view.along}."
+        if view.along == "beta" and settings.knob:
+            caption = caption.replace("beta", settings.knob)
         caption = f"<figcaption>{caption}</figcaption>"
-    certified = f"{view.curve.certified} of {view.curve.solved} solutions certified"
+    words = ", ".join(f"{count} {word}" for word, count in view.curve.evidence.items())
+    hollow = "" if view.proved else " Hollow marks: a stationary point, not a proved optimum."
     return (
         f"{alert}<h2>{title}</h2>"
-        f"<figure>{drawing.bars(view)}<figcaption>Probability of each arm; below it r* (log-odds) and "
-        "wins : losses in the data.</figcaption></figure>"
-        f"<figure>{drawing.curves(view)}<figcaption>Reward over pi_ref's, log-odds, as beta falls; the dot is the "
-        f"present beta. Means over {DRAWS} data sets of this problem, 95 % bands; {certified}.</figcaption></figure>"
+        f"<figure>{drawing.bars(view)}<figcaption>Probability of each arm; below it r* (log-odds), and how often it "
+        "won and lost in the data.</figcaption></figure>"
+        f"<figure>{drawing.curves(view)}<figcaption>Reward over pi_ref's, log-odds, as {settings.knob or 'nothing'} "
+        f"moves from the reference to the data; the dots are the policy shown. Means over {DRAWS} data sets of this "
+        f"problem, 95 % bands; of {view.curve.solved} solutions {words}.{hollow}</figcaption></figure>"
         f'<div class="row"><figure>{drawing.simplex(view)}{caption}</figure>{_numbers(view)}</div>'
         f"<footer>{html.escape(', '.join(f'{name} {version}' for name, version in versions.items()))}</footer>"
     )
@@ -100,11 +108,29 @@ def _numbers(view: View) -> str:
         for name, label, value in rows
     )
     return (
-        f'<div><table><caption>Certificate: <strong class="{view.status}" data-name="status">{view.status}</strong>'
-        f"</caption>{body}</table><p>{html.escape(view.message)}</p>"
+        f'<div><table><caption>Evidence: <strong class="{view.status.split()[0]}" data-name="status">{view.status}'
+        f"</strong></caption>{body}</table><p>{html.escape(view.message)}</p>"
         + (f"<p>{html.escape(view.coverage_message)}</p>" if math.isinf(view.coverage_data) else "")
         + "</div>"
     )
+
+
+def _methods(chosen: str) -> str:
+    """Return the choice of method, by what is known of its optimum; each option says how its knob is called."""
+    groups = {
+        word: [key for key, row in REGISTERED.items() if row.evidence == word] for word in (CERTIFIED, STATIONARY)
+    }
+    entries = "".join(
+        f'<optgroup label="{word}">'
+        + "".join(
+            f'<option value="{key}" data-knob="{html.escape(KNOBS[REGISTERED[key].knob if key in REGISTERED else ""])}"'
+            f"{' selected' if key == chosen else ''}>{html.escape(METHODS[key])}</option>"
+            for key in keys
+        )
+        + "</optgroup>"
+        for word, keys in {**groups, "baselines": list(BASELINES)}.items()
+    )
+    return f'<label for="method">method</label><select id="method" name="method">{entries}</select>'
 
 
 def _select(name: str, label: str, options: Mapping[str, str], chosen: str) -> str:

@@ -10,16 +10,28 @@ from urllib.parse import urlencode
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
+from rpo.methods import registry
 
-METHODS = {
-    "rpo": "RPO",
-    "dpo": "DPO",
-    "chi_squared_po": "chi-squared PO",
-    "greedy": "greedy on r_MLE",
-    "base": "imitation (pi_base)",
+# The registered methods of pairs that have a path from the reference to the data, but for the hinge, whose corner takes
+# seconds under a slider; and two baselines.
+REGISTERED = {
+    name.lower(): row
+    for name, row in registry.METHODS.items()
+    if row.path is not None and row.home != "rpo.methods.lists" and name != "SLiC"
 }
+BASELINES = {"greedy": "greedy on r_MLE", "base": "imitation (pi_base)"}
+METHODS = {**{key: row.name for key, row in REGISTERED.items()}, **BASELINES}
+PESSIMISTIC = ("rpo", "frpo")  # those with an eta
 REFERENCES = {"behavior": "where the data come from", "uniform": "uniform"}
-ALONG = {"beta": "beta", "eta": "eta (RPO)"}
+ALONG = {"beta": "beta, or the method's knob", "eta": "eta (RPO, FRPO)"}
+# What the slider of the knob says; the page changes it with the method.
+KNOBS = {
+    "beta": "beta, KL temperature",
+    "tau": "tau of IPO",
+    "alpha": "alpha of CPL",
+    "weight": "weight of the preference term",
+    "": "beta (no effect here)",
+}
 CHOICES = ("method", "reference", "along")  # the settings that are words
 STEPS = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)  # a decade of a slider
 
@@ -34,14 +46,15 @@ def _decades(low: int, high: int) -> tuple[float, ...]:
 class Settings:
     """One state of the explorer; every field is a parameter of the page's address.
 
-    method: a key of METHODS. arms: A, in [3, 12]. skew: of `instances.coverage_skew`, in [0, 4]. noise: rate
-    of flipped labels, in [0, 0.45]. n: preferences, in [1, 10^6]. beta: in [0.02, 10], log-odds per nat. eta: in
-    [0, 10]. seed: of problem and data. reference: pi_ref, "behavior" (the distribution that responses in the data
-    are drawn from) or "uniform". along: what the path through the simplex follows, "beta" or "eta" (RPO only).
-    Raises InvalidArgument.
+    method: a key of METHODS. arms: A, in [3, 12]. skew: of `instances.coverage_skew`, in [0, 4]. noise: rate of flipped
+    labels, in [0, 0.45]. n: preferences, in [1, 10^6]. beta: the method's knob, in [0.02, 10]: beta, log-odds per nat,
+    or tau of IPO, alpha of CPL, weight of ORPO and ASFT; its other fields are as in the atlas. eta: of RPO and FRPO, in
+    [0, 10]. seed: of problem and data. reference: pi_ref, "behavior" (the distribution that responses in the data are
+    drawn from) or "uniform". along: what the path through the simplex follows, "beta" (the knob) or "eta" (RPO and
+    FRPO). Raises InvalidArgument.
     """
 
-    method: str = "rpo"
+    method: str = "dpo"
     arms: int = 3
     skew: float = 2.0
     noise: float = 0.2
@@ -55,6 +68,11 @@ class Settings:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             object.__setattr__(self, name, RULES[name](name, value))
+
+    @property
+    def knob(self) -> str:
+        """The name of the number that `beta` is for this method; "" for a baseline, which has none."""
+        return REGISTERED[self.method].knob if self.method in REGISTERED else ""
 
     def to_query(self) -> str:
         """Return the address's query, all fields in order: what `read_settings` reads back exactly."""
@@ -114,8 +132,8 @@ SLIDERS = (
     Slider("skew", "coverage skew", tuple(k / 4 for k in range(17))),
     Slider("noise", "label noise", tuple(k / 20 for k in range(10))),
     Slider("n", "N, preferences", tuple(v for v in _decades(1, 6) if v == int(v))),
-    Slider("beta", "beta, KL temperature", tuple(v for v in _decades(-2, 1) if v >= 0.02)),
-    Slider("eta", "eta, pessimism (RPO)", (0.0, *_decades(-3, 1))),
+    Slider("beta", KNOBS["beta"], tuple(v for v in _decades(-2, 1) if v >= 0.02)),
+    Slider("eta", "eta, pessimism (RPO, FRPO)", (0.0, *_decades(-3, 1))),
     Slider("seed", "seed of the draw", tuple(range(200))),
 )
 

@@ -17,6 +17,8 @@ from rpo.core.objectives import Objective
 
 CERTIFIED, STATIONARY, ABSENT = "certified", "stationary", "none on a table"
 FREE, EMPTIED, SET, FLOODED = "free", "emptied", "set", "flooded"
+# Fields without a default of their own: the paper's beta, RPO's eta of the lessons, half of a reference.
+ASSUMED: dict[str, Any] = {"beta": 0.1, "eta": 0.1, "gamma": 0.5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,17 @@ class Method:
     def load(self) -> type[Objective]:
         """Return the class."""
         return getattr(importlib.import_module(self.home), self.name)
+
+    def fixed(self) -> dict[str, Any]:
+        """Return values of the fields, besides the knob, that have no default of their own."""
+        values = {name: ASSUMED[name] for name in _without_default(self.load()) if name != self.knob}
+        # Under the KL it is RPO.
+        return values | ({"divergence": divergences.ChiSquaredKL()} if self.name == "FRPO" else {})
+
+
+def reward_unit(knob: str, value: float) -> float:
+    """Return the rewards that one unit of the link's stands for at a knob's value: IPO's link leaves out its tau."""
+    return value if knob == "tau" else 1.0
 
 
 _CORE, _PAIRS, _DIVERGENCE = "rpo.core.objectives", "rpo.methods.pairs", "rpo.methods.divergence"

@@ -104,7 +104,7 @@ def overoptimization(
             root_scale(axis)
             axis.set_title(method)
             axis.set_xlabel("KL(pi || pi_ref), nats (square-root scale)")
-        ticks = _ticks(float(table[KL].max()))
+        ticks = root_ticks(float(table[KL].max()))
         axes[0, 0].set_xticks(ticks)
         axes[0, 0].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes[0, 0].set_xlim(0.0, 1.03 * float(table[KL].max()))
@@ -154,7 +154,8 @@ def _root(value: Any) -> Array:
     return np.sqrt(np.maximum(value, 0.0))
 
 
-def _ticks(top: float) -> Sequence[float]:
+def root_ticks(top: float) -> Sequence[float]:
+    """Return values of KL up to `top` whose labels are apart on an axis of its square root."""
     options = np.array([0, 0.05, 0.1, 0.25, 0.5, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64])
     inside = options[options <= top]
     roots = np.sqrt(inside / max(top, 1e-12))

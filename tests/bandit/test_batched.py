@@ -131,6 +131,45 @@ def test_responses_outside_the_reference_stay_out() -> None:
     np.testing.assert_allclose(batch.policy[2], single.policy, atol=1e-8)
 
 
+@pytest.mark.parametrize("role", ["reference", "custom", "chosen"])
+@pytest.mark.parametrize("free", [False, True])
+def test_instances_may_differ_in_reference_base_and_prompt_weights(role: str, free: bool) -> None:
+    """Each as the single solver has it, prompts without data and responses outside the reference among them."""
+    rng = np.random.default_rng(4)
+    reference, base = rng.dirichlet(np.ones(4), (2, 5, 3))
+    d0 = rng.dirichlet(np.ones(3), 5)
+    reference[2, 1] = [0.5, 0.5, 0.0, 0.0]
+    base[2, 1] = [0.2, 0.8, 0.0, 0.0]
+    problems = [
+        ContextualBandit(d0=d0[s], reference=reference[s], reward=rng.uniform(0, 2, (3, 4)), reward_bound=2.0)
+        for s in range(5)
+    ]
+    data = [problem.sample_preferences(6, rng=rng) for problem in problems]
+    chosen, given = Unconstrained() if free else Box(2.0), base if role == "custom" else None
+    objective = RPO(beta=0.2, eta=0.1, base=role)
+    wins = np.stack([one.wins() for one in data])
+    batch = solve_batch(wins, objective, reference=reference, reward_class=chosen, base_policy=given, d0=d0)
+    for s, (problem, one) in enumerate(zip(problems, data, strict=True)):
+        options: dict[str, Any] = {"base_policy": None if given is None else given[s], "prompt_weights": "population"}
+        try:
+            single = solve(problem, one, objective, reward_class=chosen, method="newton", **options)
+        except NoMinimizer:
+            assert not batch.exists[s]
+            continue
+        np.testing.assert_allclose(batch.policy[s], single.policy, atol=1e-8)
+        assert batch.value[s] == pytest.approx(single.certificate.reward_value, abs=1e-11)
+    assert batch.exists.all() == (role != "chosen" or not free)
+
+
+def test_saturated_problems_do_not_creep() -> None:
+    """A low temperature, few data: a damping that grew from nothing and fell step by step took 300 rounds here."""
+    problems = instances.many(instances.coverage_skew, 2000, rng=np.random.default_rng(0))
+    wins = problems.sample_wins(30, np.random.default_rng(1))
+    for eta in (0.1, 1.0):
+        batch = solve_batch(wins, RPO(beta=0.05, eta=eta), reference=problems.reference, reward_class=Box(3.0))
+        assert batch.certified.all() and batch.relative_gap.max() < 1e-11 and batch.iterations <= 60
+
+
 def test_an_instance_does_not_depend_on_its_neighbours_and_a_warm_start_changes_nothing(
     problem: ContextualBandit,
 ) -> None:
@@ -194,6 +233,7 @@ def test_boxes_and_balls_against_scipy_on_random_quadratics(seed: int) -> None:
         ({"wins": np.ones((2, 2, 5, 5))}, "wins: expected counts >= 0, zero diagonal"),
         ({"wins": np.ones((2, 2, 5))}, r"wins: expected shape"),
         ({"reference": np.full((2, 4), 0.25)}, r"reference: expected shape \(2, 5\)"),
+        ({"reference": np.full((3, 2, 5), 0.2)}, r"reference: expected shape \(2, 2, 5\)"),
         ({"base_policy": np.full((2, 5), 0.2)}, "base_policy: expected an array exactly when"),
         ({"d0": [0.2, 0.2]}, "d0: expected probabilities"),
         ({"start": np.zeros((1, 2, 5))}, "start: expected shape"),

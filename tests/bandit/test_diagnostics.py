@@ -8,6 +8,7 @@ from scipy.special import log_softmax
 
 import rpo
 from rpo.bandit import (
+    Box,
     ContextualBandit,
     LinearSoftmaxPolicy,
     PreferenceCounts,
@@ -15,6 +16,7 @@ from rpo.bandit import (
     Unconstrained,
     diagnostics,
     solve,
+    solve_batch,
 )
 from rpo.bandit.baselines import ensemble_rewards
 from rpo.core.errors import InvalidArgument
@@ -181,6 +183,32 @@ def test_labels_made_in_hindsight_help_where_claims_mislead() -> None:
     assert means == sorted(means, reverse=True) and means[0] > 1.0 and means[3] > 0
     worse = [float(np.mean(np.array(found) < 0)) for found in noisy.values()]
     assert worse == sorted(worse) and worse[0] == 0.0 and 0.4 < worse[3] < 0.5
+
+
+def test_drawn_labels_do_what_the_reward_behind_them_does() -> None:
+    """DPO on 100 preferences by each labeller, 200 instances as prompts of one problem, beta .5, certified.
+
+    Utility gained: foresight -.69 +- .09, hindsight 1.04 +- .07, and the control, claims that are correlated, .63
+    +- .08; within .04 of the Gibbs policies of what the annotators judge by.
+    """
+    g = np.random.default_rng(0)
+    utility, noise = g.normal(size=(2, 200, 8))
+    problem = ContextualBandit(d0=np.full(200, 1 / 200), reference=np.full((200, 8), 1 / 8))
+    gained = {}
+    for name, judged in {
+        "foresight": -0.6 * utility + 0.8 * noise,
+        "honest": 0.6 * utility + 0.8 * noise,
+        "hindsight": utility,
+    }.items():
+        wins = problem.sample_preferences(200 * 100, labels=judged, rng=1).wins()
+        found = solve_batch(wins[None], rpo.DPO(beta=0.5), reference=problem.reference, reward_class=Box(8.0))
+        assert found.certified.all()
+        gains = ((found.policy[0] - problem.reference) * utility).sum(axis=1)
+        exact = ((gibbs_of(problem.reference, judged, 0.5) - problem.reference) * utility).sum(axis=1)
+        assert gains.mean() == pytest.approx(exact.mean(), abs=0.04)
+        gained[name] = (float(gains.mean()), 1.96 * float(gains.std(ddof=1)) / np.sqrt(200))
+    assert gained["foresight"][0] < -gained["foresight"][1]
+    assert gained["honest"][0] > gained["honest"][1] and gained["hindsight"][0] > gained["honest"][0]
 
 
 def test_demonstrations_are_as_good_a_reference_as_their_expert() -> None:

@@ -82,6 +82,17 @@ def test_pairs_are_drawn_from_d0_times_mu(seed: int) -> None:
     assert pearson([0.7, 0.3]) > chi2.isf(1e-6, 5)
 
 
+def test_annotators_may_judge_by_another_reward() -> None:
+    """Count by count what a problem with that reward would draw, negative entries allowed; r* need not be known."""
+    claims = np.array([[-1.0, 3.0, 0.0]])
+    drawn = three_arms().sample_preferences(500, labels=claims, rng=3).wins()
+    assert (drawn == three_arms(reward=claims + 1.0).sample_preferences(500, rng=3).wins()).all()
+    assert (drawn == three_arms(reward=None).sample_preferences(500, labels=claims, rng=3).wins()).all()
+    assert (drawn != three_arms().sample_preferences(500, rng=3).wins()).any()
+    with pytest.raises(InvalidArgument, match="^labels"):
+        three_arms().sample_preferences(500, labels=claims[:, :2], rng=3)
+
+
 def test_same_seed_same_counts_and_another_seed_others() -> None:
     draws = [three_arms().sample_preferences(1000, rng=seed).wins() for seed in (7, 7, np.random.SeedSequence(7), 8)]
     assert (draws[0] == draws[1]).all() and (draws[0] == draws[2]).all()

@@ -25,7 +25,18 @@ import scipy
 from scipy.special import expit
 
 import rpo
-from rpo.bandit import Baseline, Box, ContextualBandit, LinearBall, PolicyResult, Unconstrained, fit, instances, solve
+from rpo.bandit import (
+    Baseline,
+    Box,
+    ContextualBandit,
+    LinearBall,
+    PolicyResult,
+    PreferenceCounts,
+    Unconstrained,
+    fit,
+    instances,
+    solve,
+)
 from rpo.bandit.baselines.plain import BestOfN, Greedy, ReferencePolicy
 from rpo.bandit.simulation.cell import Cell
 from rpo.bandit.simulation.code import code_digest
@@ -46,6 +57,11 @@ SMALL = {"n": [20], "beta": [0.5], "eta": [0.1], "arms": [3]}
 def two_arms(*, lead: float, bound: float = 2.0) -> ContextualBandit:
     """One prompt, r* = (lead, 0), uniform reference."""
     return ContextualBandit(d0=[1.0], reference=[[0.5, 0.5]], reward=[[lead, 0.0]], reward_bound=bound)
+
+
+def own_skew(*, arms: int, rng: Any) -> ContextualBandit:
+    """The package's instance as a function of one's own."""
+    return instances.coverage_skew(arms=arms, rng=rng)
 
 
 def broken_at_odd_draws(*, rng: Any) -> ContextualBandit:
@@ -124,19 +140,44 @@ def test_one_comparison_of_two_arms_has_the_gap_worked_out_by_hand() -> None:
     assert sorted(set(frame["objective/eta"])) == [0.0, 0.5]
 
 
-def test_rows_are_what_solve_gives_on_draws_made_by_the_documented_recipe() -> None:
-    """Seeds written out again with hashlib, the problem solved one by one by the other solver."""
+@pytest.mark.parametrize("own", [False, True])
+def test_rows_are_what_solve_gives_on_draws_made_by_the_documented_recipe(own: bool) -> None:
+    """Streams written out again with hashlib, the problem solved one by one by the other solver.
 
-    def stream(kind: int, content: dict[str, Any], seed: int) -> Any:
+    The package's instance is drawn in blocks of 100: here seed 105, the sixth of the second block, by NumPy alone.
+    One's own function gets the generator of its seed.
+    """
+    name = f"{own_skew.__module__}.own_skew" if own else "rpo.bandit.instances.coverage_skew"
+
+    def stream(kind: int, content: dict[str, Any], number: int) -> Any:
         state = hashlib.sha256()
-        for part in ("rpo.bandit.instances.coverage_skew", content):
+        for part in (name, content):
             state.update(json.dumps(part, sort_keys=True, separators=(",", ":")).encode() + b"\0")
-        return np.random.default_rng(np.random.SeedSequence([7, kind, int(state.hexdigest()[:32], 16), seed]))
+        return np.random.default_rng(np.random.SeedSequence([7, kind, int(state.hexdigest()[:32], 16), number]))
 
-    frame = simulate("coverage_skew", RPO, {"n": [50], "beta": [0.2], "eta": [0.1], "arms": [4]}, [2, 5], rng=7)
+    grid = {"n": [50], "beta": [0.2], "eta": [0.1], "arms": [4]}
+    frame = simulate(own_skew if own else "coverage_skew", RPO, grid, [2, 105], rng=7)
     for row in frame.to_dict("records"):
-        problem = instances.coverage_skew(arms=4, rng=stream(0, {"arms": 4}, row["seed"]))
-        data = problem.sample_preferences(50, rng=stream(1, {"arms": 4, "n": 50}, row["seed"]))
+        number = row["seed"] if own else row["seed"] // 100
+        rng = stream(0 if own else 3, {"arms": 4}, number)
+        of_data = stream(1 if own else 4, {"arms": 4, "n": 50}, number)
+        if own:
+            problem = own_skew(arms=4, rng=rng)
+            data = problem.sample_preferences(50, rng=of_data)
+        else:
+            reward = rng.uniform(0.0, 3.0, size=(100, 4))
+            logits = rng.normal(size=(100, 4)) + 0.5 * reward
+            behavior = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+            i, j = np.triu_indices(4, k=1)
+            mass = behavior[:, i] * behavior[:, j]
+            drawn = of_data.multinomial(50, mass / mass.sum(axis=1, keepdims=True))
+            won = of_data.binomial(drawn, expit(reward[:, i] - reward[:, j]))
+            here, wins = row["seed"] % 100, np.zeros((1, 4, 4))
+            wins[0, i, j], wins[0, j, i] = won[here], (drawn - won)[here]
+            problem = ContextualBandit(
+                d0=[1.0], reference=np.full((1, 4), 0.25), reward=reward[[here]], reward_bound=3.0
+            )
+            data = PreferenceCounts.from_wins(wins)
         answer = solve(problem, data, RPO(beta=0.2, eta=0.1), method="newton")
         worth = float((answer.policy * problem.reward).sum())
         assert row["gap"] == pytest.approx(float(problem.reward.max()) - worth, abs=1e-6)
@@ -367,16 +408,16 @@ def test_draws_without_a_minimiser_or_without_a_problem_are_rows() -> None:
 
 
 def test_one_draw_the_solver_refuses_does_not_take_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rpo.bandit.simulation import cell
+    from rpo.bandit.simulation import answers
 
-    original = cell.solve_batch
+    original = answers.solve_batch
 
     def picky(wins: Any, *arguments: Any, **options: Any) -> Any:
         if (wins[:, 0, 0, 1] > 3).any():
             raise np.linalg.LinAlgError("singular")
         return original(wins, *arguments, **options)
 
-    monkeypatch.setattr(cell, "solve_batch", picky)
+    monkeypatch.setattr(answers, "solve_batch", picky)
     with pytest.warns(FailedRows, match="LinAlgError: singular"):
         frame = simulate(two_arms, DPO(beta=1.0), {"n": [5], "lead": [1.0]}, 20, rng=0)
     assert set(frame["status"]) == {"failed", "certified"}
@@ -487,7 +528,7 @@ def test_a_chunk_of_another_simulation_is_not_taken(tmp_path: Path) -> None:
         ({"seeds": 4}, "seeds: [0, 1, 2] there"),
         ({"rng": 1}, "root: 0 there, 1 here"),
         ({"methods": [DPO]}, "methods.RPO: absent here"),
-        ({"methods": {"RPO": Maximin(RPO, "unconstrained")}}, "methods.RPO"),
+        ({"methods": {"RPO": Maximin(functools.partial(RPO, base="reference"), "unconstrained")}}, "methods.RPO"),
         ({"instance": "random"}, "instance"),
         ({"proxy": False}, "proxy: true there, false here"),
     ],

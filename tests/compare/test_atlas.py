@@ -76,7 +76,7 @@ def test_measures_of_one_policy_are_those_of_its_definition() -> None:
     """Gold, KL, unseen mass and displacement of one draw, written out."""
     entrant = dataclasses.replace(KNOWN["DPO"], values=(0.3,), default=0.3)
     row = dict(zip(MEASURES, solve_block(SMALL, [entrant], [4], 0)[0, 0, 0], strict=True))
-    cell = Cell(source(SMALL.source), SMALL.unit, [4], 0)
+    cell = Cell(source(SMALL.source), SMALL.unit, [4], 0, at_once=False)
     draw: Any = cell.draws[0]
     problem, data = draw.problem, draw.data
     solution = rpo.bandit.solve(problem, data, rpo.DPO(beta=0.3, base="reference"), reward_class=rpo.bandit.Box(3.0))
@@ -257,7 +257,7 @@ def test_the_command_writes_the_page_and_says_what_it_found(tmp_path: Path, caps
 def test_instances_of_the_atlas_build_and_say_what_they_are() -> None:
     assert len(INSTANCES) >= 6 and len({one.name for one in INSTANCES}) == len(INSTANCES)
     for one in INSTANCES:
-        problem = Cell(source(one.source), one.unit, [0], 0).problem(0)
+        problem = Cell(source(one.source), one.unit, [0], 0, at_once=False).problem(0)
         assert one.ball is not None or problem.reward_bound == one.bound
         assert one.ball is None or problem.features is not None
     assert instances.zhu_four_arms(n=30).features is not None

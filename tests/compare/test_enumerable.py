@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from rpo.bandit import tree
 from rpo.compare import EnumerableLM, tiny_gpt2
 from rpo.core.errors import InvalidArgument
 from rpo.llm import response_logps
@@ -20,6 +21,16 @@ def test_the_table_equals_scoring_each_response_on_its_own() -> None:
         with torch.no_grad():
             alone = response_logps(lm.model(input_ids=rows).logits, rows, mask)
         torch.testing.assert_close(table[x], alone, rtol=0, atol=1e-13)
+
+
+def test_the_table_s_tokens_are_the_model_s() -> None:
+    """What the model's logits say of each token is a ratio of its table's masses: `lm.responses` are the sequences."""
+    lm = tiny_gpt2(prompts=2, vocab_size=3, length=3, rng=0)
+    found = tree.token_logps(lm.policy(), lm.responses.numpy())
+    rows = torch.cat([lm.prompts[1].expand(27, -1), lm.responses], dim=1)
+    with torch.no_grad():
+        logps = lm.model(input_ids=rows).logits[:, lm.prompts.shape[1] - 1 : -1].log_softmax(-1)
+    np.testing.assert_allclose(found[1], logps.gather(-1, lm.responses[:, :, None])[:, :, 0].numpy(), atol=1e-12)
 
 
 def test_every_prompt_has_a_distribution_of_its_own_that_sums_to_one() -> None:

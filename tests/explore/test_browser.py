@@ -17,10 +17,9 @@ import psutil
 import pytest
 
 from rpo.bandit import solve
-from rpo.core.objectives import RPO
+from rpo.core.objectives import DPO
 from rpo.explore import Settings, read_settings, state
 from rpo.explore.settings import SLIDERS
-from rpo.explore.view import draw
 
 pytest.importorskip("panel", reason="panel is not installed: pip install 'rpo-lab[explore]'")
 playwright = pytest.importorskip(
@@ -119,8 +118,8 @@ def test_a_slider_moved_by_keyboard_changes_the_numbers_to_those_of_solve(page: 
     beta = BETA.positions[BETA.positions.index(Settings().beta) + 1]
     moved = dataclasses.replace(Settings(), beta=beta)
     assert after == expected(moved) != before
-    problem, _ = draw(moved)
-    found = solve(problem, state(moved).data, RPO(beta=beta, eta=moved.eta), method="newton")
+    problem = state(moved).problem
+    found = solve(problem, state(moved).data, DPO(beta=beta), method="newton")
     assert (after["gap"], after["tv_bound"]) == (found.certificate.gap, found.certificate.tv_bound)
     assert after["gold"] == problem.expected_reward(found.policy)
     assert settings_of(page) == moved
@@ -139,15 +138,15 @@ def test_a_copied_address_restores_the_state(page: Any, server: tuple[str, int],
         slider(page, label).focus()
         page.keyboard.press(key)
         shown(page, number)
-    page.get_by_role("combobox", name="method").select_option("chi_squared_po")
+    page.get_by_role("combobox", name="method").select_option("chipo")
     numbers = shown(page, 4)
     settings = settings_of(page)
-    assert (settings.method, settings.beta, settings.noise) == ("chi_squared_po", 0.02, 0.25) and settings.arms == 4
+    assert (settings.method, settings.beta, settings.noise) == ("chipo", 0.02, 0.25) and settings.arms == 4
     other = chromium.new_context().new_page()
     other.goto(page.url)
     assert shown(other, 0) == pytest.approx(numbers, nan_ok=True, abs=0.0) and settings_of(other) == settings
     assert slider(other, BETA.label).get_attribute("aria-valuetext") == "0.02"
-    assert other.get_by_role("combobox", name="method").input_value() == "chi_squared_po"
+    assert other.get_by_role("combobox", name="method").input_value() == "chipo"
     other.context.close()
 
 
@@ -175,6 +174,40 @@ def test_parameters_that_cannot_be_used_are_said_plainly(page: Any, server: tupl
     slider(page, BETA.label).press("ArrowRight")
     shown(page, 1)
     assert page.get_by_role("alert").count() == 0
+
+
+def test_text_of_the_figures_is_legible_on_a_projector(page: Any, server: tuple[str, int]) -> None:
+    """At 1280 x 720 no letter of a figure is smaller than 12 pixels, and both figures fit the first screen."""
+    page.set_viewport_size({"width": 1280, "height": 720})
+    for query in ("", "?arms=12&n=1000000"):
+        page.goto(server[0] + query)
+        shown(page, 0)
+        sizes = page.locator("#results svg text").evaluate_all(
+            "texts => texts.map(t => parseFloat(t.getAttribute('font-size')) * t.getScreenCTM().a"
+            " + parseFloat(t.getAttribute('font-size')) * Math.abs(t.getScreenCTM().b))"
+        )
+        assert len(sizes) > 20 and min(sizes) > 11.9
+        for k in (0, 1):
+            box = page.locator("#results svg").nth(k).bounding_box()
+            assert box["y"] + box["height"] < 720
+        # No two labels of one line of text lie on one another.
+        apart = page.locator("#results svg").evaluate_all("""svgs => svgs.map(svg => {
+            const boxes = [...svg.querySelectorAll('text')].map(t => t.getBoundingClientRect());
+            return boxes.every((a, i) => boxes.every((b, j) => i >= j ||
+                a.right < b.left + 1 || b.right < a.left + 1 || a.bottom < b.top + 4 || b.bottom < a.top + 4)); })""")
+        assert apart == [True] * len(apart)
+
+
+def test_the_knob_is_called_as_the_method_calls_it(page: Any, server: tuple[str, int]) -> None:
+    page.goto(server[0])
+    shown(page, 0)
+    page.get_by_role("combobox", name="method").select_option("ipo")
+    assert shown(page, 1) == pytest.approx(expected(dataclasses.replace(Settings(), method="ipo")), nan_ok=True)
+    assert slider(page, "tau of IPO").count() == 1 and slider(page, BETA.label).count() == 0
+    page.get_by_role("combobox", name="method").select_option("exo")
+    shown(page, 2)
+    assert page.locator("[data-name=status]").inner_text() == "stationary" and slider(page, BETA.label).count() == 1
+    assert "Hollow marks" in page.locator("#results").inner_text()
 
 
 def test_every_control_is_reached_by_tab(page: Any, server: tuple[str, int]) -> None:
@@ -240,7 +273,7 @@ def test_the_policy_bars_are_the_policy(page: Any, server: tuple[str, int]) -> N
     shown(page, 0)
     heights = (
         page.locator("svg")
-        .first.locator("rect[fill='#0072B2']")
+        .first.locator("rect[fill='#D55E00']")
         .evaluate_all("rects => rects.map(r => parseFloat(r.getAttribute('height')))")
     )
     np.testing.assert_allclose(np.array(heights[:3]) / 208, state(Settings(seed=3)).policy, atol=3e-4)

@@ -258,19 +258,19 @@ def test_gradient_diagnostics(tmp_path):
 
 
 def test_streaming(tmp_path):
-    """A stream of rows trains as the same rows in memory do, in their order; cached references are refused."""
+    """A stream of rows trains as the same rows in memory do, in their order; caching the reference is refused."""
     datasets = pytest.importorskip("datasets")
     rows = [
         {"prompt_ids": list(p.prompt_ids), "chosen_ids": list(p.chosen_ids), "rejected_ids": list(p.rejected_ids)}
         for p in tiny_pairs(12)
     ]
     stream = datasets.Dataset.from_list(rows).to_iterable_dataset()
-    run = trainer(tmp_path, stream, precompute_ref_log_probs=False)
+    run = trainer(tmp_path, stream)
     run.train()
     expected = descend(tiny_pairs(12), updates=3, batch=[range(4), range(4, 8), range(8, 12)])
     assert largest_difference(weights_of(run.model), expected) < 1e-11
     with pytest.raises(InvalidArgument, match="precompute_ref_log_probs: expected False for a streaming"):
-        trainer(tmp_path, stream)
+        trainer(tmp_path, stream, precompute_ref_log_probs=True)
     with pytest.raises(InvalidArgument, match="train_dataset: expected data that are not .* samples responses"):
         sampled = RPO(beta=0.1, eta=0.05, base="reference")
         trainer(tmp_path, stream, objective=sampled, precompute_ref_log_probs=False)

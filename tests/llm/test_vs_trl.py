@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import warnings
 from typing import Any
 
 import pytest
@@ -139,3 +140,19 @@ def test_without_a_model_the_command_says_what_to_give(benchmark, capsys) -> Non
     with pytest.raises(SystemExit):
         benchmark.parse(["--model", ""])
     assert "expected a folder" in capsys.readouterr().err
+
+
+def test_the_parts_of_a_step(capsys: pytest.CaptureFixture[str]) -> None:
+    """Shares of time sum to one, parts of memory to the whole, and selective checkpointing holds fewer activations."""
+    step = importlib.import_module("step")
+    found = {}
+    for name in ("ours, float32", "ours, float32, selective checkpointing"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # transformers' new name for gradient checkpointing
+            step.main(["--model", "tiny", "--threads", "1", "--variant", name])
+        found[name] = json.loads(capsys.readouterr().out.splitlines()[-1])
+        mib = found[name]["mib"]
+        assert sum(found[name]["shares"].values()) == pytest.approx(1.0)
+        assert sum(value for part, value in mib.items() if part != "total") == pytest.approx(mib["total"])
+    plain, selective = (row["mib"]["activation"] for row in found.values())
+    assert 0 < selective < plain

@@ -37,7 +37,7 @@ def the_runner() -> Any:
 
 def test_all_are_there() -> None:
     assert [path.name[:2] for path in TEACHING] == ["01", "02", "03", "04", "05", "06", "07", "08"]
-    assert len(NOTEBOOKS) - len(TEACHING) == 6
+    assert len(NOTEBOOKS) - len(TEACHING) == 7
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -5,9 +5,9 @@ Shapes: S instances, X prompts, C = S X cells, A responses, P = A (A - 1) / 2 pa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,7 @@ class Cells:
     d: Array
     log_measure: Array
     base: Array
+    _asked: dict[str, Any] = field(default_factory=dict, init=False)
 
     @property
     def pull(self) -> float:
@@ -47,10 +48,7 @@ class Cells:
 
     def evaluate(self, r: Array, which: Index, *, curved: bool = True) -> Evaluation:
         """Return the prompts' parts of the loss with gradients and, if `curved`, Hessians in r (c, A)."""
-        whole = which.size == len(self.d)
-        compared, lost, base, d, log_measure = (
-            part if whole else part[which] for part in (self.compared, self.lost, self.base, self.d, self.log_measure)
-        )
+        compared, lost, base, d, log_measure = self._parts(which)
         beta, pull = self.beta, self.pull
         base_value, gradient, conductance = np.zeros((len(r), 1)), np.zeros(r.shape), np.zeros(compared.shape)
         if pull > 0:
@@ -65,10 +63,17 @@ class Cells:
             gradient = gradient + weight * (reply.policy - base)
             if curved:
                 # diag(v) - v v' / sum v is the Laplacian of the complete graph with conductances v_i v_j / sum v.
-                first, second = np.triu_indices(r.shape[1], k=1)
-                joint = reply.slope[:, first] * reply.slope[:, second]
-                conductance += weight / beta * (joint if isinstance(reply.total, float) else joint / reply.total)
+                first, second = pair_indices(r.shape[1])
+                conductance += (weight / beta / reply.total * reply.slope)[:, first] * reply.slope[:, second]
         return value, gradient, laplacians(conductance, r.shape[1]) if curved else np.zeros((0, 0, 0))
+
+    def _parts(self, which: Index) -> tuple[Array, ...]:
+        """Return what these prompts need: gathered once while the same are asked for."""
+        if which is not self._asked.get("which"):
+            parts = (self.compared, self.lost, self.base, self.d, self.log_measure)
+            whole = which.size == len(self.d)
+            self._asked.update(which=which, parts=parts if whole else tuple(part[which] for part in parts))
+        return cast("tuple[Array, ...]", self._asked["parts"])
 
     def fenchel_young(self, r: Array, rounded: Cells) -> Array:
         """Return loss(z) + p z - c(p) at rewards r, (C,), p being minus the slopes of the rounded loss."""
@@ -95,25 +100,27 @@ def _preference(
     objective: Objective, r: Array, compared: Array, lost: Array, base_value: Array, d: Array
 ) -> tuple[Array, Array, Array]:
     """Return the loss (c,), its preference term's slopes along the pairs' differences (c, P), and curvatures (c, P)."""
-    shape, beta = require_margin_shape(objective), objective.link.beta
-    margins = r @ incidence_matrix(r.shape[1]).T / beta
+    shape, z = require_margin_shape(objective), r @ incidence_matrix(r.shape[1]).T
     offset, reversal = margin_asked(shape), shape.reversal
     if offset or reversal is None:
-        both = np.concatenate([margins, -margins], axis=1) - offset / beta
+        both = np.concatenate([z, -z], axis=1) - offset
         weights = np.concatenate([compared - lost, lost], axis=1)
-        value, _ = objective.terms(both, base_value, weights, d[:, None])
-        slope, curvature = shape.derivatives(both, beta)
-        slope, curvature = (
-            np.split(weights * slope / beta, 2, axis=1),
-            np.split(weights * curvature / beta**2, 2, axis=1),
-        )
+        value, _ = objective.total(_mean(weights, shape.of_margin(both)), base_value, None, d[:, None])
+        slope, curvature = (np.split(weights * part, 2, axis=1) for part in shape.derivatives(both, 1.0))
         return value, slope[0] - slope[1], curvature[0] + curvature[1]
-    # Both directions of a pair at once: the losses of the first response add a term linear in z = beta * margins.
-    value, _ = objective.terms(margins, base_value, compared, d[:, None])
+    # Both directions of a pair at once: the losses of the first response add a term linear in z.
     tilted = lost if reversal == 1.0 else reversal * lost
-    value = value + beta * np.einsum("cp,cp->c", tilted, margins)
-    slope, curvature = shape.derivatives(margins, beta)
-    return value, compared * (slope / beta) + tilted, compared * (curvature / beta**2)
+    preference = _mean(compared, shape.of_margin(z)) + _mean(tilted, z)
+    value, _ = objective.total(preference, base_value, None, d[:, None])
+    slope, curvature = shape.derivatives(z, 1.0)
+    slope = compared * slope
+    slope += tilted
+    return value, slope, compared * curvature
+
+
+def _mean(weights: Array, values: Array) -> Array:
+    """Return the sums of weights * values, (C,): one pass over both."""
+    return np.asarray(np.einsum("cp,cp->c", weights, values))
 
 
 def margin_asked(shape: MarginShape) -> float:
@@ -164,9 +171,16 @@ def closure(linked: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 @lru_cache(maxsize=32)
+def pair_indices(a: int) -> tuple[Index, Index]:
+    """Return the first and the second response of each pair i < j, (A (A - 1) / 2,)."""
+    first, second = np.triu_indices(a, k=1)
+    return first, second
+
+
+@lru_cache(maxsize=32)
 def incidence_matrix(a: int) -> Array:
     """Return the (A (A - 1) / 2, A) matrix whose rows are e_i - e_j, i < j."""
-    first, second = np.triu_indices(a, k=1)
+    first, second = pair_indices(a)
     matrix = np.zeros((first.size, a))
     matrix[np.arange(first.size), first] = 1.0
     matrix[np.arange(first.size), second] = -1.0

@@ -16,6 +16,9 @@ from rpo.core.checks import Array
 
 Evaluation = tuple[Array, Array, Array]
 RIDGE = 1e-14
+FIRST_DAMPING = 1e-2  # relative, of a problem whose undamped step is refused: what most saturated ones come to
+LEAST_EASE = 1.0 / 30.0  # of the damping, after a step that kept all it promised
+TOGETHER = 1024  # problems that are minimised at a time: their matrices stay in a core's cache
 TOLERANCE = 1e-13  # of the residual; the next step would only polish rounding
 
 
@@ -61,7 +64,7 @@ def minimize_boxes(
         step = _walk_to_walls(x, g, h, low, high, ~pinned, fixed[which])
         return np.asarray(np.clip(x + step, low, high))
 
-    return _descend(evaluate, candidate, residual, np.clip(start, lower, upper), max_iterations)
+    return _in_turns(evaluate, candidate, residual, np.clip(start, lower, upper), max_iterations)
 
 
 def minimize_balls(
@@ -76,7 +79,34 @@ def minimize_balls(
         return _ball_quadratics(h, np.einsum("cij,cj->ci", h, x) - g, radius)
 
     norm = np.linalg.norm(start, axis=1, keepdims=True)
-    return _descend(evaluate, candidate, residual, start * np.minimum(1.0, radius / (norm + 1e-300)), max_iterations)
+    return _in_turns(evaluate, candidate, residual, start * np.minimum(1.0, radius / (norm + 1e-300)), max_iterations)
+
+
+def _in_turns(
+    evaluate: Callable[[Array, Index], Evaluation],
+    candidate: Callable[[Array, Array, Array, Index], Array],
+    residual: Callable[[Array, Array, Index], Array],
+    x: Array,
+    max_iterations: int,
+) -> BatchResult:
+    """Return `_descend` of all problems, some at a time."""
+    parts = [
+        _descend(
+            evaluate,
+            candidate,
+            residual,
+            x[at : at + TOGETHER],
+            np.arange(at, min(at + TOGETHER, len(x))),
+            max_iterations,
+        )
+        for at in range(0, max(1, len(x)), TOGETHER)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    x, value, gradient = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("x", "value", "gradient")
+    )
+    return BatchResult(x, value, gradient, max(part.iterations for part in parts))
 
 
 def _descend(
@@ -84,11 +114,16 @@ def _descend(
     candidate: Callable[[Array, Array, Array, Index], Array],
     residual: Callable[[Array, Array, Index], Array],
     x: Array,
+    active: Index,
     max_iterations: int,
 ) -> BatchResult:
+    """Take damped Newton steps; each problem's damping follows how much of what its model promised was kept.
+
+    Source: Nielsen 1999, damping parameter in Marquardt's method.
+    """
     # The unfinished problems are kept packed at the front of their own arrays, so that a round costs
     # what they cost and nothing is gathered twice.
-    final_x, active = x.copy(), np.arange(len(x))
+    final_x, mine = x.copy(), np.arange(len(x))
     value, g, h = evaluate(x, active)
     final_value, final_g = value.copy(), g.copy()
     left, damping, rounds = residual(x, g, active), np.zeros(len(x)), 0
@@ -97,7 +132,8 @@ def _descend(
     while rounds < max_iterations:
         if not keep.all():
             x, g, h, value = x[keep], g[keep], h[keep], value[keep]
-            left, damping, inherited, active = left[keep], damping[keep], inherited[keep], active[keep]
+            left, damping, inherited = left[keep], damping[keep], inherited[keep]
+            active, mine = active[keep], mine[keep]
         if not active.size:
             break
         rounds += 1
@@ -107,15 +143,19 @@ def _descend(
         np.einsum("cii->ci", h)[...] -= (damping + RIDGE * scale)[:, None]
         new_value, new_g, new_h = evaluate(y, active)
         new_left = residual(y, new_g, active)
-        expected = np.einsum("ci,ci->c", g, x - y)
+        moved = y - x
+        expected = -np.einsum("ci,ci->c", g, moved)
         # Where the decrease drowns in rounding, the residual is the better judge.
         drowned = expected < 1e-11 * (1.0 + np.abs(value))
         accept = np.where(drowned, new_left < left, new_value <= value - ARMIJO * expected)
-        floor = MIN_DAMPING * scale
+        promised = expected - 0.5 * np.einsum("ci,cij,cj->c", moved, h, moved)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            kept = np.where(drowned, 1.0, (value - new_value) / promised)
         spent = ~accept & (damping > MAX_DAMPING * scale)
         stuck = spent & ~inherited
-        eased = np.where(damping > floor, damping / 10.0, 0.0)
-        damping = np.where(accept, eased, np.where(spent, 0.0, np.maximum(10.0 * damping, floor)))
+        eased = damping * np.clip(1.0 - (2.0 * kept - 1.0) ** 3, LEAST_EASE, 2.0)
+        eased = np.where(eased > MIN_DAMPING * scale, eased, 0.0)
+        damping = np.where(accept, eased, np.where(spent, 0.0, np.maximum(10.0 * damping, FIRST_DAMPING * scale)))
         # Damping inherited from the last step hides the longer steps: before giving up, start again from none.
         inherited = np.where(accept, damping > 0.0, inherited & ~spent)
         if accept.all():
@@ -123,7 +163,7 @@ def _descend(
         else:
             x[accept], value[accept], g[accept] = y[accept], new_value[accept], new_g[accept]
             h[accept], left[accept] = new_h[accept], new_left[accept]
-        final_x[active], final_value[active], final_g[active] = x, value, g
+        final_x[mine], final_value[mine], final_g[mine] = x, value, g
         keep = ~stuck & (left > TOLERANCE * (1.0 + np.abs(value)))
     return BatchResult(final_x, final_value, final_g, rounds)
 
@@ -133,15 +173,16 @@ def _walk_to_walls(x: Array, g: Array, h: Array, low: Array, high: Array, free: 
     step = np.zeros_like(x)
     todo = np.flatnonzero(free.any(axis=1))
     while todo.size:
-        mask = free[todo].astype(np.float64)
-        slope = (g[todo] + np.einsum("cij,cj->ci", h[todo], step[todo])) * mask
-        matrix = h[todo] * mask[:, :, None] * mask[:, None, :]
+        matrix, mask = h[todo], free[todo].astype(np.float64)
+        slope = (g[todo] + np.einsum("cij,cj->ci", matrix, step[todo])) * mask
         # A constant is free where nothing is pinned: the rank-one term fixes it and changes no step,
         # because the slope sums to zero there. A fixed entry with a slope is a pin; without, it is absent.
         whole = (free[todo] | (fixed[todo] & (g[todo] == 0))).all(axis=1)
-        top = np.diagonal(matrix, axis1=1, axis2=2).max(axis=1)
-        matrix += (np.where(whole, top, 0.0))[:, None, None] * mask[:, :, None] * mask[:, None, :]
-        matrix += np.eye(x.shape[1]) * ((1.0 - mask) * (top + 1e-300)[:, None])[:, :, None]
+        top = (np.einsum("cii->ci", matrix) * mask).max(axis=1)
+        matrix += np.where(whole, top, 0.0)[:, None, None]
+        matrix *= mask[:, :, None]
+        matrix *= mask[:, None, :]
+        np.einsum("cii->ci", matrix)[...] += (1.0 - mask) * (top + 1e-300)[:, None]
         move = -np.linalg.solve(matrix, slope[:, :, None])[:, :, 0] * mask
         wall = np.where(move > 0, high[todo] - x[todo], low[todo] - x[todo]) - step[todo]
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):

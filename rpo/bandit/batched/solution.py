@@ -81,10 +81,10 @@ def solve_batch(
     d0: Any = None,
     start: Any = None,
 ) -> BatchSolution:
-    """Solve S instances that share prompts, reference and class; `maximin.solve` for each, at once.
+    """Solve S instances of one shape and class; `maximin.solve` for each, at once.
 
-    wins: (S, X, A, A), n[s, x, w, l]. reference: (X, A). base_policy: (X, A) or (S, X, A), with
-    objective.base "custom". d0: (X,), population weights; None for data frequencies. start: (S, X, A),
+    wins: (S, X, A, A), n[s, x, w, l]. reference: (X, A), or (S, X, A), one of each instance. base_policy: likewise,
+    with objective.base "custom". d0: (X,) or (S, X), population weights; None for data frequencies. start: (S, X, A),
     rewards to start from, such as a neighbouring beta's. Memory is S X A^2 numbers. Raises
     InvalidArgument. An instance without a minimiser is marked in `exists`.
     """
@@ -95,11 +95,11 @@ def solve_batch(
     checks.has_shape("wins", table, (s, x, a, a))
     if not table.size:
         raise InvalidArgument("wins", expected="some data", got=f"shape {table.shape}", remedy="Pass an instance.")
-    pi_ref = checks.probabilities("reference", reference, shape=(x, a))
+    pi_ref = _each("reference", reference, (s, x, a))
     total = table.sum(axis=(1, 2, 3))
     diagonal = np.einsum("sxaa->sxa", table)
     used = table.sum(axis=3) + table.sum(axis=2)
-    if table.min() < 0 or (total <= 0).any() or diagonal.any() or (used[:, pi_ref == 0] > 0).any():
+    if table.min() < 0 or (total <= 0).any() or diagonal.any() or (used[pi_ref == 0] > 0).any():
         raise InvalidArgument(
             "wins",
             expected="counts >= 0, zero diagonal, some data in each instance, none outside the reference",
@@ -107,7 +107,7 @@ def solve_batch(
             remedy="Check how the counts were made.",
         )
     weights = table / total[:, None, None, None]
-    d = weights.sum(axis=(2, 3)) if d0 is None else np.broadcast_to(checks.probabilities("d0", d0, shape=(x,)), (s, x))
+    d = weights.sum(axis=(2, 3)) if d0 is None else _each("d0", d0, (s, x))
     base = base_tables(table, objective, pi_ref, base_policy)
     with np.errstate(divide="ignore"):
         log_reference = np.log(pi_ref)
@@ -121,7 +121,7 @@ def solve_batch(
         (weights[:, :, first, second] + weights[:, :, second, first]).reshape(s * x, -1),
         weights[:, :, second, first].reshape(s * x, -1),
         d.reshape(-1),
-        np.broadcast_to(log_measure, (s, x, a)).reshape(s * x, a),
+        log_measure.reshape(s * x, a),
         base.reshape(s * x, a),
     )
     if start is None:
@@ -160,6 +160,13 @@ def _minimized(cells: Cells, reward_class: RewardClass, start: Array, exists: ND
     boxes: Any = reward_class
     reward, rounds = solve_boxes(cells, boxes, start.reshape(s * x, a), np.repeat(exists, x))
     return reward.reshape(s, x, a), rounds
+
+
+def _each(name: str, value: Any, shape: tuple[int, ...]) -> Array:
+    """Return the distributions of S instances, `shape` (S, ...), from theirs or from one that they share."""
+    found = checks.probabilities(name, value)
+    checks.has_shape(name, found, shape if found.ndim == len(shape) else shape[1:])
+    return np.broadcast_to(found, shape)
 
 
 def is_batchable(objective: Objective) -> bool:
@@ -204,7 +211,7 @@ def base_tables(wins: Array, objective: Objective, reference: Array, base_policy
     s, x, a, _ = wins.shape
     check_base(objective, base_policy)
     if base_policy is not None:
-        return np.broadcast_to(checks.probabilities("base_policy", base_policy), (s, x, a))
+        return _each("base_policy", base_policy, (s, x, a))
     role = objective.anchor.role
     if role == "reference":
         return np.broadcast_to(reference, (s, x, a))

@@ -17,6 +17,7 @@ import numpy as np
 
 from rpo.bandit.simulation.cell import OUTCOMES, Cell, retried
 from rpo.bandit.simulation.code import code_digest
+from rpo.bandit.simulation.draws import BLOCK_ENTRIES, BLOCK_SEEDS
 from rpo.bandit.simulation.grid import Source, axes, product, root_seed, seed_list, source
 from rpo.bandit.simulation.methods import Template, describe, template
 from rpo.bandit.simulation.store import MANIFEST, TABLES, TIMINGS, GridStore
@@ -29,8 +30,8 @@ from rpo.core.records import check_output
 if TYPE_CHECKING:
     import pandas
 
-CHUNK_SEEDS = 500
-CHUNK_ENTRIES = 1_000_000  # win counts, X A^2 a seed: 8 MB, and the solver some ten times that
+CHUNK_SEEDS = 10 * BLOCK_SEEDS  # whole blocks, and enough that the solver's last rounds are shared
+CHUNK_ENTRIES = BLOCK_ENTRIES
 
 
 class FailedRows(UserWarning):
@@ -54,7 +55,9 @@ class Plan:
     def solve(self, index: int) -> dict[str, list[Any]]:
         """Return the rows of one chunk as columns: settings, then seeds, then methods, the last fastest."""
         unit, seeds = self.chunks[index]
-        return Cell(self.source, self.units[unit], seeds, self.root).rows(self.settings, self.templates, self.proxy)
+        cell = Cell(self.source, self.units[unit], seeds, self.root)
+        columns = cell.rows(self.settings, self.templates, self.proxy)
+        return {name: column.tolist() for name, column in columns.items()}
 
     def part(self, index: int) -> Plan:
         """Return a plan of one chunk, numbered 0: what a worker is sent."""
@@ -76,6 +79,8 @@ class Plan:
             "proxy": self.proxy,
             "chunks": [CHUNK_SEEDS, CHUNK_ENTRIES],
         }
+        if self.source.at_once:
+            config["draws"] = f"at once, {BLOCK_SEEDS} seeds"  # how they were made: rows of other draws are not these
         own: dict[str, Any] = {"instance": self.source.make}
         own |= {f"methods.{item.name}": item.resolve(self.settings[0]) for item in self.templates}
         code = {name: found for name, value in own.items() if (found := code_digest(name, value)) is not None}
@@ -113,11 +118,13 @@ def simulate(
     "stationary", "infimum approached", "inaccurate" or "failed"), message (empty where certified), and the objective's
     fields. What fails is a row, and all that failed is one warning.
 
-    Draws: a problem comes from SeedSequence([root, 0, hash of instance and parameters, seed]), its data from
-    [root, 1, hash with n too, seed], a method's own randomness from [root, 2, hash with the method, seed];
-    root is `rng` where that is an int, else drawn from it. So draws depend on neither order, jobs nor the
-    rest of the grid; every method, beta and eta sees the same data (compare them in pairs), and every n the same
-    problems, unless the instance takes n.
+    Draws: the problems of a block of 100 seeds, seed // 100 being its number, come from SeedSequence([root, 3, hash of
+    instance and parameters, block]), their data from [root, 4, hash with n too, block], a method's own randomness from
+    [root, 2, hash with the method, seed]; root is `rng` where that is an int, else drawn from it. A block is always
+    drawn whole (a smaller one where X A^2 is above 1e4), so draws depend on neither order, jobs, the other seeds nor
+    the rest of the grid; every method, beta and eta sees the same data (compare them in pairs), and every n the same
+    problems, unless the instance takes n. An instance of your own is drawn seed by seed, from [root, 0, ..., seed] and
+    [root, 1, ..., seed].
 
     The numbers of a cell, unlike its draws, may differ in the last digits where the seeds run beside it or the
     kind of processor differ.

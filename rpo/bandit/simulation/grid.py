@@ -16,6 +16,7 @@ import numpy as np
 
 from rpo.bandit import instances
 from rpo.bandit.problem import ContextualBandit
+from rpo.bandit.problems import Problems
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument, shown
 from rpo.core.records import jsonable
@@ -56,6 +57,27 @@ class Source:
                 remedy="Return the bandit itself.",
             )
         return problem
+
+    @property
+    def at_once(self) -> bool:
+        """Whether many problems are drawn at once: one's own instances are made one by one."""
+        if isinstance(self.make, ContextualBandit):
+            return type(self.make) in (ContextualBandit, instances.FixedDesign)
+        return any(self.make is make for make in instances.DRAWN_AT_ONCE)
+
+    def build_many(self, parameters: Mapping[str, Scalar], n: int, size: int, rng: np.random.Generator) -> Problems:
+        """Return the problems of `size` draws; for a source that draws them at once."""
+        if isinstance(self.make, ContextualBandit):
+            problems = Problems.repeated(self.make, size)
+        else:
+            given: dict[str, Any] = {key: value for key, value in parameters.items() if key != NOISE} | {"rng": rng}
+            problems = instances.many(self.make, size, **given, **({"n": n} if self.depends_on_n else {}))
+        noise = parameters.get(NOISE)
+        if noise is None:
+            return problems
+        one = instances.label_noise(problems[0], float(noise))
+        fixed = None if problems.fixed is None else one
+        return dataclasses.replace(problems, label_noise=one.label_noise, name=one.name, fixed=fixed)
 
     @property
     def depends_on_n(self) -> bool:

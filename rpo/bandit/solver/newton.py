@@ -158,7 +158,8 @@ def _descend(
     left = residual(x, g)
     taken, damping = 0, 0.0
     for _ in track(itertools.count(), "Newton's method", show=None if x.size > SLOW else False):
-        if taken >= max_iterations or left <= ROUNDING * (1.0 + abs(value)):
+        # At a probability of one log-odds have no derivatives: there is no step from where they end.
+        if taken >= max_iterations or left <= ROUNDING * (1.0 + abs(value)) or not np.isfinite(h).all():
             break
         scale = max(float(np.diag(h).max()), float(np.abs(g).max()))
         inherited = damping > 0.0

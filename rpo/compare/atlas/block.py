@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rpo.bandit.simulation.cell import Answer, Cell, Draw
+from rpo.bandit.simulation.answers import Answer
+from rpo.bandit.simulation.cell import Cell
+from rpo.bandit.simulation.draws import Draw
 from rpo.bandit.simulation.grid import source
 from rpo.bandit.simulation.methods import Fitted, Maximin, is_solvable
 from rpo.compare.atlas.entrants import Entrant, settled
@@ -56,9 +58,10 @@ def solve_block(instance: AtlasInstance, entrants: Sequence[Entrant], seeds: Seq
         if kept:
             table[:, :, : len(kept)] = solve_block(instance, entrants, kept, root)
         return table
-    cell = (
-        ListCell(instance, seeds, root) if instance.lists else Cell(source(instance.source), instance.unit, seeds, root)
-    )
+    if instance.lists:
+        cell: Cell = ListCell(instance, seeds, root)
+    else:
+        cell = Cell(source(instance.source), instance.unit, seeds, root, at_once=False)
     likely = cell.answered(_method(instance, DPO(beta=1.0, base="reference")))
     seen = [_seen(draw, answer) for draw, answer in zip(cell.draws, likely, strict=True)]
     longest = max(len(entrant.values) for entrant in entrants)

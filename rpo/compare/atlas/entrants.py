@@ -9,14 +9,11 @@ from typing import Any
 import numpy as np
 
 from rpo.bandit.simulation.methods import is_solvable
-from rpo.core.divergences import ChiSquaredKL
 from rpo.core.links import Link
 from rpo.core.objectives import Anchor, Objective
 from rpo.core.shapes import Shape
-from rpo.methods.registry import EMPTIED, METHODS, SET
+from rpo.methods.registry import ASSUMED, EMPTIED, METHODS, SET, reward_unit
 
-# Fields without a default of their own: the paper's beta, RPO's eta of the lessons, half of a reference.
-ASSUMED: dict[str, Any] = {"beta": 0.1, "eta": 0.1, "gamma": 0.5}
 ABSENT = {
     "RDPO": "responses of a table have one token: it is DPO",
     "ODPO": "it reads scores, of which these instances have none",
@@ -53,8 +50,8 @@ class Entrant:
         return self.values[len(self.values) // 4]
 
     def reward_unit(self, value: float) -> float:
-        """Return the rewards that one unit of the link's stands for: IPO's link leaves out its tau."""
-        return value if self.knob == "tau" else 1.0
+        """Return the rewards that one unit of the link's stands for."""
+        return reward_unit(self.knob, value)
 
     @property
     def certified(self) -> bool:
@@ -68,12 +65,8 @@ def entrants(steps: int = 9) -> list[Entrant]:
     for name, row in METHODS.items():
         if row.path is None:
             continue
-        kind = row.load()
-        given = {f.name: _default(f) for f in fields(kind) if f.init}  # type: ignore[arg-type]
-        default = given.pop(row.knob)
-        fixed = {key: ASSUMED[key] for key, value in given.items() if value is MISSING}
-        if name == "FRPO":  # under the KL it is RPO
-            fixed["divergence"] = ChiSquaredKL()
+        kind, fixed = row.load(), row.fixed()
+        default = next(f.default for f in fields(kind) if f.name == row.knob)  # type: ignore[arg-type]
         default = ASSUMED[row.knob] if default is MISSING else float(default)
         path = np.geomspace(*row.path, steps)
         values = tuple(sorted({*map(float, path), default}, reverse=row.path[0] > row.path[1]))
@@ -129,9 +122,3 @@ class FromReference(Objective):
 def settled(objective: Objective) -> Objective:
     """Return the objective with its free rewards settled by pi_ref, or as it is where an SFT term settles them."""
     return objective if objective.anchor.weight else FromReference(inner=objective)
-
-
-def _default(item: Any) -> Any:
-    if item.default_factory is not MISSING:
-        return item.default_factory()
-    return item.default

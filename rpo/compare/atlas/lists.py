@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rpo.bandit import Box, RankedLists, fit, solve
-from rpo.bandit.simulation.cell import DATA, Answer, Cell, Draw
+from rpo.bandit.simulation.answers import Answer
+from rpo.bandit.simulation.cell import Cell
+from rpo.bandit.simulation.draws import DATA, Draw
 from rpo.bandit.simulation.grid import source
 from rpo.bandit.simulation.methods import is_solvable
 from rpo.compare.atlas.entrants import settled
@@ -29,15 +31,14 @@ class ListCell(Cell):
     """Draws of lists of K scored responses."""
 
     def __init__(self, instance: AtlasInstance, seeds: Sequence[int], root: int) -> None:
-        super().__init__(source(instance.source), instance.unit, seeds, root)
+        super().__init__(source(instance.source), instance.unit, seeds, root, at_once=False)
         self.instance = instance
 
     def _draw(self, seed: int) -> Draw:
         problem, instance = self.problem(seed), self.instance
-        generator = self.generator(DATA, self._data_hash, seed)
+        generator = self.streams.generator(DATA, self.streams.data_hash, seed)
         ranked = problem.sample_rankings(self.n, size=instance.lists, score_noise=instance.score_noise, rng=generator)
-        pairs = ranked.to_pairs("all_pairs")
-        return ListDraw(problem, pairs, pairs.wins(), problem.expected_reward(problem.greedy_policy()), ranked)
+        return ListDraw(problem, ranked.to_pairs("all_pairs"), ranked)
 
     def whole_lists(self, objective: Objective) -> list[Answer | None]:
         """Return the answers of a method on lists."""

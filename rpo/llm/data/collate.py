@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from rpo.core.errors import InvalidArgument
-from rpo.llm.data.pairs import TokenizedGroup
+from rpo.llm.data.pairs import TRL_COLUMNS, TokenizedGroup
 from rpo.llm.logps.scoring import PromptGroup, ScoringPath
 
 CHOSEN, REJECTED = 0, 1
@@ -25,6 +25,19 @@ CHOSEN, REJECTED = 0, 1
 def group_of(pair: TokenizedGroup) -> PromptGroup:
     """Return the prompt with its m responses: its own, then the further ones."""
     return PromptGroup(pair.prompt_ids, pair.responses, pair.scored)
+
+
+def trl_columns(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an item of a `PairDataset` says of a pair under the names of TRL's columns, which callbacks read.
+
+    Token ids as lists, and where they are known the log-probabilities under the reference, in nats; of lists the best
+    and the worst response.
+    """
+    pair, reference = item["pair"], item.get("reference_logps")
+    found: dict[str, Any] = {name: pair[name] for name in TRL_COLUMNS}
+    if reference is not None and len(pair.own) > 1:
+        found |= {"ref_chosen_logps": float(reference[0]), "ref_rejected_logps": float(reference[len(pair.own) - 1])}
+    return found
 
 
 class PairDataset(torch.utils.data.Dataset[dict[str, Any]]):
@@ -61,7 +74,8 @@ class PairDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         known = {name: values[index] for name, values in self.known.items() if values is not None}
-        return {"pair": self.pairs[index], **{name: row[~np.isnan(row)] for name, row in known.items()}}
+        item = {"pair": self.pairs[index], **{name: row[~np.isnan(row)] for name, row in known.items()}}
+        return item | trl_columns(item)
 
 
 @dataclass(frozen=True)
@@ -82,7 +96,7 @@ class PairCollator:
     unit_scores: bool = False
 
     def __call__(self, items: Sequence[Any]) -> dict[str, torch.Tensor]:
-        items = [item if isinstance(item, dict) else {"pair": item} for item in items]
+        items = [item if "pair" in item else {"pair": item} for item in items]
         pairs: list[TokenizedGroup] = [item["pair"] for item in items]
         self.require(pairs)
         # First the tensors with one entry a pair: accelerate takes the batch size from the first.

@@ -10,6 +10,7 @@ from typing import overload
 from rpo.llm.data.report import DataReport
 
 Ids = tuple[int, ...]
+TRL_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,15 @@ class TokenizedGroup:
     def rejected_ids(self) -> Ids:
         """The worst response; empty where there is but one."""
         return self.own[-1] if len(self.own) > 1 else ()
+
+    def __contains__(self, name: object) -> bool:
+        return name in TRL_COLUMNS
+
+    def __getitem__(self, name: str) -> list[int]:
+        """Return token ids under the name of TRL's column, as those who read a stream's items expect."""
+        if name not in TRL_COLUMNS:
+            raise KeyError(name)
+        return list(getattr(self, name))
 
     @property
     def responses(self) -> tuple[Ids, ...]:

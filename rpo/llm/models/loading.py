@@ -28,7 +28,7 @@ def load_model(
     name_or_path: str | Path,
     *,
     dtype: torch.dtype | str | None = None,
-    quantization: str | None = None,
+    quantization: str | BitsAndBytesConfig | None = None,
     attn_implementation: str | None = None,
     revision: str | None = None,
     is_trainable: bool = False,
@@ -37,7 +37,7 @@ def load_model(
 
     An adapter (of peft) comes on the base model it names, as a PeftModel, frozen unless is_trainable.
     dtype: None and "auto" keep the one stored (float32 for GGUF). quantization: "4bit" (NF4, doubly
-    quantised, computing in dtype or bfloat16) or "8bit", frozen, for training adapters; CUDA only.
+    quantised, computing in dtype or bfloat16), "8bit" or a BitsAndBytesConfig, frozen, for adapters; CUDA only.
     Weights that are missing, unused or not finite, and architectures that are not causal, are refused.
     Raises InvalidArgument, MissingDependency, ModelNotLoaded.
     """
@@ -148,17 +148,21 @@ def floating_dtype(value: torch.dtype | str | None) -> Any:
     return dtype
 
 
-def _quantized(quantization: str, dtype: Any) -> dict[str, Any]:
-    checks.one_of("quantization", quantization, QUANTIZATIONS)
+def _quantized(quantization: str | BitsAndBytesConfig, dtype: Any) -> dict[str, Any]:
+    given = isinstance(quantization, BitsAndBytesConfig)
+    if not given:
+        checks.one_of("quantization", quantization, QUANTIZATIONS)
     if not torch.cuda.is_available():
         raise InvalidArgument(
             "quantization",
             expected="None without a CUDA device",
-            got=repr(quantization),
+            got="a BitsAndBytesConfig" if given else repr(quantization),
             remedy="Leave it out here; LoRA on a bfloat16 model needs little more memory.",
         )
     require_package("bitsandbytes", "quantization")
-    if quantization == "4bit":
+    if isinstance(quantization, BitsAndBytesConfig):
+        settings = quantization
+    elif quantization == "4bit":
         settings = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",

@@ -28,6 +28,7 @@ from rpo.llm.training.checkpoints import (
     write_manifest,
 )
 from rpo.llm.training.process_means import Meter
+from rpo.llm.training.recompute import Selective, is_selective
 
 # A scaler halves its factor at every overflow: after so many in a row it is not looking for one any more.
 MOST_SKIPPED_UPDATES = 20
@@ -57,6 +58,8 @@ class SafeTrainer(Trainer):
         # compute_loss normalises over the whole accumulated batch (said twice, for transformers before 5.18 and since).
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
+        if is_selective(self.args):
+            self.add_callback(Selective())
         self.train_meter, self.eval_meter = Meter(), Meter()
         self._rows: list[torch.Tensor] = []
         self._skipped = 0

@@ -16,6 +16,7 @@ from rpo.core.records import check_file
 from rpo.llm.training import trl_fields
 from rpo.llm.training.arguments import check_arguments, check_loading, check_names, taken_by_transformers
 from rpo.llm.training.console import LOGS
+from rpo.llm.training.recompute import is_selective
 
 TRUNCATION_MODES = ("keep_end", "drop")
 BASE_SOURCES = ("chosen", "rejected", "reference", "column")
@@ -115,6 +116,7 @@ class TrainerConfig(TrainingArguments):
         with taken_by_transformers():
             super().__post_init__()
         check_loading(self.accelerator_config)
+        is_selective(self)
         self._check()
 
     @property
@@ -168,9 +170,11 @@ class RPOConfig(TrainerConfig):
     )
 
     # Reference.
-    precompute_ref_log_probs: bool = field(
-        default=True,
-        metadata=_help("Score the data under the reference once, before training, and keep no second model."),
+    precompute_ref_log_probs: bool | None = field(
+        default=None,
+        metadata=_help(
+            "Score the data under the reference once, before training, and keep no second model; null: unless streamed."
+        ),
     )
     precompute_ref_batch_tokens: int = field(default=16384, metadata=_help("Tokens in a batch of that pass."))
     ref_logps_cache: str | None = field(

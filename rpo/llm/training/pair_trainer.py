@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import difflib
+import inspect
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -43,6 +45,13 @@ def default_path(model: Any, args: TrainerConfig, tokenizer: Any) -> ScoringPath
     """Return the path that `args` asks for, tried where and in what the model will be trained."""
     with on_device(model, args.device):
         return choose_path(model, pad_token(tokenizer), args.path, autocast_dtype=args.autocast_dtype)
+
+
+def is_streamed(data: Any) -> bool:
+    """Return whether a data set, or one of several by name, is read as it is trained on, and has no length."""
+    if isinstance(data, Mapping):
+        return any(map(is_streamed, data.values()))
+    return not (data is None or isinstance(data, (str, Path)) or hasattr(data, "__len__"))
 
 
 class PairTrainer(TokenBudget, SafeTrainer):
@@ -106,12 +115,34 @@ class PairTrainer(TokenBudget, SafeTrainer):
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # which keep float32 weights of their own
             warn_of_half_precision(model)
 
+    def __new__(cls, *_: Any, **given: Any) -> Any:
+        """Refuse arguments that there are not by a sentence, where Python would call them unexpected."""
+        parameters = inspect.signature(cls.__init__).parameters
+        known = list(parameters)[1:]
+        taken = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+        for name in () if taken else [name for name in given if name not in known]:
+            near = difflib.get_close_matches(name, known, n=3)
+            kinds = (TrainerConfig, *TrainerConfig.__subclasses__())
+            of_args = any(name in {*kind.__dataclass_fields__, *kind._TRANSLATED} for kind in kinds)
+            raise InvalidArgument(
+                name,
+                expected=f"an argument of {cls.__name__} ({', '.join(near or known)})",
+                got="another name",
+                remedy="It is a field of args." if of_args else "Check the spelling.",
+            )
+        return super().__new__(cls)
+
     @staticmethod
     def _collator(collator: PairCollator, args: TrainerConfig) -> PairCollator:
         if args.max_tokens_per_batch is None:
             return collator
         given = {field.name: getattr(collator, field.name) for field in fields(collator)}
         return BudgetCollator(**given, max_tokens=args.max_tokens_per_batch)
+
+    @property
+    def aux_loss_enabled(self) -> bool:
+        """Whether the router loss of a mixture of experts is added; TRL's name."""
+        return self.router_weight > 0
 
     # --- what a subclass gives -----------------------------------------------------------------
 

@@ -27,17 +27,17 @@ from rpo.core.shapes import CenteredLogistic
 from rpo.llm.data import prepare_pairs
 from rpo.llm.data.collate import CHOSEN, REJECTED, PairCollator
 from rpo.llm.logps.scoring import PaddedPath, PromptGroup
-from rpo.llm.models import adapter_config, is_adapter, load_model, load_tokenizer, with_stored_adapter
+from rpo.llm.models import adapter_config, is_adapter, load_model, with_stored_adapter
 from rpo.llm.models.adapters import with_adapter
 from rpo.llm.models.gguf import is_gguf
 from rpo.llm.models.loading import floating_dtype, require_safetensors
-from rpo.llm.models.movement import load_to_train
 from rpo.llm.models.soundness import REPORTED, ModelNotLoaded, reading, require_finite, require_whole
 from rpo.llm.sampling import evaluation_mode
 from rpo.llm.training.arguments import check_objects, own_config
 from rpo.llm.training.config import TrainerConfig
 from rpo.llm.training.pair_trainer import PairTrainer
 from rpo.llm.training.sft import require_objective
+from rpo.llm.training.starting_model import starting_model
 
 logger = logging.getLogger(__name__)
 
@@ -91,13 +91,16 @@ class RewardTrainer(PairTrainer):
         args = own_config(args, RewardConfig, "reward-output")
         check_objects(model, processing_class, peft_config, callbacks)
         objective = args.resolve_bradley_terry(objective)
-        if isinstance(model, (str, Path)):
-            processing_class = load_tokenizer(model) if processing_class is None else processing_class
-            model = load_to_train(
-                model, args.model_init_kwargs, peft_config, load=load_reward_model, new_head_seed=args.seed
-            )
-        else:
-            model = as_reward_model(model, new_head_seed=args.seed)
+        named = isinstance(model, (str, Path))
+        model, processing_class = starting_model(
+            model,
+            processing_class,
+            args.model_init_kwargs,
+            peft_config,
+            load=load_reward_model,
+            new_head_seed=args.seed,
+        )
+        model = model if named else as_reward_model(model, new_head_seed=args.seed)
         pad = share_pad_token(model, processing_class)
         if pad == getattr(processing_class, "eos_token_id", None):
             logger.warning("The pad token also ends every response, so rewards are read at the token before it.")

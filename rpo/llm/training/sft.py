@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,13 +18,12 @@ from rpo.llm.data import PreparedPairs, TokenizedGroup, load_preferences
 from rpo.llm.data.collate import PairCollator
 from rpo.llm.data.responses import RESPONSES, response_rows
 from rpo.llm.logps.scoring import PromptGroup, ScoringPath
-from rpo.llm.models import load_tokenizer
 from rpo.llm.models.adapters import with_adapter
-from rpo.llm.models.movement import load_to_train
 from rpo.llm.models.soundness import require_causal
 from rpo.llm.training.arguments import check_objects, own_config
 from rpo.llm.training.config import TrainerConfig
 from rpo.llm.training.pair_trainer import PairTrainer, default_path
+from rpo.llm.training.starting_model import starting_model
 
 
 @dataclass
@@ -67,9 +65,7 @@ class SFTTrainer(PairTrainer):
         args = own_config(args, SFTConfig, "sft-output")
         check_objects(model, processing_class, peft_config, callbacks)
         objective = require_objective(objective, SFT)
-        if isinstance(model, (str, Path)):
-            processing_class = load_tokenizer(model) if processing_class is None else processing_class
-            model = load_to_train(model, args.model_init_kwargs, peft_config)
+        model, processing_class = starting_model(model, processing_class, args.model_init_kwargs, peft_config)
         self.response = args.response
         require_causal(model)
         model = with_adapter(model, peft_config, seed=args.seed)

@@ -18,34 +18,37 @@ from rpo.core.columns import Columns
 from rpo.core.divergences import KL
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import LossTerms, Objective
-from rpo.llm.data import PairStream, PreparedPairs
+from rpo.llm.data import PreparedPairs
 from rpo.llm.data.collate import PairCollator, PairDataset, parted_by_size
 from rpo.llm.data.mismatched import with_mismatched
 from rpo.llm.diagnostics import displacement_values, split_gradients
 from rpo.llm.logps.scoring import ScoringPath, pad_token
-from rpo.llm.models import load_tokenizer, positions_of
+from rpo.llm.models import positions_of
 from rpo.llm.models.adapters import with_adapter
-from rpo.llm.models.movement import load_to_train
 from rpo.llm.models.soundness import require_causal
-from rpo.llm.reference import AsGiven, NoReference, Reference, resolve_reference
+from rpo.llm.reference import AsGiven, FrozenModel, NoReference, Reference, resolve_reference
 from rpo.llm.reference.scoring_pass import CACHE_NAME, ReferencePass
 from rpo.llm.training.arguments import check_objects, own_config
 from rpo.llm.training.callbacks import DisplacementEarlyStopping, SampledKLCallback
 from rpo.llm.training.config import RPOConfig
-from rpo.llm.training.pair_trainer import PairTrainer, default_path
+from rpo.llm.training.pair_trainer import PairTrainer, default_path, is_streamed
 from rpo.llm.training.pi_base import BaseSlots, with_samples
 from rpo.llm.training.selfcheck import check_start
+from rpo.llm.training.starting_model import same_tokenizer, starting_model
+from rpo.llm.training.trl_fields import refuse_arguments
 
 OF_THE_BEST = tuple(f"displacement/{name}" for name in ("share", "chosen_change", "chosen_change_per_token"))
 
 
 class PreferenceTrainer(PairTrainer):
-    """Trains `model` on preference pairs or lists by `objective`; the arguments are those of TRL's DPOTrainer.
+    """Trains `model` on preference pairs or lists by `objective`; the arguments are TRL's DPOTrainer's, in its order.
 
     model: a causal language model, its folder or its name. ref_model: another model as reference; by
     default it is the policy as it is given, an adapter that already contributes included
     (ref_adapter_name names another of its adapters). train_dataset, eval_dataset: whatever
-    `load_preferences` takes, or `prepare_pairs` returns. processing_class: the tokenizer. objective: any method of
+    `load_preferences` takes, or `prepare_pairs` returns. processing_class (or tokenizer): by default the one that lies
+    where the model is from. quantization_config: for a model given by name. data_collator, compute_metrics: None only;
+    the error says what there is instead. objective: any method of
     `rpo.methods` or one of your own; by default the RPO that `args` describes. Where it needs no reference, none is
     scored or kept; where its losses are of single responses, such as KTO's, rows of a prompt, a completion and its
     label will do; where they are of lists, rows of several responses with scores or ranks. peft_config: trains an
@@ -58,18 +61,24 @@ class PreferenceTrainer(PairTrainer):
         model: PreTrainedModel | str,
         ref_model: PreTrainedModel | str | None = None,
         args: RPOConfig | None = None,
-        *,
+        data_collator: None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: Any = None,
-        objective: Objective | None = None,
-        peft_config: Any = None,
-        ref_adapter_name: str | None = None,
-        path: ScoringPath | None = None,
+        compute_metrics: None = None,
         callbacks: list[Any] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: Any = None,
+        peft_config: Any = None,
+        *,
+        objective: Objective | None = None,
+        ref_adapter_name: str | None = None,
+        path: ScoringPath | None = None,
+        tokenizer: Any = None,
     ) -> None:
+        refuse_arguments(data_collator=data_collator, compute_metrics=compute_metrics)
         args = own_config(args, RPOConfig, "rpo-output")
+        processing_class = same_tokenizer(processing_class, tokenizer)
         check_objects(model, processing_class, peft_config, callbacks)
         resolved = args.resolve_objective(objective)
         self.needs_reference = "reference" in resolved.needs
@@ -90,13 +99,15 @@ class PreferenceTrainer(PairTrainer):
                 got=True,
                 remedy="Leave it out, or use a method of lists (`rpo methods`).",
             )
-        if isinstance(model, (str, Path)):
-            processing_class = load_tokenizer(model) if processing_class is None else processing_class
-            model = load_to_train(model, args.model_init_kwargs, peft_config)
+        model, processing_class = starting_model(
+            model, processing_class, args.model_init_kwargs, peft_config, quantization_config=quantization_config
+        )
         require_causal(model)
         model = with_adapter(model, peft_config, seed=args.seed)
+        streams = any(map(is_streamed, (train_dataset, eval_dataset)))
+        self.precomputes = not streams if args.precompute_ref_log_probs is None else args.precompute_ref_log_probs
         # Where the policy as given is the reference and its values are computed now, no second model is kept.
-        kept = not args.precompute_ref_log_probs or args.kl_steps > 0
+        kept = not self.precomputes or args.kl_steps > 0
         self.starts_at_reference = ref_model is None and ref_adapter_name is None
         used = self.needs_reference or args.kl_steps > 0 or self.base.sampled > 0
         if not used and not self.starts_at_reference:
@@ -126,7 +137,6 @@ class PreferenceTrainer(PairTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        streams = any(isinstance(data, PairStream) for data in (self.train_dataset, *self._evaluations()))
         if streams and (self.needs_mismatched or self.base.sampled):
             doing = (
                 "exchanges their responses" if self.needs_mismatched else "samples responses to them before training"
@@ -140,16 +150,24 @@ class PreferenceTrainer(PairTrainer):
         self._shift_totals: torch.Tensor | None = None
         if resolved.shape.shift is not None:
             self.carried["shift"] = 0.0  # as at pi = pi_ref
-        if args.precompute_ref_log_probs and streams:
-            raise InvalidArgument(
-                "precompute_ref_log_probs",
-                expected="False for a streaming dataset",
-                got=True,
-                remedy="Set it to False (a reference model is kept), or load the data without streaming.",
-            )
+        self._require_no_stream(train_dataset, eval_dataset)
         self._add_diagnostics()
 
     # --- data and reference, before training ------------------------------------------------------
+
+    @property
+    def ref_model(self) -> Any:
+        """The model that is the reference, where it is one of its own; else None."""
+        return self.reference.model if isinstance(self.reference, FrozenModel) else None
+
+    def _require_no_stream(self, *data: Any) -> None:
+        if self.args.precompute_ref_log_probs and self.needs_reference and any(map(is_streamed, data)):
+            raise InvalidArgument(
+                "precompute_ref_log_probs",
+                expected="False for a streaming dataset",
+                got="True, which is not supported with IterableDataset",
+                remedy="Set it to False (a reference model is kept), or load the data without streaming.",
+            )
 
     @property
     def base_column(self) -> str | None:
@@ -252,7 +270,7 @@ class PreferenceTrainer(PairTrainer):
         if self.needs_mismatched:
             limits = [limit for limit in (args.max_length, positions_of(self.model)) if limit is not None]
             data.pairs = PreparedPairs(with_mismatched(data.pairs, min(limits, default=None)))
-        if args.precompute_ref_log_probs and self.needs_reference:
+        if self.precomputes and self.needs_reference:
             # A file of our own from an earlier run in this folder gives way; one that was named does not.
             file = Path(args.output_dir) / CACHE_NAME if given is None else given
             strict = given is not None
@@ -277,6 +295,7 @@ class PreferenceTrainer(PairTrainer):
 
     def evaluation_data(self, given: Any) -> Any:
         """Return a data set to evaluate on, scored under the reference."""
+        self._require_no_stream(given)
         data = super().evaluation_data(given)
         for one in self._evaluations() if data is None or isinstance(data, (str, dict)) else [data]:
             self._score(one)

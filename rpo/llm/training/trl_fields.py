@@ -1,4 +1,4 @@
-"""Fields of TRL's DPOConfig that `RPOConfig` has not: taken where they ask for what is done here, else refused.
+"""What TRL's DPOConfig and DPOTrainer take and ours do not: taken where it asks for what is done here, else refused.
 
 Every one is answered: a no-op, a conversion to fields and objectives of ours, or InvalidArgument with what to do.
 docs/coming_from.md lists them all.
@@ -43,6 +43,22 @@ UNUSED_DEFAULTS = {
     "ref_model_sync_steps": (512,),
 }
 NAMES = frozenset((*LOSS, *SAME, *WITHOUT_EFFECT, "precompute_ref_batch_size"))
+
+
+# Arguments of DPOTrainer that may only be None -> what there is instead.
+ARGUMENTS = {
+    "data_collator": "Rows are made into batches as `path` says; for tokens of your own pass rows of prompt_ids, "
+    "chosen_ids and rejected_ids, for weights set weight_column.",
+    "compute_metrics": "Evaluation keeps means, not predictions: read eval_rewards/* and eval_logps/*, or score the "
+    "data yourself in on_evaluate of a callback.",
+}
+
+
+def refuse_arguments(**given: Any) -> None:
+    """Refuse what of ARGUMENTS is not None. Raises InvalidArgument."""
+    for name, value in given.items():
+        if value is not None:
+            raise InvalidArgument(name, expected="None", got=type(value).__name__, remedy=ARGUMENTS[name])
 
 
 def takes_trl_fields(kind: Any) -> Any:
