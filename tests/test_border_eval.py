@@ -79,6 +79,10 @@ CALLS = {
     "Repetition()": call(scorers.Repetition(), "responses", **TEXTS),
     "Weighted": call(scorers.Weighted, "parts", parts={LENGTH: 1.0}),
     "Weighted()": call(scorers.Weighted({LENGTH: 1.0}), "responses", **TEXTS),
+    "Ensemble": call(
+        scorers.Ensemble, "members", "how", "penalty", members=[LENGTH], how="mean", penalty=0.5, centred=False,
+    ),
+    "Ensemble()": call(scorers.Ensemble([LENGTH], centred=False), "responses", **TEXTS),
     "RewardModel": call(
         scorers.RewardModel, "model", "tokenizer", "name", "batch_size", model=MODEL, tokenizer=TOKENIZER, name="m",
         batch_size=1, max_length=9,
@@ -245,7 +249,7 @@ reference_outputs fastchat answers prompts generator revision"""
 ANY_TEXT: dict[str, Any] = dict.fromkeys(FREE.split(), (str,))
 NOT_READ = {"prompts": (object,)}
 OPEN: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("Length()", "Repetition()", "Weighted()", "Function()"), NOT_READ),
+    **dict.fromkeys(("Length()", "Repetition()", "Weighted()", "Ensemble()", "Function()"), NOT_READ),
     "Repetition": {"name": (str,)},
     "RewardModel": {"name": (str,)},
     "Function": {"function": (Callable,), "name": (str,)},
@@ -259,6 +263,7 @@ OPEN: dict[str, dict[str, Any]] = {
     "controlled": {"good": (str,), "bad": (str,)},
     "with_condition": {"condition": (str,), "prompt": (str,)},
     "agreed": {},
+    "Ensemble": {"centred": (bool,)},
 }
 
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 
 from rpo.core import checks
+from rpo.core.aggregators import AGGREGATORS, combine
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument, MissingDependency
 from rpo.core.fields import hold
@@ -112,6 +113,61 @@ class Weighted:
         for part, weight in self.parts.items():
             total += weight * part(prompts, responses)
         return total
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Several scorers of one thing, such as reward models of different seeds, made into one.
+
+    members: at least one. how: "mean", "worst", "variance" (mean - penalty * variance) or "entropic", as of
+    `rpo.core.aggregators.combine`. centred: each member is first measured against its mean over the responses of the
+    call to the same prompt, since rewards mean nothing across prompts; a prompt with one response is then refused.
+    Raises InvalidArgument. Source: Coste et al. 2024 (arXiv 2310.02743), Section 3.
+    """
+
+    members: Sequence[Any]
+    how: str = "worst"
+    penalty: float = 0.5
+    centred: bool = True
+
+    def __post_init__(self) -> None:
+        members = tuple(checks.listed("members", self.members))
+        if not members:
+            raise InvalidArgument("members", expected="at least one scorer", got="none", remedy="Pass some.")
+        for member in members:
+            checks.instance("members", member, Scorer, remedy=WRAP)  # type: ignore[type-abstract]
+        object.__setattr__(self, "members", members)
+        checks.one_of("how", self.how, AGGREGATORS)
+        hold(self, checks.nonnegative, "penalty")
+        checks.instance("centred", self.centred, bool)
+
+    @property
+    def name(self) -> str:
+        """The aggregator and the members."""
+        number = f" {self.penalty:g}" if self.how in ("variance", "entropic") else ""
+        return f"{self.how}{number} of ({', '.join(member.name for member in self.members)})"
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Array:
+        """Return one combined score a response, (N,)."""
+        scores = np.stack([np.asarray(member(prompts, responses), dtype=np.float64) for member in self.members])
+        if self.centred:
+            if len(prompts) != scores.shape[1]:
+                raise InvalidArgument(
+                    "prompts", expected=f"{scores.shape[1]}, one a response", got=len(prompts), remedy="Pass one each."
+                )
+            places: dict[str, list[int]] = {}
+            for place, prompt in enumerate(prompts):
+                places.setdefault(repr(prompt), []).append(place)
+            for same in places.values():
+                if len(same) < 2:
+                    raise InvalidArgument(
+                        "responses",
+                        expected="two or more to each prompt, against whose mean each member is measured",
+                        got="one",
+                        remedy="Score all responses to a prompt in one call, or pass centred=False.",
+                    )
+                scores[:, same] -= scores[:, same].mean(axis=1, keepdims=True)
+        return combine(scores, self.how, self.penalty)
 
 
 @dataclass(frozen=True)

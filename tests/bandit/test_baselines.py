@@ -16,7 +16,7 @@ from scipy.special import expit
 from rpo.bandit import instances
 from rpo.bandit.baseline import Baseline
 from rpo.bandit.baselines.catalogue import list_baselines
-from rpo.bandit.baselines.ensembles import RewardEnsemble, combine
+from rpo.bandit.baselines.ensembles import RewardEnsemble
 from rpo.bandit.baselines.members import bootstrap
 from rpo.bandit.baselines.pessimism import EllipticGame, PessimisticMLE, covariance
 from rpo.bandit.baselines.plain import (
@@ -34,6 +34,7 @@ from rpo.bandit.maximin import solve
 from rpo.bandit.metrics import policy_outcome
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box, LinearBall, Unconstrained
+from rpo.core.aggregators import combine
 from rpo.core.divergences import ChiSquaredKL
 from rpo.core.errors import InvalidArgument
 

@@ -10,8 +10,8 @@ import pytest
 import rpo
 from rpo.bandit import ContextualBandit, PreferenceCounts, Unconstrained, build_saddle, solve
 from rpo.bandit.baselines import RewardEnsemble, ensemble_rewards, entropic
-from rpo.bandit.baselines.ensembles import combine
 from rpo.bandit.baselines.plain import best_of_n_policy
+from rpo.core.aggregators import combine
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rpo.core.errors import InvalidArgument
-from rpo.eval.gold.measure import Sampled, best_of_n, mean_and_error
+from rpo.eval.gold.measure import Sampled, best_of_ensemble, best_of_n, mean_and_error
 from rpo.eval.gold.preferences import label_pairs, tokenized
 from rpo.eval.gold.prompts import review_openings, split_prompts
 from rpo.eval.gold.settings import GoldStudy
@@ -29,6 +29,24 @@ def test_best_of_n_is_the_mean_over_all_subsets(n: int) -> None:
     assert found["kl/reference"] == pytest.approx(np.log(n) - (n - 1) / n)
     if n > 1:  # selecting by the proxy raises the proxy
         assert found["reward/proxy"] > proxy.mean()
+
+
+def test_ensembles_choose_by_centred_members_under_each_aggregator() -> None:
+    """Two members of one prompt by hand, the second's constant 100 above. Centred: (-1, 1, 0) and (1, 0, -1).
+
+    Their mean is (0, .5, -.5), the worst (-1, 0, -1), the mean less the variance (1, .25, .25) is (-1, .25, -.75): of
+    all three each takes the second, at .5, 0 and .25.
+    """
+    members = np.array([[[-1.0, 1.0, 0.0]], [[101.0, 100.0, 99.0]]])
+    samples = Sampled([[""] * 3], [], np.array([[5.0, 7.0, 9.0]]), members[0])
+    found = best_of_ensemble(samples, members, [1, 3], 1.0)
+    assert {how: rows[1]["reward/gold"] for how, rows in found.items()} == {"mean": 7.0, "worst": 7.0, "variance": 7.0}
+    assert [found[how][1]["reward/proxy"] for how in ("mean", "worst", "variance")] == pytest.approx([0.5, 0.0, 0.25])
+    assert all(rows[0]["reward/gold"] == pytest.approx(7.0) for rows in found.values())  # n = 1: the mean of all
+    moved = best_of_ensemble(samples, members + np.array([0.0, -300.0])[:, None, None], [3], 1.0)
+    assert moved["worst"][0]["reward/proxy"] == pytest.approx(0.0)  # no constant of a member changes anything
+    with pytest.raises(InvalidArgument, match="^members: expected shape"):
+        best_of_ensemble(samples, members[:, :, :2], [1], 1.0)
 
 
 def test_n_larger_than_the_sample_is_refused() -> None:

@@ -11,7 +11,7 @@ import pytest
 from rpo.cli import main
 from rpo.core.errors import InvalidArgument
 from rpo.eval.gold import study as study_module
-from rpo.eval.gold.report import read_study, write_gold_report
+from rpo.eval.gold.report import best_of_n_ends, read_study, write_gold_report
 from rpo.eval.gold.settings import GoldStudy
 from rpo.eval.gold.study import MARKER, read_stage, run_study
 
@@ -137,6 +137,31 @@ def test_the_report_counts_rewards_in_standard_deviations(settings: GoldStudy, f
     record = json.loads((finished / "report.json").read_text())
     assert set(record["fits"]) == {"DPO", "RPO eta=0.5"} and "DPO ends at" in record["verdict"]
     assert (finished / "snapshots.csv").exists()
+
+
+def test_further_proxies_are_other_seeds_and_choose_together(folder: Path, finished: Path) -> None:
+    """The first proxy is the one a study with one has; best-of-n under the three is that of their stored scores."""
+    more = {"etas": (0.0,), "best_of": 8, "proxies": 3, "variance_penalty": 0.25}
+    study = GoldStudy(model=str(folder / "model"), prompts=str(folder / "prompts.txt"), **{**SMALL, **more})
+    home = run_study(study, folder / "three", progress=False)
+    names = ("proxy", "proxy-1", "proxy-2")
+    weights = [(home / "seed-0" / name / "model" / "model.safetensors").read_bytes() for name in names]
+    assert weights[0] == (finished / "seed-0" / "proxy" / "model" / "model.safetensors").read_bytes()
+    assert len(set(weights)) == 3
+    stored = read_stage(home, 0, "reference")
+    assert [row["n"] for row in stored["ensembles"]["worst"]] == [1, 2, 4, 8]
+    firsts = {how: rows[0]["reward/gold"] for how, rows in stored["ensembles"].items()}
+    assert firsts == pytest.approx(dict.fromkeys(("mean", "worst", "variance"), stored["best_of_n"][0]["reward/gold"]))
+    last = {how: rows[-1] for how, rows in stored["ensembles"].items()}
+    assert last["worst"]["reward/proxy"] < last["variance"]["reward/proxy"] < last["mean"]["reward/proxy"]
+    result = read_study(study, home, resamples=20)
+    ends = best_of_n_ends(result.best_of_n).set_index("method")
+    worst = [read_stage(home, seed, "reference")["ensembles"]["worst"][-1]["reward/gold"] for seed in study.seeds]
+    golds = [np.array(read_stage(home, seed, "reference")["gold"]) for seed in study.seeds]
+    scaled = [(value - gold.mean()) / gold.std() for value, gold in zip(worst, golds, strict=True)]
+    assert ends.loc["best-of-n, worst of 3 proxies", "gold"] == pytest.approx(np.mean(scaled))
+    assert np.isnan(ends.loc["best-of-n", "over_one_proxy"])
+    assert "worst of 3 proxies" in write_gold_report(result, home).read_text()
 
 
 def test_a_missing_stage_is_an_error(settings: GoldStudy, finished: Path) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rpo.core.errors import InvalidArgument
-from rpo.eval.scorers import Function, Length, Repetition, Sentiment, Weighted, load_scorer
+from rpo.eval.scorers import Ensemble, Function, Length, Repetition, Sentiment, Weighted, load_scorer
 
 
 def test_length_and_repetition_by_hand() -> None:
@@ -27,6 +27,35 @@ def test_a_weighted_sum_has_the_price_of_a_hack() -> None:
     plain, priced = Sentiment(), Weighted({Sentiment(): 1.0, Repetition(): -1.0})
     assert np.diff(plain(["", ""], texts)) > 0 > np.diff(priced(["", ""], texts))
     assert priced.name == "+1 sentiment -1 repetition"
+
+
+def test_an_ensemble_by_hand_centred_within_each_prompt() -> None:
+    """Words and minus a tenth of the letters, of two prompts whose responses are interleaved.
+
+    To p: words 1 and 3, letters 1 and 9; centred (-1, 1) and (.4, -.4): worst (-1, -.4), mean (-.3, .3). To q: 2 and 2
+    words, 3 and 5 letters; (0, 0) and (.1, -.1): worst (0, -.1). Uncentred, the worst is the second member throughout.
+    """
+    letters = Function(lambda prompts, texts: [-0.1 * len(text) for text in texts], name="letters")
+    prompts, texts = ["p", "q", "p", "q"], ["a", "a b", "aaa bbb cc"[:9], "aa bb"]
+    worst = Ensemble([Length(), letters])
+    assert worst(prompts, texts) == pytest.approx([-1.0, 0.0, -0.4, -0.1])
+    assert Ensemble([Length(), letters], how="mean")(prompts, texts)[[0, 2]] == pytest.approx([-0.3, 0.3])
+    variance = Ensemble([Length(), letters], how="variance", penalty=2.0)
+    assert variance(prompts, texts)[0] == pytest.approx(-0.3 - 2.0 * 0.49)
+    assert Ensemble([Length(), letters], how="entropic", penalty=1e9)(prompts, texts) == pytest.approx(
+        worst(prompts, texts), abs=1e-8
+    )
+    plain = Ensemble([Length(), letters], centred=False)
+    assert plain(prompts, texts) == pytest.approx(letters(prompts, texts))
+    assert plain(["p"], ["a b"]) == pytest.approx([-0.3])
+    assert worst.name == "worst of (length, letters)" and variance.name == "variance 2 of (length, letters)"
+    with pytest.raises(InvalidArgument, match="^responses: expected two or more to each prompt"):
+        worst(["p", "q"], ["a", "b"])
+    with pytest.raises(InvalidArgument, match="^prompts: expected 3, one a response, got 2"):
+        worst(["p", "p"], ["a", "b", "c"])
+    for match, options in {"members": {"members": []}, "how": {"how": "best"}, "penalty": {"penalty": -1.0}}.items():
+        with pytest.raises(InvalidArgument, match=match):
+            Ensemble(**{"members": [Length()], **options})
 
 
 def count_letters(prompts: list[str], responses: list[str]) -> list[int]:

@@ -18,11 +18,10 @@ from rpo.bandit.robust import robust_policy
 from rpo.bandit.solver.certificate import RELATIVE_GAP
 from rpo.bandit.solver.saddle import build_saddle
 from rpo.core import checks
-from rpo.core.checks import Array
-from rpo.core.errors import InvalidArgument
+from rpo.core.aggregators import AGGREGATORS, combine
 from rpo.core.objectives import DPO
 
-COMBINATIONS = ("mean", "worst", "variance", "entropic", "hull")
+COMBINATIONS = (*AGGREGATORS, "hull")
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,35 +108,3 @@ class RewardEnsemble(Baseline):
                 **evidence,
             },
         )
-
-
-def combine(rewards: Array, how: str, penalty: float) -> Array:
-    """Return (X, A) from one reward a member, (size, X, A). Source: Coste et al. 2024, Section 3."""
-    if how == "worst":
-        return np.asarray(rewards.min(axis=0))
-    if how == "entropic":
-        return entropic(rewards, penalty)
-    mean = rewards.mean(axis=0)
-    return np.asarray(mean if how == "mean" else mean - penalty * rewards.var(axis=0))
-
-
-def entropic(rewards: Any, penalty: float) -> Array:
-    r"""Return $-\frac1{2p}\log\frac1M\sum_m e^{-2pr_m}$, (X, A), one family with the others as its limits.
-
-    rewards: (M, X, A). penalty: p >= 0, per reward unit. The mean as p -> 0; to first order in p the mean less p times
-    the variance (UWO); the least member as p -> infinity. It is the worst case over mixtures of members whose weights
-    are held to the uniform by a KL of price 1/(2p). Raises InvalidArgument. Source: docs/theory.md, section 12.
-    """
-    tables = checks.finite("rewards", rewards, shape=(None, None, None))
-    p = checks.nonnegative("penalty", penalty)
-    if not len(tables):
-        raise InvalidArgument("rewards", expected="at least one reward", got="none", remedy="Pass a member.")
-    mean = tables.mean(axis=0)
-    if p == 0:
-        return np.asarray(mean)
-    x = -2.0 * p * (tables - mean)
-    most = x.max(axis=0)
-    # Near the mean the exponentials less one keep the digits that one would swallow.
-    near = np.log1p(np.expm1(np.minimum(x, 1.0)).mean(axis=0))
-    far = most + np.log(np.exp(x - most).mean(axis=0))
-    return np.asarray(mean - np.where(most < 1.0, near, far) / (2.0 * p))

@@ -6,13 +6,14 @@ Shapes: X prompts, S samples each.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from scipy.special import gammaln
 
 from rpo.core import checks
+from rpo.core.aggregators import combine
 from rpo.core.checks import Array
 from rpo.eval.scorers import Length, Repetition, Scorer
 from rpo.llm.diagnostics.kl import kl_of_samples
@@ -20,6 +21,8 @@ from rpo.llm.logps.scoring import PromptGroup
 from rpo.llm.reference import Reference
 from rpo.llm.sampling import prompt_token_ids, sample_ids, stop_token_ids
 from rpo.llm.training.reward_model import score_tokens, share_pad_token
+
+ENSEMBLES = ("mean", "worst", "variance")
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,16 @@ def sample(model: Any, instruments: Instruments, *, num_samples: int, seed: int)
         progress=False,
     )
     texts = [[tokenizer.decode(y, skip_special_tokens=True) for y in ys] for ys in ids]
-    groups = [PromptGroup(x, ys) for x, ys in zip(prompt_ids, ids, strict=True)]
-    pad = share_pad_token(instruments.proxy, None)
-    proxy = score_tokens(instruments.proxy, groups, pad_token_id=pad, batch_size=instruments.batch_size, progress=False)
-    return Sampled(texts, ids, _scored(instruments.gold, instruments.prompts, texts), proxy)
+    return Sampled(
+        texts, ids, _scored(instruments.gold, instruments.prompts, texts), judged(instruments.proxy, ids, instruments)
+    )
+
+
+def judged(proxy: Any, ids: Sequence[Sequence[Sequence[int]]], instruments: Instruments) -> Array:
+    """Return a reward model's scores of X lists of S responses (token ids), (X, S)."""
+    groups = [PromptGroup(x, ys) for x, ys in zip(instruments.prompt_ids, ids, strict=True)]
+    pad = share_pad_token(proxy, None)
+    return score_tokens(proxy, groups, pad_token_id=pad, batch_size=instruments.batch_size, progress=False)
 
 
 def snapshot(
@@ -131,6 +140,24 @@ def best_of_n(samples: Sampled, n: int) -> dict[str, float]:
         ranked = np.take_along_axis(value, order, axis=1) @ weights
         metrics[name], metrics[f"{name}_se"] = mean_and_error(ranked[:, None])
     return metrics
+
+
+def best_of_ensemble(
+    samples: Sampled, members: Any, sizes: Sequence[int], penalty: float
+) -> dict[str, list[dict[str, float]]]:
+    """Return best-of-n of each size under the members' mean, worst case and mean less penalty times their variance.
+
+    members: (M, X, S), rewards of the samples. Each is first measured against its mean over a prompt's samples, which
+    are pi_ref's: a reward model leaves each prompt's constant free. reward/proxy is the combined reward. Raises
+    InvalidArgument. Source: Coste et al. 2024 (arXiv 2310.02743), Section 3.
+    """
+    rewards = checks.finite("members", members, shape=(None, *samples.proxy.shape))
+    centred = rewards - rewards.mean(axis=2, keepdims=True)
+    found = {}
+    for how in ENSEMBLES:
+        under = replace(samples, proxy=combine(centred, how, penalty))
+        found[how] = [{"n": n, **best_of_n(under, n)} for n in sizes]
+    return found
 
 
 def _log_choose(n: Any, k: Any) -> Any:

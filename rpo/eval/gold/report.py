@@ -23,6 +23,11 @@ from rpo.plotting.overoptimization import KL, REFERENCE, REWARDS, curves, fits, 
 MARKER = "report.json"
 GOLD, PROXY = REWARDS
 BEST = "best-of-n"
+ENSEMBLE_NAMES = {
+    "mean": "best-of-n, mean of {} proxies",
+    "worst": "best-of-n, worst of {} proxies",
+    "variance": "best-of-n, mean less variance of {} proxies",
+}
 PANELS = {
     GOLD: "gold reward, pi_ref's SD",
     KL: "KL to pi_ref, nats",
@@ -38,8 +43,8 @@ class GoldResult:
     """What a study found.
 
     frame: a row a (method, seed, step): metrics in the scorers' units, and reward/gold, reward/proxy in
-    standard deviations of pi_ref's own, from its mean. best_of_n: the same by n. fits: Gao's law for each
-    method. finals: a row a method, gold at the last step and at its best one, with intervals over seeds.
+    standard deviations of pi_ref's own, from its mean. best_of_n: the same by n, and under ensembles. fits: Gao's law
+    for each method. finals: a row a method, gold at the last step and at its best one, with intervals over seeds.
     """
 
     study: GoldStudy
@@ -83,6 +88,10 @@ def read_study(study: GoldStudy, folder: str | Path, *, resamples: int = 500, rn
             )
         rows.append({"method": REFERENCE, "seed": seed, "step": 0, KL: 0.0, GOLD: 0.0, PROXY: 0.0})
         best += [{"method": BEST, "seed": seed, **_scaled(row, scale)} for row in stored["best_of_n"]]
+        for how, found in stored["ensembles"].items():
+            name = ENSEMBLE_NAMES[how].format(study.proxies)
+            # Their own units are no reward model's: of a combined reward there is no scale to share.
+            best += [{"method": name, "seed": seed, **_scaled(row, {GOLD: scale[GOLD]})} for row in found]
         for objective in study.objectives():
             found = read_stage(folder, seed, policy_folder(objective))
             logged = {row["step"]: row for row in found["log"] if "logps/chosen" in row}
@@ -127,6 +136,7 @@ def write_gold_report(result: GoldResult, output: str | Path, *, config: str = "
             pictures.append(page.section(TITLES[name], page.picture(stage / f"{name}.png", captions[name])))
         tables = [
             page.section("Gold at the end", page.table(*_text(result.finals), numbers=range(1, 9))),
+            page.section("Best-of-n", page.table(*_text(best_of_n_ends(result.best_of_n)), numbers=range(1, 5))),
             page.section("Labels and proxy", page.table(*_text(result.proxies), numbers=range(5))),
         ]
         laws = [page.paragraph(f"{method}: {fit.message}") for method, fit in result.fits.items()]
@@ -151,6 +161,7 @@ def write_gold_report(result: GoldResult, output: str | Path, *, config: str = "
                 "finals": result.finals.to_dict("records"),
                 "proxies": result.proxies.to_dict("records"),
                 "best_of_n": result.best_of_n.to_dict("records"),
+                "best_of_n_ends": best_of_n_ends(result.best_of_n).to_dict("records"),
                 "fits": {method: fit.to_dict() for method, fit in result.fits.items()},
                 "environment": machine,
             },
@@ -170,8 +181,10 @@ def gold_against_kl(result: GoldResult) -> Figure:
             axis.plot(np.r_[0.0, kl], np.r_[0.0, mean], "-o", markersize=4, color=color, label=method)
             if result.frame["seed"].nunique() > 1:
                 band(axis, GOLD, kl, mean, NORMAL_95 * error, color=color)
-        best = result.best_of_n.groupby("n")[[KL, GOLD]].mean()
-        axis.plot(best[KL], best[GOLD], "--s", markersize=3.5, color="#777777", label="best-of-n by the proxy")
+        for (name, rows), marker in zip(result.best_of_n.groupby("method", sort=False), "s^vD", strict=False):
+            best = rows.groupby("n")[[KL, GOLD]].mean()
+            label = "best-of-n by the proxy" if name == BEST else name
+            axis.plot(best[KL], best[GOLD], f"--{marker}", markersize=3.5, color="#777777", label=label)
         axis.axhline(0.0, color="#777777", linewidth=0.8)
         root_scale(axis)
         axis.set_xlim(left=0.0)
@@ -224,6 +237,23 @@ def _finals(frame: pandas.DataFrame) -> pandas.DataFrame:
         row |= _student("win_rate", final["win_rate/gold"])
         if "DPO" in tables and method != "DPO" and last in tables["DPO"]:
             row |= _student("over_dpo", table[last] - tables["DPO"][last])
+        rows.append(row)
+    return pandas.DataFrame(rows)
+
+
+def best_of_n_ends(chosen: pandas.DataFrame) -> pandas.DataFrame:
+    """Return gold of best-of-n at the largest n, its drop below the best n, and what ensembles have above one proxy."""
+    tables = {
+        method: part.pivot(index="seed", columns="n", values=GOLD)
+        for method, part in chosen.groupby("method", sort=False)
+    }
+    rows = []
+    for method, table in tables.items():
+        last = table.columns.max()
+        row: dict[str, Any] = {"method": method, "n": last} | _student("gold", table[last])
+        row |= _student("drop", table[table.mean().idxmax()] - table[last])
+        if method != BEST:
+            row |= _student("over_one_proxy", table[last] - tables[BEST][last])
         rows.append(row)
     return pandas.DataFrame(rows)
 

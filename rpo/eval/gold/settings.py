@@ -15,6 +15,8 @@ from rpo.core.errors import InvalidArgument, shown
 from rpo.core.fields import hold
 from rpo.core.objectives import RPO
 
+PROXY = "proxy"
+
 
 @dataclass(frozen=True, kw_only=True)
 class GoldStudy:
@@ -45,6 +47,9 @@ class GoldStudy:
         best_of: largest n of best-of-n under the proxy.
         proxy_learning_rate: of the reward model.
         proxy_epochs: passes of the reward model over the pairs.
+        proxies: reward models of different seeds on the same pairs; of two or more, best-of-n is measured too under
+            their mean, their worst case (WCO) and their mean less their variance (UWO).
+        variance_penalty: weight of that variance.
         seeds: each draws prompts, responses, labels and the order of training anew.
         bf16: compute in bfloat16 on float32 weights.
     """
@@ -69,6 +74,8 @@ class GoldStudy:
     best_of: int = 16
     proxy_learning_rate: float = 3e-5
     proxy_epochs: int = 2
+    proxies: int = 1
+    variance_penalty: float = 0.5
     seeds: tuple[int, ...] = (0, 1, 2)
     bf16: bool = False
 
@@ -77,10 +84,10 @@ class GoldStudy:
         if self.prompts is not None:
             checks.path("prompts", self.prompts)
         counts = ("train_prompts", "pairs_per_prompt", "max_new_tokens", "batch_size", "epochs", "checkpoints")
-        hold(self, checks.integer, *counts, "eval_samples", "best_of", "proxy_epochs", minimum=1)
+        hold(self, checks.integer, *counts, "eval_samples", "best_of", "proxy_epochs", "proxies", minimum=1)
         hold(self, checks.integer, "eval_prompts", minimum=2)
         hold(self, checks.positive, "label_temperature", "beta", "learning_rate", "proxy_learning_rate")
-        hold(self, checks.nonnegative, "coverage", "noise")
+        hold(self, checks.nonnegative, "coverage", "noise", "variance_penalty")
         for name, low in (("coverage", 0.0), ("noise", -1.0)):
             value = getattr(self, name)
             if not low < value <= 1.0:
@@ -106,6 +113,10 @@ class GoldStudy:
     def objectives(self) -> list[RPO]:
         """Return the objective of every policy that is trained."""
         return [RPO(beta=self.beta, eta=eta) for eta in self.etas]
+
+    def proxy_folders(self) -> list[str]:
+        """Return the folder of each reward model; policies are measured by the first."""
+        return [PROXY, *(f"{PROXY}-{k}" for k in range(1, self.proxies))]
 
     @property
     def pairs(self) -> int:

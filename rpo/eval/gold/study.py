@@ -1,7 +1,7 @@
 """Run a gold-reward study: stages a seed, each stored whole when it ends, so that a killed study continues.
 
-Of seed s, in `output/seed-<s>/`: pairs (sampled and labelled), proxy (a reward model trained on them), reference
-(samples of pi_ref and best-of-n), then one policy a folder.
+Of seed s, in `output/seed-<s>/`: pairs (sampled and labelled), proxy (a reward model trained on them; proxy-1 and so on
+are those of other seeds), reference (samples of pi_ref and best-of-n), then one policy a folder.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from rpo.core.locks import alone
 from rpo.core.objectives import RPO
 from rpo.core.progress import track
 from rpo.core.records import environment, json_text, read_json, staged_output, write_file, write_json
-from rpo.eval.gold.measure import Instruments, Sampled, best_of_n, sample, snapshot
+from rpo.eval.gold.measure import Instruments, Sampled, best_of_ensemble, best_of_n, judged, sample, snapshot
 from rpo.eval.gold.preferences import label_pairs, tokenized
 from rpo.eval.gold.prompts import read_prompts, review_openings, split_prompts
-from rpo.eval.gold.settings import GoldStudy, method_name
+from rpo.eval.gold.settings import PROXY, GoldStudy, method_name
 from rpo.eval.scorers import Weighted, load_scorer
 from rpo.llm.models import load_model, load_tokenizer
 from rpo.llm.reference import FrozenModel
@@ -73,7 +73,8 @@ def _stages(study: GoldStudy, folder: Path) -> list[tuple[int, Callable[[_Labora
     for seed in study.seeds:
         home = folder / f"seed-{seed}"
         add(seed, "pairs", lambda lab, s, stage: lab.make_pairs(s))
-        add(seed, "proxy", lambda lab, s, stage, home=home: lab.train_proxy(s, home, stage))  # type: ignore[misc]
+        for name in study.proxy_folders():
+            add(seed, name, lambda lab, s, stage, home=home, name=name: lab.train_proxy(s, home, stage, name))  # type: ignore[misc]
         add(seed, "reference", lambda lab, s, stage, home=home: lab.measure_reference(s, home))  # type: ignore[misc]
         for objective in study.objectives():
             add(
@@ -134,7 +135,7 @@ class _Laboratory:
         counts = {"refused": made.refused, "missing": made.missing, "flipped": made.flipped, "margin": made.margin}
         return {"gold": self.gold.name, "pairs": len(made.rows), **counts, "rows": made.rows}
 
-    def train_proxy(self, seed: int, home: Path, stage: Path) -> dict[str, Any]:
+    def train_proxy(self, seed: int, home: Path, stage: Path, name: str) -> dict[str, Any]:
         study = self.study
         pairs = tokenized(read_stage(home.parent, seed, "pairs")["rows"], self.tokenizer)
         with tempfile.TemporaryDirectory(prefix="rpo-") as scratch:
@@ -143,7 +144,7 @@ class _Laboratory:
                 RewardConfig(
                     learning_rate=study.proxy_learning_rate,
                     num_train_epochs=study.proxy_epochs,
-                    **self._training(scratch, seed),
+                    **self._training(scratch, seed, "training" if name == PROXY else name),
                 ),
                 train_dataset=pairs,
                 processing_class=self.tokenizer,
@@ -159,6 +160,9 @@ class _Laboratory:
         instruments = self.instruments(seed, home)
         with self._autocast():  # as policies are measured
             found = sample(self.base, instruments, num_samples=self.study.best_of, seed=_seed(seed, "reference"))
+            others = [
+                judged(self._proxy(home, name), found.ids, instruments) for name in self.study.proxy_folders()[1:]
+            ]
         sizes = [2**k for k in range(self.study.best_of.bit_length()) if 2**k <= self.study.best_of]
         gaps = found.gold[:, :, None] - found.gold[:, None, :]
         agreed = (gaps > 0) & (found.proxy[:, :, None] > found.proxy[:, None, :])
@@ -170,6 +174,9 @@ class _Laboratory:
             "proxy_sd": found.proxy.std(),
             "proxy_accuracy": agreed.sum() / max(1, (gaps > 0).sum()),
             "best_of_n": [{"n": n, **best_of_n(found, n)} for n in sizes],
+            "ensembles": best_of_ensemble(found, [found.proxy, *others], sizes, self.study.variance_penalty)
+            if others
+            else {},
         }
 
     def train_policy(self, seed: int, home: Path, objective: RPO) -> dict[str, Any]:
@@ -204,8 +211,11 @@ class _Laboratory:
 
     def instruments(self, seed: int, home: Path) -> Instruments:
         """Return prompts, gold and the proxy of this seed."""
-        proxy = load_reward_model(home / "proxy" / "model").to(self.base.device)
+        proxy = self._proxy(home, PROXY)
         return Instruments(self.tokenizer, self.split(seed)[1], self.gold, proxy, self.study.max_new_tokens)
+
+    def _proxy(self, home: Path, name: str) -> Any:
+        return load_reward_model(home / name / "model").to(self.base.device)
 
     def _autocast(self) -> Any:
         return torch.autocast(self.base.device.type, torch.bfloat16, enabled=self.study.bf16)
@@ -214,7 +224,7 @@ class _Laboratory:
         if torch.cuda.is_available():
             self.base.to("cuda")
 
-    def _training(self, scratch: str, seed: int) -> dict[str, Any]:
+    def _training(self, scratch: str, seed: int, purpose: str = "training") -> dict[str, Any]:
         return {
             "output_dir": scratch,
             "per_device_train_batch_size": self.study.batch_size,
@@ -230,7 +240,7 @@ class _Laboratory:
             "use_cpu": not torch.cuda.is_available(),  # transformers wants it said before it takes bf16 there
             # It wants ends of turns: these are continuations, most of them cut at the limit, on purpose.
             "self_check": False,
-            "seed": _seed(seed, "training"),
+            "seed": _seed(seed, purpose),
         }
 
 
