@@ -9,6 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -34,6 +35,7 @@ from rpo.commands import (
     sentiment,
     simulate,
     solve,
+    sweep,
     train,
     train_page,
 )
@@ -63,6 +65,7 @@ class Command(NamedTuple):
     folder: the option with the folder that a run has alone. kept: what an interrupted run leaves
     and how to go on, in words ({output} stands for that option). sections: of its --help, where not every option is
     shown at first; epilogue: what stands below them; hidden: options that only say where their value belongs.
+    sweeps: whether its files may have a grid.
     """
 
     function: Callable[..., None]
@@ -78,6 +81,7 @@ class Command(NamedTuple):
     sections: Sections | None = None
     epilogue: str | None = None
     hidden: tuple[str, ...] = ()
+    sweeps: bool = False
 
     @property
     def summary(self) -> str:
@@ -116,6 +120,7 @@ COMMANDS: dict[str, Command] = {
         sections=train_page.SECTIONS,
         epilogue=train_page.EPILOGUE,
         hidden=tuple(f"training.{name}" for name in train.OWN_OPTIONS),
+        sweeps=True,
     ),
     "data check": Command(data_check.data_check_command, "source"),
     "diagnose": Command(diagnose.diagnose_command, "model"),
@@ -233,36 +238,65 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(f"rpo {name}", [error])  # a path the command was given, or the disk under it
 
 
+class Prepared(NamedTuple):
+    """A command line that was read and can be run: options, the objects they describe, and what config.yaml says."""
+
+    options: Namespace
+    values: dict[str, Any]
+    resolved: str
+
+
+class Mistakes(Exception):
+    """What is wrong with a command line: who says it, and each mistake."""
+
+    def __init__(self, who: str, errors: Sequence[object]) -> None:
+        super().__init__(who)
+        self.who, self.errors = who, errors
+
+
 def _main(given: list[str], name: str | None, options: Namespace) -> int:
     """Do the work of `main`; `options` is filled with what was parsed."""
     if name is None:
         return _without_command(build_parser(None)[0], given)
     settle_parsing()
     rest = given[name.count(" ") + 1 :]
+    try:
+        grid, rest = sweep.taken_out(rest) if COMMANDS[name].sweeps and not config_mistakes(rest) else (None, rest)
+        if grid is None:
+            return _execute(name, _prepare(name, rest, options))
+        return sweep.run_sweep(grid, rest, lambda one: _prepare(name, one, Namespace()), partial(_execute, name))
+    except Mistakes as mistakes:
+        return _refuse(mistakes.who, mistakes.errors)
+    except RPOError as error:
+        return _refuse(f"rpo {name}", [error])
+
+
+def _prepare(name: str, rest: Sequence[str], options: Namespace) -> Prepared:
+    """Read a command line; `options` is filled with what was parsed. Raises Mistakes."""
     lines = config_mistakes(rest)
     read = Given([] if lines else rest)
-    objective = COMMANDS[name].settle(read)
-    parser, sub = build_parser(name, objective, everything=rest[:2] == EVERYTHING)
+    command = COMMANDS[name]
+    objective = command.settle(read)
+    parser, sub = build_parser(name, objective, everything=list(rest[:2]) == EVERYTHING)
     if sub is None:
-        return _without_command(parser, given)
+        raise Mistakes("rpo", [f"COMMAND: got {name!r}, which is none (see rpo --help)"])
     lines += map(str, read.mistakes)
     try:
         config: Any = None if lines and not read.mistakes else parser.parse_args([*name.split(), *read.arguments])
     except PARSE_ERRORS as error:
         found = parse_mistakes(sub, read.arguments, error)
         plain = [line.replace(f"{name.replace(' ', '.')}.", "") for line in found]
-        lines += [with_suggestion(line, sub, COMMANDS[name].foreign) for line in plain]
+        lines += [with_suggestion(line, sub, command.foreign) for line in plain]
     if lines:
-        lines += (COMMANDS[name].hints or (lambda _: []))(rest)
-        return _refuse("rpo", [f"{line} (see rpo {name} --help)" for line in lines])
+        lines += (command.hints or (lambda _: []))(rest)
+        raise Mistakes("rpo", [f"{line} (see rpo {name} --help)" for line in lines])
     for part in name.split():
         config = config[part]
     options.update(config.clone())
     options.pop("config", None)
-    command = COMMANDS[name]
     errors: list[RPOError] = impossible_values(options)
     if errors:
-        return _refuse(f"rpo {name}", errors)
+        raise Mistakes(f"rpo {name}", errors)
     for note in read.notes:
         print(f"rpo {name}: note: {shown.line(note)}", file=sys.stderr)
     values, errors = instantiate(sub, options)
@@ -274,14 +308,20 @@ def _main(given: list[str], name: str | None, options: Namespace) -> int:
     if command.preflight is not None:
         errors += command.preflight(options)
     if errors:
-        return _refuse(f"rpo {name}", errors)
-    folder = None if command.folder is None else options[command.folder]
+        raise Mistakes(f"rpo {name}", errors)
+    return Prepared(options, values, resolved_text(sub, options))
+
+
+def _execute(name: str, ready: Prepared) -> int:
+    """Run a command that was read; 2 after a line on stderr if it fails."""
+    command = COMMANDS[name]
+    folder = None if command.folder is None else ready.options[command.folder]
     try:
         with warnings.catch_warnings(), contextlib.nullcontext() if folder is None else alone(folder):
             # The commands print the same sentences themselves.
             for kind in (InaccurateSolution, LookAlikeLabels):
                 warnings.simplefilter("ignore", kind)
-            command.function(**values, resolved=resolved_text(sub, options))
+            command.function(**ready.values, resolved=ready.resolved)
     except RPOError as error:
         return _refuse(f"rpo {name}", [error])
     return 0

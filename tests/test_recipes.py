@@ -9,7 +9,8 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
-from rpo.cli import COMMANDS, build_parser
+from rpo.cli import COMMANDS, build_parser, main
+from rpo.commands.sweep import cells, taken_out
 from rpo.core.conversions import from_authors_averaged, from_official
 
 ROOT = Path(__file__).parents[1]
@@ -133,9 +134,15 @@ OTHERS = [path for path in OTHERS if not path.name.startswith("train_")]
 def test_every_other_recipe_is_taken_by_the_command_in_its_first_line(path: Path) -> None:
     words = shlex.split(path.read_text().splitlines()[0].removeprefix("# rpo "))
     name = next(name for name in COMMANDS if words[: name.count(" ") + 1] == name.split())
-    _, parser = build_parser(name)
     rest = words[name.count(" ") + 1 :]
     assert str(path.relative_to(ROOT)) in rest
+    if path.stem.startswith("sweep_"):
+        grid, others = taken_out(["--config", str(path)])
+        for cell in cells(grid):
+            with pytest.raises(SystemExit, match="0"):  # printed, and so taken
+                main([name, *others, *cell.options(), "--print_config"])
+        return
+    _, parser = build_parser(name)
     options = parser.parse_args([str(path) if word == str(path.relative_to(ROOT)) else word for word in rest])
     found = dict(options.items())
     for key, value in yaml.safe_load(path.read_text()).items():

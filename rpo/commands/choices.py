@@ -172,6 +172,18 @@ class Given:
             prefix = f"{home}." if home else ""
             self.mistakes += [refusal(prefix + name, "this command") for name in self._drop(home, OPTIONS.__contains__)]
 
+    def take(self, key: str) -> Any:
+        """Take an option out of the line and the files, and return the last of its values, None without one."""
+        value = None
+        for file in self._files:
+            if isinstance(file.content, dict) and key in file.content:
+                value = file.content[key]
+                file.put("", {one: item for one, item in file.content.items() if one != key})
+        for tokens in [tokens for tokens in self.options if _key(tokens) == key]:
+            value = read_config(_value(tokens))
+            self.options.remove(tokens)
+        return value
+
     def settle(self, key: str, kind: Kind, default: Any) -> Choice:
         """Return the choice for `key`; default: an instance, which holds where nothing is named."""
         own = type(default).__name__

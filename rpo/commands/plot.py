@@ -13,13 +13,14 @@ def plot_command(
     """Overlay training runs as in the paper's Figure 1.
 
     Args:
-        runs: output folders of training runs.
+        runs: output folders of training runs, or of a sweep of them.
         output: PNG, PDF or SVG file, as its name ends; its data is written beside it as CSV.
         metrics: names as logged, the first in the large panel; null for the usual ones.
         window: logs in a trailing mean.
     """
+    from rpo.commands.sweep import runs_of
     from rpo.llm.diagnostics.plots import plot_runs
 
     chosen = {} if metrics is None else {"metrics": metrics}
-    plot_runs(runs, window=window, output=output, **chosen)
+    plot_runs([run for one in runs for run in runs_of(one)], window=window, output=output, **chosen)
     print(f"Written to {output}")
