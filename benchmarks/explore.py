@@ -21,10 +21,11 @@ import numpy as np
 
 from rpo.core.records import environment, write_json
 from rpo.explore.page import results
-from rpo.explore.settings import ALONG, METHODS, REFERENCES, SLIDERS, Settings
+from rpo.explore.settings import ALONG, REFERENCES, SLIDERS, Settings
 from rpo.explore.view import DRAWS, state
 
 AIM = 150.0  # ms
+METHODS = ("rpo", "dpo", "ipo", "chipo", "greedy", "base", "exo")  # solved as one batch, one by one, and fitted
 SERVE = "from rpo.commands.explore import explore_command; explore_command(port=0, browser=False)"
 # Presses a key on a slider and resolves, after the answer has been painted, to the milliseconds that took.
 PRESS = """name => new Promise(done => {

@@ -11,14 +11,27 @@ from rpo.core.errors import InvalidArgument, MissingDependency
 LOOPBACK = "127.0.0.1"
 
 
-def explore_command(port: int = 5006, host: str = LOOPBACK, browser: bool = True, resolved: str = "") -> None:
-    """Open a page of sliders: what the data, beta and eta do to the certified policy. Ctrl-C ends it.
+def explore_command(
+    port: int = 5006, host: str = LOOPBACK, browser: bool = True, export: str | None = None, resolved: str = ""
+) -> None:
+    """Open a page of sliders: what the method, the data, beta and eta do to the policy. Ctrl-C ends it.
 
     Args:
         port: of the page; 0 for any that is free.
         host: address to listen on. Only this machine reaches 127.0.0.1; the page has no password.
         browser: open the page in the default browser.
+        export: an HTML file to write instead: the page with some thousand states computed beforehand, which opens
+            anywhere without a server or an installation. Takes some minutes.
     """
+    if export is not None:
+        from rpo.explore import export_page
+
+        made = export_page(export)
+        words = ", ".join(f"{count} {word}" for word, count in made.evidence.items())
+        print(
+            f"Written to {made.path}: {made.states} states ({words}), {made.size / 1e6:.1f} MB. Open it in a browser."
+        )
+        return
     number = checks.integer("port", port, minimum=0, maximum=65535)
     try:
         from rpo.explore.server import serve

@@ -1,4 +1,4 @@
-"""The interactive explorer: one pure function from settings to numbers, and a local page that shows them."""
+"""The interactive explorer: one pure function from settings to numbers, and a page of them, served or in a file."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rpo.explore.export import export_page
     from rpo.explore.settings import Settings, read_settings
     from rpo.explore.view import View, state
 
 # Loaded on first use: the command line names this package's command before it knows whether it is asked for.
 _HOME = {
     "Settings": "rpo.explore.settings",
+    "export_page": "rpo.explore.export",
     "View": "rpo.explore.view",
     "read_settings": "rpo.explore.settings",
     "state": "rpo.explore.view",
 }
 
-__all__ = ["Settings", "View", "read_settings", "state"]
+__all__ = ["Settings", "View", "export_page", "read_settings", "state"]
 
 
 def __getattr__(name: str) -> Any:

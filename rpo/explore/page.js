@@ -14,7 +14,7 @@ export function render({ model, el }) {
   function show(answer) {
     results.innerHTML = answer.html;
     status.textContent = answer.said;
-    if (!answer.problems) history.replaceState(null, "", "?" + answer.query);
+    if (!answer.problems) history.replaceState(null, "", (model.mark || "?") + answer.query);
     results.dataset.serial = answer.serial;
   }
 

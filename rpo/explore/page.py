@@ -7,25 +7,31 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rpo.explore import drawing
-from rpo.explore.settings import ALONG, BASELINES, KNOBS, METHODS, REFERENCES, REGISTERED, SLIDERS, Settings, shortest
+from rpo.explore.settings import ALONG, KNOBS, METHODS, REFERENCES, REGISTERED, SLIDERS, Settings, shortest
 from rpo.explore.view import DRAWS, View
 from rpo.methods.registry import CERTIFIED, STATIONARY
 
 DEFAULT = "a draw chosen to show it: of seeds 0 to 399, DPO's gold falls by more than 0.2 from its peak in 34"
+SELECTS = (("reference", "pi_ref", REFERENCES), ("along", "path through the simplex along", ALONG))
+SHOWN_VERSIONS = ("rpo-lab", "commit", "python", "numpy", "scipy")
 CSS = Path(__file__).with_name("page.css")
 
 
-def controls(settings: Settings) -> str:
+def controls(settings: Settings, axes: Mapping[str, Sequence[Any]] | None = None, note: str = "") -> str:
     """Return the form, its controls at `settings`, and the empty places of the results.
 
-    Every control is a native one with a label, so that keyboards and screen readers find what they know.
+    Every control is a native one with a label, so that keyboards and screen readers find what they know. axes: of a
+    page that has these values alone: one value needs no control. note: HTML said below the controls.
     """
     sliders = []
     for slider in SLIDERS:
         value = getattr(settings, slider.name)
-        positions = slider.with_value(value)
+        positions = slider.with_value(value) if axes is None else tuple(axes[slider.name])
+        if len(positions) == 1:
+            continue
         shown = shortest(value)
         label = KNOBS[settings.knob] if slider.name == "beta" else slider.label
         sliders.append(
@@ -38,12 +44,15 @@ def controls(settings: Settings) -> str:
     return (
         f"<style>{CSS.read_text(encoding='utf-8')}</style>"
         '<div class="layout"><form aria-label="Settings"><h1>Overoptimization</h1>'
-        + _methods(settings.method)
+        + _methods(settings.method, list(METHODS) if axes is None else list(axes["method"]))
         + "".join(sliders)
-        + _select("reference", "pi_ref", REFERENCES, settings.reference)
-        + _select("along", "path through the simplex along", ALONG, settings.along)
-        + f'<p><a href="?">Defaults</a>: {DEFAULT}. The address holds every setting: copy it to share this state.</p>'
-        "</form>"
+        + "".join(
+            _select(name, label, options, getattr(settings, name))
+            for name, label, options in SELECTS
+            if axes is None or len(axes[name]) > 1
+        )
+        + f'<p><a href="{"#" if note else "?"}">Defaults</a>: {DEFAULT}. The address holds every setting: copy it to '
+        f"share this state.</p><p>{note}</p></form>"
         '<section aria-label="Results"><p role="status"></p><div id="results"></div></section></div>'
     )
 
@@ -115,21 +124,18 @@ def _numbers(view: View) -> str:
     )
 
 
-def _methods(chosen: str) -> str:
+def _methods(chosen: str, keys: Sequence[str]) -> str:
     """Return the choice of method, by what is known of its optimum; each option says how its knob is called."""
-    groups = {
-        word: [key for key, row in REGISTERED.items() if row.evidence == word] for word in (CERTIFIED, STATIONARY)
-    }
-    entries = "".join(
-        f'<optgroup label="{word}">'
-        + "".join(
-            f'<option value="{key}" data-knob="{html.escape(KNOBS[REGISTERED[key].knob if key in REGISTERED else ""])}"'
-            f"{' selected' if key == chosen else ''}>{html.escape(METHODS[key])}</option>"
-            for key in keys
-        )
-        + "</optgroup>"
-        for word, keys in {**groups, "baselines": list(BASELINES)}.items()
-    )
+    groups: dict[str, str] = {}
+    for word in (CERTIFIED, STATIONARY, "baselines"):
+        for key in keys:
+            row = REGISTERED.get(key)
+            if word == (row.evidence if row else "baselines"):
+                knob = html.escape(KNOBS[row.knob if row else ""])
+                selected = " selected" if key == chosen else ""
+                option = f'<option value="{key}" data-knob="{knob}"{selected}>{html.escape(METHODS[key])}</option>'
+                groups[word] = groups.get(word, "") + option
+    entries = "".join(f'<optgroup label="{word}">{options}</optgroup>' for word, options in groups.items())
     return f'<label for="method">method</label><select id="method" name="method">{entries}</select>'
 
 

@@ -19,12 +19,11 @@ from tornado.web import ErrorHandler
 
 from rpo.core.errors import RPOError
 from rpo.core.records import environment
-from rpo.explore.page import controls, results, said
+from rpo.explore.page import SHOWN_VERSIONS, controls, results, said
 from rpo.explore.settings import Settings, read_settings
 from rpo.explore.view import state
 
 TITLE = "RPO explorer"
-SHOWN_VERSIONS = ("rpo-lab", "commit", "python", "numpy", "scipy")
 INTERNAL = "bokeh-"  # prefix of the server's own parameters of an address
 
 

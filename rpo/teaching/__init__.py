@@ -2,7 +2,8 @@
 
 from rpo.teaching.controls import show_figures, sliders
 from rpo.teaching.exercise import Exercise, answer, check, exercises, hint
+from rpo.teaching.scores import gather, save, summary
 
-__all__ = ["Exercise", "answer", "check", "exercises", "hint", "sliders"]
+__all__ = ["Exercise", "answer", "check", "exercises", "gather", "hint", "save", "sliders", "summary"]
 
 show_figures()

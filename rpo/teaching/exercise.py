@@ -42,9 +42,44 @@ class Exercise:
         """Whether `given` is the right answer."""
         return _same(given, self.solve(), self.tolerance)
 
+    def grade(self, given: Any) -> bool:
+        """Whether anything at all, read from a file, is the right answer."""
+        return not _expected_kind(given, self) and self.accepts(given)
+
     def remark(self, given: Any) -> str:
         """What is known of the mistake behind a wrong answer; empty if nothing."""
         return next((text for text, wrong in self.mistakes.items() if _same(given, wrong(), self.tolerance)), "")
+
+
+@dataclass
+class Attempt:
+    """What was done about one exercise since the kernel started.
+
+    given: the last answer, or the right one once there is one, as JSON has it. tries: up to the right one. shown: the
+    answer was asked for before it was given.
+    """
+
+    given: Any = None
+    right: bool = False
+    tries: int = 0
+    hints: int = 0
+    shown: bool = False
+
+
+ATTEMPTS: dict[str, Attempt] = {}
+
+
+def _attempt(name: str) -> Attempt:
+    return ATTEMPTS.setdefault(name, Attempt())
+
+
+def _noted(name: str, given: Any, right: bool) -> bool:
+    mine = _attempt(name)
+    if not mine.right:
+        plain = given.tolist() if isinstance(given, np.ndarray | np.generic) else given
+        mine.given = plain if isinstance(plain, bool | int | float | str | list | tuple) else repr(plain)[:80]
+        mine.right, mine.tries = right, mine.tries + 1
+    return right
 
 
 def check(name: str, given: Any) -> bool | None:
@@ -63,24 +98,26 @@ def check(name: str, given: Any) -> bool | None:
     kind = _expected_kind(given, exercise)
     if kind:
         print(f"{name}: not yet. Expected {kind}, got {given!r:.80}.")
-        return False
+        return _noted(name, given, False)
     if exercise.accepts(given):
         print(f"{name}: right. {exercise.because}")
-        return True
+        return _noted(name, given, True)
     remark = exercise.remark(given) or f"rpo.teaching.hint({name!r}) helps."
     print(f"{name}: not yet. {remark}")
-    return False
+    return _noted(name, given, False)
 
 
 def hint(name: str) -> None:
     """Print one step towards the answer of exercise `name`."""
     print(f"{name}: {_find(name).hint}")
+    _attempt(name).hints += 1
 
 
 def answer(name: str) -> Any:
     """Return the right answer of exercise `name`, and print why it is right."""
     exercise = _find(name)
     print(f"{name}: {exercise.because}")
+    _attempt(name).shown |= not _attempt(name).right
     return exercise.solve()
 
 

@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from rpo.bandit import solve
-from rpo.core.objectives import DPO
-from rpo.explore import Settings, read_settings, state
+from rpo.core.objectives import DPO, RPO
+from rpo.explore import Settings, export_page, read_settings, state
 from rpo.explore.settings import SLIDERS
 
 pytest.importorskip("panel", reason="panel is not installed: pip install 'rpo-lab[explore]'")
@@ -266,6 +266,60 @@ def upgrade(address: str, origin: str, **headers: str) -> int:
     )
     with contextlib.closing(connection):
         return connection.getresponse().status
+
+
+SMALL = {
+    "method": ("rpo", "dpo", "exo", "base"),
+    "n": (10, 30),
+    "beta": (0.05, 0.1),
+    "eta": (0.1, 0.3),
+    "seed": (2, 143),
+}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The address of a file with 4 draws x (RPO 4, DPO 2, EXO 2, imitation 1) states."""
+    made = export_page(tmp_path_factory.mktemp("page") / "page.html", SMALL)
+    assert (made.states, made.evidence["exact"], made.evidence["stationary"]) == (36, 4, 8)
+    assert made.size < 200_000  # 36 states of 16 kB each, deflated
+    return made.path.as_uri()
+
+
+def test_the_exported_file_shows_the_numbers_of_solve_without_a_server(page: Any, exported: str) -> None:
+    page.goto(exported)
+    assert shown(page, 0) == pytest.approx(expected(Settings()), abs=0.0, nan_ok=True)
+    assert page.asked == [exported] and page.locator("svg").count() == 3  # nothing but the file itself is read
+    slider(page, "N, preferences").press("ArrowLeft")
+    assert shown(page, 1) == pytest.approx(expected(Settings(n=10)), abs=0.0, nan_ok=True)
+    page.get_by_role("combobox", name="method").select_option("rpo")
+    shown(page, 2)
+    slider(page, "eta, pessimism (RPO, FRPO)").press("ArrowRight")
+    after = shown(page, 3)
+    moved = Settings(method="rpo", n=10, eta=0.3)
+    assert after == pytest.approx(expected(moved), abs=0.0, nan_ok=True)
+    problem = state(moved).problem
+    found = solve(problem, state(moved).data, RPO(beta=0.1, eta=0.3), method="newton")
+    assert after["gold"] == problem.expected_reward(found.policy) != expected(Settings(n=10))["gold"]
+    assert (after["gap"], after["tv_bound"]) == (found.certificate.gap, found.certificate.tv_bound)
+    text = page.locator("form").inner_text()
+    assert "holds 36 states" in text and "24 certified, 8 stationary, 4 exact" in text
+
+
+def test_the_address_of_an_exported_state_restores_it(page: Any, exported: str) -> None:
+    page.goto(f"{exported}#method=exo&seed=2&beta=0.05")
+    wanted = expected(Settings(method="exo", seed=2, beta=0.05))
+    assert shown(page, 0) == pytest.approx(wanted, abs=0.0, nan_ok=True)
+    assert slider(page, BETA.label).get_attribute("aria-valuetext") == "0.05"
+    assert page.get_by_role("combobox", name="method").input_value() == "exo" and page.get_by_role("alert").count() == 0
+    slider(page, "seed of the draw").press("ArrowRight")
+    shown(page, 1)
+    assert "seed=143" in urlsplit(page.url).fragment and "method=exo" in urlsplit(page.url).fragment
+    page.goto(f"{exported}#method=ppo&seed=7&n=10&%3Cb%3E=1")
+    page.reload()
+    assert shown(page, 0) == pytest.approx(expected(Settings(n=10)), abs=0.0, nan_ok=True)
+    alert = page.get_by_role("alert").inner_text()
+    assert alert == "Not in this file, the default taken instead: method=ppo, seed=7, <b>=1."
 
 
 def test_the_policy_bars_are_the_policy(page: Any, server: tuple[str, int]) -> None:
