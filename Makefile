@@ -6,7 +6,7 @@ DEMO ?= demo-report
 CODE = rpo tests benchmarks notebooks examples
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow notebooks bench gpu lint docs clean
+.PHONY: help demo test test-slow notebooks bench bench-sweeps gpu lint docs clean
 
 help:  ## Show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -38,9 +38,14 @@ notebooks: $(VENV)/.installed-dev  ## Run every notebook from a clean kernel; it
 	$(BIN)/python notebooks/execute.py $(NOTEBOOKS)
 
 bench: $(VENV)/.installed-dev  ## The benchmarks: tables into benchmarks/results (minutes)
-	for name in batched coverage_skew zhu bounds explore lists; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in batched sweep coverage_skew zhu bounds explore lists; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
 	# Against TRL, on a real model: where there is one.
 	test -z "$$RPO_SMOLLM2" || $(BIN)/python benchmarks/vs_trl.py
+
+bench-sweeps: $(VENV)/.installed-dev  ## Sweeps and the batched solver, on idle cores: results and their tables (5 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/batched.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sweep.py
+	$(BIN)/python benchmarks/tables.py
 
 gpu:  ## On a machine with one H100 or H200, PYTHON its own: torch with CUDA, transformers, accelerate, peft, pytest
 	# Against TRL it also needs trl, datasets, dill and multiprocess: GPU="--wheels FOLDER" takes them as wheels.

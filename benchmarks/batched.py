@@ -2,8 +2,9 @@
 
 10 arms x 4 prompts x 1,000 seeds, N = 1,000. cvxpy is compiled once a class (parameters only, DPP)
 and solves a fresh sample of the same instances in every block; the batched solver solves all of them
-in the same block. A block's ratio is the quotient of the times per instance. Both reach a relative
-gap of 1e-8, cvxpy's point certified by the package's own certificate. Writes results/batched.json.
+in the same block. A block's ratio is the quotient of the processor times per instance. Both reach a relative
+gap of 1e-8, cvxpy's point certified by the package's own certificate. Writes results/batched.json;
+`python benchmarks/tables.py` the table.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 import cvxpy as cp
 import numpy as np
+from machine import describe_machine
 
 from rpo.bandit import Box, ContextualBandit, LinearBall, PreferenceCounts, Unconstrained, build_saddle, certify
 from rpo.bandit.batched import sample_wins, solve_batch
@@ -88,12 +90,12 @@ def measure(name: str, seeds: int, sample: int, blocks: int) -> dict[str, Any]:
     rows, gaps, differences = [], [], []
     for block in range(blocks):
         chosen = rng.choice(seeds, size=sample, replace=False)
-        start = time.perf_counter()
+        start = time.process_time()
         rewards = [compiled.solve(wins[i], problem.reference) for i in chosen]
-        slow = (time.perf_counter() - start) / sample
-        start = time.perf_counter()
+        slow = (time.process_time() - start) / sample
+        start = time.process_time()
         batch = solve_batch(wins, objective, reference=problem.reference, reward_class=reward_class)
-        fast = (time.perf_counter() - start) / seeds
+        fast = (time.process_time() - start) / seeds
         rows.append({"block": block, "cvxpy_s": slow, "batched_s": fast, "ratio": slow / fast})
         for i, reward in zip(chosen, rewards, strict=True):
             saddle = build_saddle(problem, PreferenceCounts.from_wins(wins[i]), objective, reward_class)
@@ -129,9 +131,9 @@ def scaling() -> list[dict[str, float]]:
         wins = sample_wins(problem, n, seeds, rng=rng)
         best = np.inf
         for _ in range(3):
-            start = time.perf_counter()
+            start = time.process_time()
             solve_batch(wins, objective, reference=problem.reference, reward_class=Box(BOUND))
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.process_time() - start)
         rows.append({"seeds": seeds, "n": n, "seconds": best, "microseconds_per_instance": 1e6 * best / seeds})
     return rows
 
@@ -155,7 +157,7 @@ def main() -> None:
         print(f"seeds {row['seeds']:5} N {row['n']:.0e}: {row['microseconds_per_instance']:.0f} us an instance")
     if not arguments.smoke:
         path = Path(__file__).parent / "results" / "batched.json"
-        record = {"environment": environment(), "classes": found, "scaling": scales}
+        record = {"environment": environment(), "machine": describe_machine(), "classes": found, "scaling": scales}
         path.write_text(json.dumps(jsonable(record), indent=2) + "\n")
         print(f"written to {path}")
 

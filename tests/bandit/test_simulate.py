@@ -10,9 +10,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
@@ -885,6 +886,58 @@ def test_dask_gives_the_same_table(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         same(expected, simulate("coverage_skew", [RPO, DPO], GRID, 3, rng=0, backend="dask", jobs=-1))
     assert len(where) == 4 and "MainThread" not in where
+
+
+@contextlib.contextmanager
+def loopback(backend: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Two worker processes of a cluster on this machine."""
+    if backend == "dask":
+        distributed = pytest.importorskip("distributed", reason="dask[distributed] is not installed")
+        options = {"protocol": "tcp", "host": "127.0.0.1", "dashboard_address": None}
+        with (
+            distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, **options) as cluster,
+            distributed.Client(cluster),
+        ):
+            yield
+        return
+    ray = pytest.importorskip("ray", reason="ray is not installed")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else it writes a token into the home folder
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # its sockets' names must be short
+        own: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "_temp_dir": folder}
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False, **own)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("backend", ["dask", "ray"])
+def test_a_cluster_gives_the_bytes_of_one_process(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks that span chunks, a baseline and a fitted method; which processes drew, an instance of one's own says."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(sys.modules["rpo.bandit.simulation.engine"], "CHUNK_SEEDS", 60)
+    methods = {"rpo": RPO, "ref": ReferencePolicy(), "orpo": rpo.ORPO()}
+    seen = tmp_path / "pids"
+    seen.mkdir()
+
+    def own(*, rng: Any) -> ContextualBandit:
+        (seen / str(os.getpid())).touch()
+        return ContextualBandit(d0=[1.0], reference=[[0.5, 0.5]], reward=[[rng.uniform(), 0.0]], reward_bound=1.0)
+
+    simulate("coverage_skew", methods, GRID, 150, rng=0, output=tmp_path / "one")
+    expected = simulate(own, DPO(beta=1.0), {"n": [5, 6, 7, 8]}, 150, rng=0)
+    with loopback(backend, monkeypatch):
+        before = set(seen.iterdir())
+        simulate("coverage_skew", methods, GRID, 150, rng=0, output=tmp_path / backend, backend=backend, jobs=2)
+        same(expected, simulate(own, DPO(beta=1.0), {"n": [5, 6, 7, 8]}, 150, rng=0, backend=backend, jobs=2))
+    assert set(seen.iterdir()) > before
+    tables = [(tmp_path / name / "table.parquet").read_bytes() for name in ("one", backend)]
+    assert tables[0] == tables[1]
 
 
 def test_the_bar_counts_chunks_and_is_silent_when_stderr_is_not_a_terminal(

@@ -17,9 +17,11 @@ from rpo.core.checks import Array
 Evaluation = tuple[Array, Array, Array]
 RIDGE = 1e-14
 FIRST_DAMPING = 1e-2  # relative, of a problem whose undamped step is refused: what most saturated ones come to
+FIRST_GROWTH = 4.0  # of the damping at a refusal, and twice as much at each that follows
 LEAST_EASE = 1.0 / 30.0  # of the damping, after a step that kept all it promised
 TOGETHER = 1024  # problems that are minimised at a time: their matrices stay in a core's cache
-TOLERANCE = 1e-13  # of the residual; the next step would only polish rounding
+NOISE = 1e-22  # of an expected decrease: below, slopes are rounding too
+TOLERANCE = 3e-14  # of the residual; the next step would only polish rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,12 +129,12 @@ def _descend(
     value, g, h = evaluate(x, active)
     final_value, final_g = value.copy(), g.copy()
     left, damping, rounds = residual(x, g, active), np.zeros(len(x)), 0
-    inherited = np.zeros(len(x), dtype=bool)
+    inherited, growth = np.zeros(len(x), dtype=bool), np.full(len(x), FIRST_GROWTH)
     keep = left > TOLERANCE * (1.0 + np.abs(value))
     while rounds < max_iterations:
         if not keep.all():
             x, g, h, value = x[keep], g[keep], h[keep], value[keep]
-            left, damping, inherited = left[keep], damping[keep], inherited[keep]
+            left, damping, growth, inherited = left[keep], damping[keep], growth[keep], inherited[keep]
             active, mine = active[keep], mine[keep]
         if not active.size:
             break
@@ -145,17 +147,22 @@ def _descend(
         new_left = residual(y, new_g, active)
         moved = y - x
         expected = -np.einsum("ci,ci->c", g, moved)
-        # Where the decrease drowns in rounding, the residual is the better judge.
+        # Where the decrease drowns in rounding, the residual is the better judge, or the slopes at the step's two ends,
+        # whose mean is the decrease but for third order: a wall that is to be left next makes the residual grow.
         drowned = expected < 1e-11 * (1.0 + np.abs(value))
-        accept = np.where(drowned, new_left < left, new_value <= value - ARMIJO * expected)
-        promised = expected - 0.5 * np.einsum("ci,cij,cj->c", moved, h, moved)
+        over = expected <= NOISE * (1.0 + np.abs(value))
+        falling = ~over & (np.einsum("ci,ci->c", new_g, moved) < 0.5 * expected)
+        accept = np.where(drowned, (new_left < left) | falling, new_value <= value - ARMIJO * expected)
+        promised = expected - 0.5 * np.einsum("ci,ci->c", moved, (h @ moved[:, :, None])[:, :, 0])
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             kept = np.where(drowned, 1.0, (value - new_value) / promised)
-        spent = ~accept & (damping > MAX_DAMPING * scale)
+        spent = ~accept & (over | (damping > MAX_DAMPING * scale))
         stuck = spent & ~inherited
         eased = damping * np.clip(1.0 - (2.0 * kept - 1.0) ** 3, LEAST_EASE, 2.0)
         eased = np.where(eased > MIN_DAMPING * scale, eased, 0.0)
-        damping = np.where(accept, eased, np.where(spent, 0.0, np.maximum(10.0 * damping, FIRST_DAMPING * scale)))
+        least = FIRST_DAMPING * scale
+        growth = np.where(accept | spent | (damping < least), FIRST_GROWTH, 2.0 * growth)
+        damping = np.where(accept, eased, np.where(spent, 0.0, np.maximum(growth * damping, least)))
         # Damping inherited from the last step hides the longer steps: before giving up, start again from none.
         inherited = np.where(accept, damping > 0.0, inherited & ~spent)
         if accept.all():
@@ -174,7 +181,7 @@ def _walk_to_walls(x: Array, g: Array, h: Array, low: Array, high: Array, free: 
     todo = np.flatnonzero(free.any(axis=1))
     while todo.size:
         matrix, mask = h[todo], free[todo].astype(np.float64)
-        slope = (g[todo] + np.einsum("cij,cj->ci", matrix, step[todo])) * mask
+        slope = (g[todo] + (matrix @ step[todo, :, None])[:, :, 0]) * mask
         # A constant is free where nothing is pinned: the rank-one term fixes it and changes no step,
         # because the slope sums to zero there. A fixed entry with a slope is a pin; without, it is absent.
         whole = (free[todo] | (fixed[todo] & (g[todo] == 0))).all(axis=1)

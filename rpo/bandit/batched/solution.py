@@ -26,6 +26,7 @@ from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import Objective
 from rpo.core.shapes import MarginShape
 
+SMOOTHED = 0.01  # of pi_ref in the pi_base that a start answers with: a response without mass is not sent to -inf
 KINK_GAP = 1e-8  # relative, at which a rounded corner is sharp enough: a tenth of what certifies
 
 
@@ -124,13 +125,7 @@ def solve_batch(
         log_measure.reshape(s * x, a),
         base.reshape(s * x, a),
     )
-    if start is None:
-        # A quarter of the smoothed log-odds of winning: two steps nearer than zero, and not yet where a
-        # low temperature saturates the softmax.
-        r0 = 0.25 * np.log((table.sum(axis=3) + 0.5) / (table.sum(axis=2) + 0.5))
-        r0 -= r0.min(axis=2, keepdims=True)
-    else:
-        r0 = checks.finite("start", start, shape=(s, x, a))
+    r0 = _near(table, cells, pi_ref) if start is None else checks.finite("start", start, shape=(s, x, a))
     exists = np.ones(s, dtype=bool)
     if not reward_class.bounded:
         exists = minimizers_exist(table, d, base, pi_ref > 0, objective)
@@ -149,6 +144,27 @@ def solve_batch(
         if (best.relative_gap[exists] <= KINK_GAP).all():
             break
     return replace(found if best is None else best, iterations=taken)
+
+
+def _near(table: Array, cells: Cells, reference: Array) -> Array:
+    """Return rewards (S, X, A) to start from: the data's and the penalty's own, each weighed by its curvature.
+
+    The data's is half the smoothed log-odds of winning, at whose whole a low temperature saturates the softmax; without
+    a penalty a quarter. The penalty's is that to which the policy answers with pi_base, smoothed by pi_ref.
+    """
+    chosen, rejected = table.sum(axis=3), table.sum(axis=2)
+    odds = np.log((chosen + 0.5) / (rejected + 0.5))
+    if cells.pull == 0:
+        near = 0.25 * odds
+    else:
+        base = (1.0 - SMOOTHED) * cells.base.reshape(table.shape[:3]) + SMOOTHED * reference
+        inside = base > 0
+        ratio = np.log(np.where(inside, base, 1.0)) - np.where(inside, cells.log_measure.reshape(base.shape), 0.0)
+        heavy = cells.pull * cells.d.reshape(*base.shape[:2], 1) * base / cells.beta**2
+        light = 0.25 * (chosen + rejected) / table.sum(axis=(1, 2, 3))[:, None, None]
+        own = cells.beta * cells.divergence.link(ratio)
+        near = (light * 0.5 * odds + heavy * own) / np.maximum(light + heavy, 1e-300)
+    return np.asarray(near - near.min(axis=2, keepdims=True))
 
 
 def _minimized(cells: Cells, reward_class: RewardClass, start: Array, exists: NDArray[np.bool_]) -> tuple[Array, int]:
