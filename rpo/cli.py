@@ -133,6 +133,7 @@ COMMANDS: dict[str, Command] = {
     "benchmark alpaca-eval": Command(benchmark.alpaca_eval_command),
     "benchmark mt-bench": Command(benchmark.mt_bench_command),
     "benchmark lm-eval": Command(benchmark.lm_eval_command),
+    "benchmark reward-bench": Command(benchmark.reward_bench_command, "data"),
     "benchmark table": Command(benchmark.table_command, "sources", several=True),
     "convert-config": Command(convert_config.convert_config_command, "recipe", folder=None),
     "convert-gguf": Command(convert_gguf.convert_gguf_command, "path"),
