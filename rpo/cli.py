@@ -135,6 +135,7 @@ COMMANDS: dict[str, Command] = {
     "benchmark alpaca-eval": Command(benchmark.alpaca_eval_command),
     "benchmark mt-bench": Command(benchmark.mt_bench_command),
     "benchmark lm-eval": Command(benchmark.lm_eval_command),
+    "benchmark reward-bench": Command(benchmark.reward_bench_command, "data"),
     "benchmark table": Command(benchmark.table_command, "sources", several=True),
     "convert-config": Command(convert_config.convert_config_command, "recipe", folder=None),
     "convert-gguf": Command(convert_gguf.convert_gguf_command, "path"),
@@ -280,6 +281,10 @@ def _prepare(name: str, rest: Sequence[str], options: Namespace) -> Prepared:
     parser, sub = build_parser(name, objective, everything=list(rest[:2]) == EVERYTHING)
     if sub is None:
         raise Mistakes("rpo", [f"COMMAND: got {name!r}, which is none (see rpo --help)"])
+    known = {action.dest for action in sub._actions}
+    if "lora" in known:  # whose fields are options without an action of their own
+        known |= {f"lora.{field}" for field in train.Lora.__dataclass_fields__}
+    read.use_own_names(known)
     lines += map(str, read.mistakes)
     try:
         config: Any = None if lines and not read.mistakes else parser.parse_args([*name.split(), *read.arguments])

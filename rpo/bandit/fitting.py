@@ -27,6 +27,7 @@ from rpo.core.group_shapes import PlackettLuce
 from rpo.core.objectives import DPO, Objective, require_objective
 from rpo.core.records import Run
 from rpo.core.shapes import Shape
+from rpo.core.synonyms import with_synonyms
 
 OPTIMIZERS = ("newton", "lbfgs", "gradient_descent")
 MAX_NEWTON_PARAMETERS = 2000
@@ -34,6 +35,7 @@ LARGEST_TOLERANCE = 1e-3
 FAR = 2.0  # standard deviation of the other starts, in reward units
 
 
+@with_synonyms
 def fit(
     policy: SoftmaxPolicy,
     data: CountedGroups,

@@ -22,6 +22,7 @@ from rpo.core.divergences import KL
 from rpo.core.errors import InvalidArgument
 from rpo.core.numerics import kl_divergence, log_softmax
 from rpo.core.objectives import Objective, require_margin_shape
+from rpo.core.synonyms import with_synonyms
 
 WEIGHTS = ("data", "policy")  # of pairs
 DECAY, SQUARE_DECAY, TINY = 0.9, 0.99, 1e-9  # Adam's
@@ -51,6 +52,7 @@ class TrainingPath:
         return float(np.interp(wanted, reached[[before, after]], gold[[before, after]]))
 
 
+@with_synonyms
 def training_path(
     policy: SoftmaxPolicy,
     data: PreferenceCounts,

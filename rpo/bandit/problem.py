@@ -14,6 +14,7 @@ from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
 from rpo.core.numerics import log_softmax
 from rpo.core.summary import Summarised, counted
+from rpo.core.synonyms import with_synonyms
 
 if TYPE_CHECKING:
     from rpo.bandit.data import PreferenceCounts
@@ -158,6 +159,7 @@ class ContextualBandit(Summarised):
         mass = 2.0 * self.d0[:, None] * self.pair_distribution()[:, first, second]
         return generator.multinomial(n, mass.ravel() / mass.sum()).reshape(mass.shape)
 
+    @with_synonyms
     def sample_preferences(self, n: int, *, labels: Any = None, rng: Any) -> PreferenceCounts:
         """Draw n preferences x ~ d0, (a1, a0) ~ mu(.|x), winner ~ Bradley-Terry, as win counts.
 

@@ -213,6 +213,62 @@ def lm_eval_command(
     print(*unreadable(results), f"Written to {output}", sep="\n")
 
 
+def reward_bench_command(
+    data: str,
+    reward: str,
+    output: str | None = None,
+    reference: str | None = None,
+    per_token: bool = False,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    level: float = 0.95,
+    overwrite: bool = False,
+    resolved: str = "",
+) -> None:
+    """Score pairs in RewardBench's format: how often a reward ranks the chosen response higher, by subset.
+
+    Args:
+        data: file or hub name with prompt, chosen, rejected and, for a table by subset, subset.
+        reward: model:FOLDER (a reward model), implicit:FOLDER (a policy: its log-probability less the reference's),
+            sentiment, length, repetition, or package.module:function.
+        output: folder for results.csv, results.md and results.json; null prints the table only.
+        reference: of implicit rewards, name or folder; null for rewards without a reference, as SimPO's.
+        per_token: divide implicit rewards by the tokens of the response.
+        dtype: of the weights of policy and reference; auto keeps the one stored.
+        level: confidence of the intervals.
+        overwrite: replace an earlier table in that folder.
+    """
+    from rpo.core.records import check_output
+    from rpo.eval.benchmarks import reward_bench
+    from rpo.eval.benchmarks.results import save, to_markdown
+    from rpo.eval.scorers import load_scorer
+
+    kind, _, policy = reward.partition(":")
+    if kind != "implicit" and (reference is not None or per_token):
+        name = "per_token" if reference is None else "reference"
+        remedy = "Leave it out, or pass --reward implicit:FOLDER."
+        raise InvalidArgument(name, expected="nothing beside that reward", got=reference or per_token, remedy=remedy)
+    if output is not None:
+        check_output(output, overwrite=overwrite, marker="results.json")
+    rows = reward_bench.read_pairs(data)
+    if kind == "implicit":
+        import torch
+
+        from rpo.llm.models import load_model, load_tokenizer
+
+        models = [None if name is None else load_model(name, dtype=dtype) for name in (policy, reference)]
+        for model in models if torch.cuda.is_available() else ():
+            if model is not None:
+                model.to("cuda")
+        found = reward_bench.implicit_results(rows, models[0], load_tokenizer(policy), models[1], per_token=per_token)
+    else:
+        found = reward_bench.scored_results(rows, load_scorer(reward))
+    results = reward_bench.accuracies(found, [row["subset"] for row in rows], reward, source=data, level=level)
+    print(to_markdown(results))
+    if output is not None:
+        save(results, output, overwrite=overwrite, resolved=resolved)
+        print(f"Written to {output}")
+
+
 def table_command(
     sources: list[str],
     models: list[str] | None = None,

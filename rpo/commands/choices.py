@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -25,6 +25,7 @@ from rpo.core.checks import imported
 from rpo.core.divergences import KL, Divergence
 from rpo.core.errors import InvalidArgument, RPOError, shown
 from rpo.core.objectives import Objective
+from rpo.core.synonyms import own_name, own_names
 from rpo.methods import registry
 from rpo.methods.foreign import OPTIONS, refusal
 
@@ -184,6 +185,20 @@ class Given:
             self.options.remove(tokens)
         return value
 
+    def use_own_names(self, known: Collection[str]) -> None:
+        """Call every option as it is among `known`, where it was given by another name of the same thing."""
+        for tokens in self.options:
+            if name := _key(tokens):
+                tokens[0] = tokens[0].replace(name, own_name(name, known), 1)
+        for file in self._files:
+            try:
+                renamed = _renamed(file.content, known)
+            except RPOError as error:
+                self.mistakes.append(error)
+                continue
+            if renamed != file.content:
+                file.put("", renamed)
+
     def settle(self, key: str, kind: Kind, default: Any) -> Choice:
         """Return the choice for `key`; default: an instance, which holds where nothing is named."""
         own = type(default).__name__
@@ -288,6 +303,14 @@ def objectives(also: Sequence[str] = ()) -> Kind:
     classes |= {name: lambda name=name: getattr(rpo, name) for name in also}  # type: ignore[misc]
     noun = ", ".join(["a method that `rpo methods` lists", *also])
     return Kind(base=Objective, classes=classes, noun=noun)
+
+
+def _renamed(content: Any, known: Collection[str], home: str = "") -> Any:
+    """Return what a file says with its keys among `known`, dotted. Raises InvalidArgument for one thing said twice."""
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        return content
+    dotted = {f"{home}{key}": _renamed(value, known, f"{home}{key}.") for key, value in content.items()}
+    return {key.removeprefix(home): value for key, value in own_names(dotted, known).items()}
 
 
 def _is_whole(kind: type) -> bool:

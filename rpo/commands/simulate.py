@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rpo.core.errors import InvalidArgument, RPOError
+from rpo.core.synonyms import own_names
 
 if TYPE_CHECKING:
     import pandas
@@ -65,7 +66,7 @@ def simulate_command(
         frame = simulate(
             instance,
             dict(pairs),
-            grid,
+            own_names(grid, {"n"}),
             seeds,
             rng=seed,
             output=output,

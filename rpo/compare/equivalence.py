@@ -24,6 +24,7 @@ from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument, NoMinimizer
 from rpo.core.objectives import DPO, RPO, Objective, check_objective
 from rpo.core.records import Run
+from rpo.core.synonyms import with_synonyms
 
 MAX_DRAWS = 2000
 BETAS = np.geomspace(2.0, 0.02, 13)
@@ -98,6 +99,7 @@ def connected_preferences(
     )
 
 
+@with_synonyms
 def compare(
     objective: Objective | None = None,
     *,

@@ -32,6 +32,7 @@ from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import DPO, RPO, Solvable
 from rpo.core.progress import track
 from rpo.core.records import environment
+from rpo.core.synonyms import with_synonyms
 from rpo.plotting.overoptimization import REFERENCE
 
 BETAS = (8.0, 4.0, 2.0, 1.0, 0.5, 0.25)
@@ -83,6 +84,7 @@ def draw_instance(
     return lm, dataclasses.replace(problem, label_noise=label_noise, name=name)
 
 
+@with_synonyms
 def gold_experiment(
     *,
     prompts: int = 2,

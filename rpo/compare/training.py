@@ -26,6 +26,7 @@ from rpo.core.numerics import weighted_mean
 from rpo.core.objectives import Objective, require_objective
 from rpo.core.progress import track
 from rpo.core.records import Run
+from rpo.core.synonyms import with_synonyms
 
 
 def _require_table(objective: object) -> None:
@@ -42,6 +43,7 @@ def _require_table(objective: object) -> None:
         )
 
 
+@with_synonyms
 def fit_language_model(
     lm: EnumerableLM,
     data: CountedGroups,

@@ -15,6 +15,7 @@ from rpo.core import checks
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import Objective, require_objective
 from rpo.core.records import Run
+from rpo.core.synonyms import with_synonyms
 from rpo.llm.data.pairs import PreparedPairs, TokenizedPair
 from rpo.llm.training.config import RPOConfig
 from rpo.llm.training.fitting import record
@@ -30,6 +31,7 @@ def as_pairs(lm: EnumerableLM, data: PreferenceCounts) -> PreparedPairs:
     )
 
 
+@with_synonyms
 def fit_with_trainer(
     lm: EnumerableLM,
     data: PreferenceCounts,

@@ -15,6 +15,7 @@ from torch import nn
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
 from rpo.core.progress import track
+from rpo.core.synonyms import with_synonyms
 from rpo.llm.logps.head import causal_model, takes_logits_to_keep
 from rpo.llm.logps.logprobs import token_logps
 from rpo.llm.logps.router import without_router
@@ -33,6 +34,7 @@ class Sample:
     finish_reason: str  # "stop", or "length": cut at max_new_tokens
 
 
+@with_synonyms
 def generate(
     model: Any,
     tokenizer: Any,

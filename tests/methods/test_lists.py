@@ -324,3 +324,19 @@ def test_what_cannot_be_is_refused_by_name(objective: Objective, change: dict[st
 def test_a_loss_of_single_responses_takes_no_pairs() -> None:
     with pytest.raises(InvalidArgument, match=r"expected a loss of pairs, got ALoL .*of_lists"):
         rpo.ALoL()(np.zeros(3), np.zeros(3), np.zeros(3), np.zeros(3))
+
+
+def test_reward_aware_preference_optimization_is_info_nca_on_scored_pairs() -> None:
+    """Its loss is KL(sigma(b) || sigma(a)) of a = beta times the difference of log-ratios and b = eta times that of
+    scores; docs/faq.md says that InfoNCA at alpha = 1 / eta adds the entropy of sigma(b), which no policy changes."""
+    rng = np.random.default_rng(0)
+    policy, reference = rng.normal(size=(2, 2, 5))
+    scores = np.sort(rng.normal(size=(2, 5)), axis=0)[::-1]
+    a = 0.3 * ((policy[0] - reference[0]) - (policy[1] - reference[1]))
+    b = 2.0 * (scores[0] - scores[1])
+    p, q = 1 / (1 + np.exp(-b)), 1 / (1 + np.exp(-a))
+    divergence = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+    entropy = -(p * np.log(p) + (1 - p) * np.log(1 - p))
+    columns = Columns(logps=tuple(policy), reference=tuple(reference), scores=tuple(scores))
+    loss, _ = rpo.InfoNCA(beta=0.3, alpha=0.5).loss(columns)
+    assert loss == pytest.approx(float((divergence + entropy).mean()), rel=1e-12)

@@ -28,11 +28,11 @@ SHOWN = COLUMNS[:-2]
 class BenchmarkResult:
     """One number with its evidence.
 
-    value: in the tool's own unit: per cent (AlpacaEval), points of ten (MT-Bench), usually a fraction
-    (lm-eval); None where the file has something else than a number. standard_error: in the same unit; None where
-    the tool gives none. n: what the value is a mean over. missing: answers that brought no score; they are not in
-    the value. source: the file it was read from. settings: what else the file says of how it came about, and under
-    "unreadable" what stands where a number should.
+    value: in the tool's own unit: per cent (AlpacaEval), points of ten (MT-Bench), usually a fraction (lm-eval); None
+    where the file has something else than a number. standard_error: in the same unit; None where the tool gives none.
+    n: what the value is a mean over. missing: answers that brought no score; they are not in the value. bounds: an
+    interval of its own, where a normal one would not do. source: the file it was read from. settings: what else the
+    file says of how it came about, and under "unreadable" what stands where a number should.
     """
 
     model: str
@@ -44,10 +44,13 @@ class BenchmarkResult:
     missing: int = 0
     source: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    bounds: tuple[float, float] | None = None
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % normal interval, value -/+ 1.96 standard errors; None without value or standard error."""
+        """`bounds`, or the 95 % normal interval, value -/+ 1.96 standard errors; None without either."""
+        if self.bounds is not None:
+            return self.bounds
         if self.value is None or self.standard_error is None:
             return None
         half = NORMAL_975 * self.standard_error

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from rpo.core.errors import InvalidArgument
+from rpo.core.synonyms import own_names
 from rpo.llm.models.packages import require_peft
 from rpo.llm.reference import adapter_is_untouched, is_peft_model, rng_kept
 
@@ -31,7 +33,8 @@ def with_adapter(model: Any, peft_config: Any, *, seed: int, task_type: str = "C
         )
     if isinstance(peft_config, Mapping):
         try:
-            peft_config = peft.LoraConfig(**{"task_type": task_type, **peft_config})
+            keywords = own_names(peft_config, inspect.signature(peft.LoraConfig).parameters)
+            peft_config = peft.LoraConfig(**{"task_type": task_type, **keywords})
         except (TypeError, ValueError) as error:
             remedy = "Look at peft.LoraConfig."
             expected = "keywords of a LoraConfig"

@@ -167,8 +167,11 @@ class LogpCache:
         return target
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], expected_key: CacheKey) -> LogpCache:
-        """Read what `save` wrote, without pickle. Raises OutputError, CacheCorrupted, CacheMismatch."""
+    def load(cls, path: str | os.PathLike[str], expected_key: CacheKey | None = None) -> LogpCache:
+        """Read what `save` wrote, without pickle; expected_key: None for any.
+
+        Raises OutputError, CacheCorrupted, CacheMismatch.
+        """
         source = Path(path)
         try:
             content = source.read_bytes()
@@ -184,7 +187,7 @@ class LogpCache:
             raise CacheCorrupted(_corrupted(source, f"{type(error).__name__}: {error}")) from error
         if not whole:
             raise CacheCorrupted(_corrupted(source, "the checksum does not match"))
-        wanted, found = asdict(expected_key), asdict(key)
+        wanted, found = asdict(expected_key or key), asdict(key)
         differences = {name: (found[name], wanted[name]) for name in wanted if found[name] != wanted[name]}
         if differences:
             raise CacheMismatch(source, differences)

@@ -20,6 +20,7 @@ from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_rep
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument, MissingDependency, RPOError
 from rpo.core.fields import hold
+from rpo.core.synonyms import own_name
 from rpo.methods.foreign import refuse
 
 # Argument -> (the one value it may have, why no other).
@@ -67,7 +68,8 @@ def check_names(kind: Any, names: Iterable[str]) -> None:
     unknown = [name for name in names if name not in known]
     refuse(unknown, kind.__name__)
     for name in unknown:
-        near = difflib.get_close_matches(name, known | kind._TRANSLATED, n=3)
+        near = [own_name(name, known)] if own_name(name, known) != name else []
+        near += difflib.get_close_matches(name, known | kind._TRANSLATED, n=3 - len(near))
         raise InvalidArgument(
             name,
             expected=f"a field of {kind.__name__}" + (f", such as {', '.join(near)}" if near else ""),

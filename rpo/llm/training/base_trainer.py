@@ -17,6 +17,7 @@ from transformers.trainer_utils import TrainOutput
 from rpo.core.errors import InvalidArgument, NonFiniteLoss
 from rpo.core.locks import alone
 from rpo.core.records import jsonable
+from rpo.llm.training.alerts import Alerts
 from rpo.llm.training.arguments import taken_by_transformers
 from rpo.llm.training.checkpoints import (
     CheckpointError,
@@ -234,7 +235,13 @@ class SafeTrainer(Trainer):
         # Two runs would write the same checkpoints, and the last one would be a mixture.
         writes = self.args.should_save and self.args.save_strategy != "no"
         with alone(self.args.output_dir) if writes else contextlib.nullcontext():
-            return self._train(self._checkpoint_to_resume(resume_from_checkpoint), **kwargs)
+            try:
+                return self._train(self._checkpoint_to_resume(resume_from_checkpoint), **kwargs)
+            except NonFiniteLoss as error:
+                for one in self.callback_handler.callbacks if self.is_world_process_zero() else ():
+                    if isinstance(one, Alerts):
+                        one.broken_off(error)
+                raise
 
     def _train(self, checkpoint: Path | None, **kwargs: Any) -> Any:
         if checkpoint is None:

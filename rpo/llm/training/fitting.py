@@ -18,6 +18,7 @@ from rpo.core.errors import InvalidArgument, OutputError
 from rpo.core.locks import STAGE, alone
 from rpo.core.objectives import Objective, require_objective
 from rpo.core.records import Run, check_output, jsonable, move_in
+from rpo.core.synonyms import own_names
 from rpo.llm.training.arguments import own_config
 from rpo.llm.training.base_trainer import SafeTrainer
 from rpo.llm.training.checkpoints import complete_checkpoints
@@ -69,6 +70,7 @@ def fit(
             remedy="Put them all in args.",
         )
     trainer_class, config_class = trainer_of(objective)
+    training = own_names(training, config_class.__dataclass_fields__)
     if args is None:
         folder = str(DEFAULT_FOLDER if output_dir is None else output_dir)
         args = config_class(output_dir=folder, **training)

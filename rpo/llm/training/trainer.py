@@ -28,6 +28,7 @@ from rpo.llm.models.adapters import with_adapter
 from rpo.llm.models.soundness import require_causal
 from rpo.llm.reference import AsGiven, FrozenModel, NoReference, Reference, resolve_reference
 from rpo.llm.reference.scoring_pass import CACHE_NAME, ReferencePass
+from rpo.llm.training.alerts import Alerts
 from rpo.llm.training.arguments import check_objects, own_config
 from rpo.llm.training.callbacks import DisplacementEarlyStopping, SampledKLCallback
 from rpo.llm.training.config import RPOConfig
@@ -306,6 +307,9 @@ class PreferenceTrainer(PairTrainer):
         args, data = self.args, self.eval_dataset if isinstance(self.eval_dataset, PairDataset) else self.train_dataset
         if args.displacement_threshold is not None:
             self.add_callback(DisplacementEarlyStopping(args.displacement_threshold, args.displacement_patience))
+        if "trackio" in args.report_to:
+            limit = args.displacement_threshold
+            self.add_callback(Alerts() if limit is None else Alerts(displacement=limit))
         if args.kl_steps == 0:
             return
         if not isinstance(data, PairDataset) or not self.eos_token_ids:
