@@ -1,7 +1,7 @@
 """Writes the tables of README.md and benchmarks/README.md that come from results/: vs_trl_*, batched, sweep.
 
-`python benchmarks/tables.py`, after the benchmark. A table stands between `<!-- vs_trl summary -->`, or `<!-- vs_trl NAME -->`
-or `<!-- bandit NAME -->` with the name of a file in results/, and `<!-- end -->`.
+`python benchmarks/tables.py`, after the benchmark. A table stands between `<!-- vs_trl summary -->`, or
+`<!-- vs_trl NAME -->` or `<!-- bandit NAME -->` with the name of a file in results/, and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -64,8 +64,12 @@ def batched(record: dict[str, Any]) -> str:
         ours = 1e6 * sorted(block["batched_s"] for block in row["blocks"])[len(row["blocks"]) // 2]
         gap, above = row["batched_worst_relative_gap"], row["cvxpy_value_above_batched"][1]
         lines.append(f"| {row['class']} | {row['ratio_median']:.0f} | {ends} | {ours:.0f} | {gap:.1e} | {above:.1e} |")
-    scales = [f"{row['microseconds_per_instance']:.0f} at {row['seeds']:,} and {row['n']:.0e}" for row in record["scaling"]]
-    return "\n".join([*lines, "", f"Box, us an instance at so many seeds and N: {'; '.join(scales)}. {_machine(record)}"])
+    scales = [
+        f"{row['microseconds_per_instance']:.0f} at {row['seeds']:,} and {row['n']:.0e}" for row in record["scaling"]
+    ]
+    return "\n".join(
+        [*lines, "", f"Box, us an instance at so many seeds and N: {'; '.join(scales)}. {_machine(record)}"]
+    )
 
 
 def sweep(record: dict[str, Any]) -> str:
