@@ -42,9 +42,8 @@ bench: $(VENV)/.installed-dev  ## The benchmarks: tables into benchmarks/results
 	# Against TRL, on a real model: where there is one.
 	test -z "$$RPO_SMOLLM2" || $(BIN)/python benchmarks/vs_trl.py
 
-bench-sweeps: $(VENV)/.installed-dev  ## Sweeps and the batched solver, on idle cores: results and their tables (5 minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/batched.py
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sweep.py
+bench-sweeps: $(VENV)/.installed-dev  ## Sweeps and the batched solver, on idle cores: results and their tables (minutes)
+	for name in batched sweep; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
 	$(BIN)/python benchmarks/tables.py
 
 gpu:  ## On a machine with one H100 or H200, PYTHON its own: torch with CUDA, transformers, accelerate, peft, pytest

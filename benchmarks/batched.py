@@ -54,19 +54,24 @@ class Compiled:
         loss = loss + ETA * (BETA * (self.d @ lse) - cp.sum(cp.multiply(self.linear, self.r)))
         self.problem = cp.Problem(cp.Minimize(loss), constraints)
 
-    def solve(self, wins: Any, base: Any) -> Any:
+    def set(self, wins: Any, base: Any) -> None:
+        """Set the data of one instance."""
         weights = wins / wins.sum()
         self.weights.value = np.concatenate(
             [weights[:, self.first, self.second], weights[:, self.second, self.first]], axis=1
         )
         self.d.value = weights.sum(axis=(1, 2))
         self.linear.value = self.d.value[:, None] * base
+
+    def solve(self, wins: Any, base: Any) -> Any:
+        """Return the rewards of one instance, (X, A)."""
+        self.set(wins, base)
         self.problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-9, tol_gap_rel=1e-9, tol_feas=1e-9)
         return self.r.value
 
 
-def measure(name: str, seeds: int, sample: int, blocks: int) -> dict[str, Any]:
-    """Return paired timings of one reward class."""
+def instances(seeds: int) -> tuple[ContextualBandit, dict[str, Any], Any]:
+    """Return the problem, its reward classes by name, and win counts (S, X, A, A)."""
     rng = np.random.default_rng(0)
     problem = ContextualBandit(
         d0=np.full(4, 0.25),
@@ -80,10 +85,15 @@ def measure(name: str, seeds: int, sample: int, blocks: int) -> dict[str, Any]:
         "box": Box(BOUND),
         "ball": LinearBall(problem.features, RADIUS),
     }
-    reward_class = classes[name]
+    return problem, classes, sample_wins(problem, 1000, seeds, rng=rng)
+
+
+def measure(name: str, seeds: int, sample: int, blocks: int) -> dict[str, Any]:
+    """Return paired timings of one reward class."""
+    problem, classes, wins = instances(seeds)
+    reward_class, rng = classes[name], np.random.default_rng(1)
     # A base of full support: a minimiser of the unconstrained objective exists on every instance.
     objective = RPO(beta=BETA, eta=ETA, base="reference")
-    wins = sample_wins(problem, 1000, seeds, rng=rng)
     compiled = Compiled(problem, reward_class)
     compiled.solve(wins[0], problem.reference)
     solve_batch(wins[:10], objective, reference=problem.reference, reward_class=reward_class)

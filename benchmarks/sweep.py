@@ -3,8 +3,8 @@
 Each run is a process of its own, with one BLAS thread: one job three times, two jobs, and one job that is killed
 (SIGKILL) halfway and continued. Seconds are processor time where there is one process, so that other load on the
 machine counts little, and the memory is the process's peak. The profile says whose seconds they are: wrapped calls,
-each without the wrapped calls inside it. Tables are compared as bytes. Writes results/sweep.json; `python
-benchmarks/tables.py` the table.
+each without the wrapped calls inside it. Tables are compared as bytes. Writes results/sweep.json;
+`python benchmarks/tables.py` the table.
 """
 
 from __future__ import annotations

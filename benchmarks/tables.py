@@ -18,6 +18,7 @@ HERE = Path(__file__).parent
 PAGES = (HERE.parent / "README.md", HERE / "README.md")
 BLOCK = re.compile(r"(<!-- (vs_trl|vs_unsloth|step|bandit) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 OURS, LIVE = "ours, shared, cached", "ours, shared, live"
+TIMES = ("peer_s", "batched_s")
 COLUMNS = ("TRL default", "TRL cached", "TRL cached, patched head")
 
 
@@ -71,6 +72,21 @@ def batched(record: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"Box, us an instance at so many seeds and N: {scales}. {_machine(record)}"])
 
 
+def batched_peers(record: dict[str, Any]) -> str:
+    """Return one row a peer and class, and what it was measured on."""
+    lines = _head(
+        ["peer", "class", "peer over batched", "range", "us an instance, peer and batched", "off by over 1e-6"]
+    )
+    for row in record["peers"]:
+        peer, ours = (1e6 * sorted(block[key] for block in row["blocks"])[len(row["blocks"]) // 2] for key in TIMES)
+        ends = f"{row['ratio_min']:.0f}-{row['ratio_max']:.0f}"
+        lines.append(
+            f"| {row['peer']} {row['version']} | {row['class']} | {row['ratio_median']:.0f} | {ends} | "
+            f"{peer:,.0f} and {ours:.0f} | {100 * row['failed']:.1f} % |"
+        )
+    return "\n".join([*lines, "", f"{record['peers'][0]['seeds']} instances. {_machine(record)}"])
+
+
 def sweep(record: dict[str, Any]) -> str:
     """Return one row a run, the profile of one, and what it was measured on."""
     lines = _head(["run", "processor s", "wall s", "peak MiB", "certified", "worst relative gap"])
@@ -86,7 +102,7 @@ def sweep(record: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"{same} Processor seconds of one more run: {profile}. {_machine(record)}"])
 
 
-BANDIT = {"batched": batched, "sweep": sweep}
+BANDIT = {"batched": batched, "batched_peers": batched_peers, "sweep": sweep}
 
 
 def _head(names: list[str]) -> list[str]:

@@ -48,6 +48,11 @@ class Cells:
 
     def evaluate(self, r: Array, which: Index, *, curved: bool = True) -> Evaluation:
         """Return the prompts' parts of the loss with gradients and, if `curved`, Hessians in r (c, A)."""
+        value, gradient, conductance = self.conducted(r, which, curved=curved)
+        return value, gradient, laplacians(conductance, r.shape[1]) if curved else np.zeros((0, 0, 0))
+
+    def conducted(self, r: Array, which: Index, *, curved: bool = True) -> Evaluation:
+        """Return what `evaluate` does, with the conductances (c, P) whose Laplacians the Hessians are."""
         compared, lost, base, d, log_measure = self._parts(which)
         beta, pull = self.beta, self.pull
         base_value, gradient, conductance = np.zeros((len(r), 1)), np.zeros(r.shape), np.zeros(compared.shape)
@@ -65,7 +70,7 @@ class Cells:
                 # diag(v) - v v' / sum v is the Laplacian of the complete graph with conductances v_i v_j / sum v.
                 first, second = pair_indices(r.shape[1])
                 conductance += (weight / beta / reply.total * reply.slope)[:, first] * reply.slope[:, second]
-        return value, gradient, laplacians(conductance, r.shape[1]) if curved else np.zeros((0, 0, 0))
+        return value, gradient, conductance
 
     def _parts(self, which: Index) -> tuple[Array, ...]:
         """Return what these prompts need: gathered once while the same are asked for."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rpo.bandit.batched.cells import Cells, closure
+from rpo.bandit.batched.cells import Cells, closure, incidence_matrix
 from rpo.bandit.batched.newton import Evaluation, minimize_balls, minimize_boxes
 from rpo.bandit.data import Index
 from rpo.bandit.reward_class import Box, LinearBall, Unconstrained
@@ -80,28 +81,36 @@ def pessimistic_shifts(cells: Cells, reward: Array, lives: NDArray[np.bool_], bo
 class _Theta:
     """The loss of S instances as a function of theta = offset + directions c, c (S, k).
 
-    directions: (S, D, k). offset: (S, D). phi: (X, A, D).
+    directions: (S, D, k), offset: (S, D), or None where c is theta. phi: (X, A, D).
     """
 
     cells: Cells
     phi: Array
-    directions: Array
-    offset: Array
+    directions: Array | None = None
+    offset: Array | None = None
+
+    @cached_property
+    def squares(self) -> Array:
+        """(X P, D D): each pair's difference of features, times itself."""
+        a, dim = self.phi.shape[1:]
+        apart = (incidence_matrix(a) @ self.phi).reshape(-1, dim)
+        return np.asarray((apart[:, :, None] * apart[:, None, :]).reshape(-1, dim * dim))
 
     def evaluate(self, c: Array, which: Index) -> Evaluation:
         """Return values (s,), gradients (s, k) and Hessians (s, k, k) of the instances `which`."""
         x, a, dim = self.phi.shape
-        along = self.directions[which]
-        theta = self.offset[which] + np.einsum("sdk,sk->sd", along, c)
+        flat, theta = self.phi.reshape(x * a, dim), c
+        if self.directions is not None and self.offset is not None:
+            theta = self.offset[which] + np.einsum("sdk,sk->sd", self.directions[which], c)
         mine = (which[:, None] * x + np.arange(x)).ravel()
-        value, g, h = self.cells.evaluate((theta @ self.phi.reshape(x * a, dim).T).reshape(-1, a), mine)
-        slope = np.einsum("sxa,xad->sd", g.reshape(-1, x, a), self.phi)
-        curve = np.einsum("xad,sxab,xbe->sde", self.phi, h.reshape(-1, x, a, a), self.phi, optimize=True)
-        return (
-            value.reshape(-1, x).sum(axis=1),
-            np.einsum("sdk,sd->sk", along, slope),
-            np.einsum("sdk,sde,sel->skl", along, curve, along, optimize=True),
-        )
+        value, g, conductance = self.cells.conducted((theta @ flat.T).reshape(-1, a), mine)
+        slope = g.reshape(-1, x * a) @ flat
+        curve = (conductance.reshape(len(which), -1) @ self.squares).reshape(-1, dim, dim)
+        if self.directions is not None:
+            along = self.directions[which]
+            slope = np.einsum("sdk,sd->sk", along, slope)
+            curve = np.einsum("sdk,sde,sel->skl", along, curve, along, optimize=True)
+        return value.reshape(-1, x).sum(axis=1), slope, curve
 
 
 def solve_balls(cells: Cells, ball: LinearBall, start: Array) -> tuple[Array, int]:
@@ -109,9 +118,8 @@ def solve_balls(cells: Cells, ball: LinearBall, start: Array) -> tuple[Array, in
     s, x, a = start.shape
     checks.has_shape("reward_class.features", ball.features, (x, a, None))
     flat = ball.features.reshape(x * a, -1)
-    dim = flat.shape[1]
-    whole = _Theta(cells, ball.features, np.broadcast_to(np.eye(dim), (s, dim, dim)), np.zeros((s, dim)))
-    result = minimize_balls(whole.evaluate, start.reshape(s, x * a) @ np.linalg.pinv(flat).T, ball.radius)
+    near = start.reshape(s, x * a) @ np.linalg.pinv(flat).T
+    result = minimize_balls(_Theta(cells, ball.features).evaluate, near, ball.radius, prompts=x)
     theta = pessimistic_thetas(cells, ball, result.x) if cells.pull == 0 else result.x
     return (theta @ flat.T).reshape(s, x, a), result.iterations
 
@@ -133,6 +141,6 @@ def pessimistic_thetas(cells: Cells, ball: LinearBall, theta: Array) -> Array:
         room = np.sqrt(np.maximum(0.0, ball.radius**2 - (kept**2).sum(axis=1)))
         along = free * room[:, None, None]  # scaled, so that every instance moves in the unit ball
         part = _Theta(cells.pessimism(group, x), ball.features, along, kept)
-        c = minimize_balls(part.evaluate, np.zeros((group.size, rank)), 1.0).x
+        c = minimize_balls(part.evaluate, np.zeros((group.size, rank)), 1.0, prompts=x).x
         moved[group] = kept + np.einsum("sdk,sk->sd", along, c)
     return moved

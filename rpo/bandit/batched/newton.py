@@ -19,7 +19,8 @@ RIDGE = 1e-14
 FIRST_DAMPING = 1e-2  # relative, of a problem whose undamped step is refused: what most saturated ones come to
 FIRST_GROWTH = 4.0  # of the damping at a refusal, and twice as much at each that follows
 LEAST_EASE = 1.0 / 30.0  # of the damping, after a step that kept all it promised
-TOGETHER = 1024  # problems that are minimised at a time: their matrices stay in a core's cache
+PIN = 1e20  # of the curvature of what is free: added to the others it leaves them no step, and changes no other's
+TOGETHER = 2048  # prompts at a time: their matrices stay near a core
 NOISE = 1e-22  # of an expected decrease: below, slopes are rounding too
 TOLERANCE = 3e-14  # of the residual; the next step would only polish rounding
 
@@ -66,13 +67,21 @@ def minimize_boxes(
         step = _walk_to_walls(x, g, h, low, high, ~pinned, fixed[which])
         return np.asarray(np.clip(x + step, low, high))
 
-    return _in_turns(evaluate, candidate, residual, np.clip(start, lower, upper), max_iterations)
+    return _in_turns(evaluate, candidate, residual, np.clip(start, lower, upper), max_iterations, TOGETHER)
 
 
 def minimize_balls(
-    evaluate: Callable[[Array, Index], Evaluation], start: Array, radius: float, *, max_iterations: int = 300
+    evaluate: Callable[[Array, Index], Evaluation],
+    start: Array,
+    radius: float,
+    *,
+    prompts: int = 1,
+    max_iterations: int = 300,
 ) -> BatchResult:
-    """Minimise C convex functions, each over ||x||_2 <= radius; arguments as for `minimize_boxes`."""
+    """Minimise C convex functions, each over ||x||_2 <= radius; arguments as for `minimize_boxes`.
+
+    prompts: of how many parts each is the sum.
+    """
 
     def residual(x: Array, g: Array, which: Index) -> Array:
         return np.maximum(0.0, radius * np.linalg.norm(g, axis=1) + (g * x).sum(axis=1))
@@ -81,7 +90,8 @@ def minimize_balls(
         return _ball_quadratics(h, np.einsum("cij,cj->ci", h, x) - g, radius)
 
     norm = np.linalg.norm(start, axis=1, keepdims=True)
-    return _in_turns(evaluate, candidate, residual, start * np.minimum(1.0, radius / (norm + 1e-300)), max_iterations)
+    inside = start * np.minimum(1.0, radius / (norm + 1e-300))
+    return _in_turns(evaluate, candidate, residual, inside, max_iterations, max(1, TOGETHER // prompts))
 
 
 def _in_turns(
@@ -90,19 +100,12 @@ def _in_turns(
     residual: Callable[[Array, Array, Index], Array],
     x: Array,
     max_iterations: int,
+    together: int,
 ) -> BatchResult:
-    """Return `_descend` of all problems, some at a time."""
-    parts = [
-        _descend(
-            evaluate,
-            candidate,
-            residual,
-            x[at : at + TOGETHER],
-            np.arange(at, min(at + TOGETHER, len(x))),
-            max_iterations,
-        )
-        for at in range(0, max(1, len(x)), TOGETHER)
-    ]
+    """Return `_descend` of all problems, so many at a time."""
+    every = np.arange(len(x))
+    turns = [slice(at, at + together) for at in range(0, max(1, len(x)), together)]
+    parts = [_descend(evaluate, candidate, residual, x[turn], every[turn], max_iterations) for turn in turns]
     if len(parts) == 1:
         return parts[0]
     x, value, gradient = (
@@ -185,11 +188,11 @@ def _walk_to_walls(x: Array, g: Array, h: Array, low: Array, high: Array, free: 
         # A constant is free where nothing is pinned: the rank-one term fixes it and changes no step,
         # because the slope sums to zero there. A fixed entry with a slope is a pin; without, it is absent.
         whole = (free[todo] | (fixed[todo] & (g[todo] == 0))).all(axis=1)
-        top = (np.einsum("cii->ci", matrix) * mask).max(axis=1)
-        matrix += np.where(whole, top, 0.0)[:, None, None]
-        matrix *= mask[:, :, None]
-        matrix *= mask[:, None, :]
-        np.einsum("cii->ci", matrix)[...] += (1.0 - mask) * (top + 1e-300)[:, None]
+        diagonal = np.einsum("cii->ci", matrix)
+        top = (diagonal * mask).max(axis=1)
+        if whole.any():
+            matrix[whole] += top[whole, None, None]
+        diagonal[...] += (1.0 - mask) * (PIN * top + 1e-280)[:, None]
         move = -np.linalg.solve(matrix, slope[:, :, None])[:, :, 0] * mask
         wall = np.where(move > 0, high[todo] - x[todo], low[todo] - x[todo]) - step[todo]
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -206,6 +209,18 @@ def _walk_to_walls(x: Array, g: Array, h: Array, low: Array, high: Array, free: 
 
 def _ball_quadratics(h: Array, b: Array, radius: float) -> Array:
     """Return argmin over ||x|| <= radius of x'hx/2 - b'x for each of c positive definite h, (c, n)."""
+    try:
+        x = np.linalg.solve(h, b[:, :, None])[:, :, 0]
+    except np.linalg.LinAlgError:
+        return _on_spheres(h, b, radius)
+    beyond = ~(np.linalg.norm(x, axis=1) <= radius)
+    if beyond.any():
+        x[beyond] = _on_spheres(h[beyond], b[beyond], radius)
+    return np.asarray(x, dtype=np.float64)
+
+
+def _on_spheres(h: Array, b: Array, radius: float) -> Array:
+    """Return the same by the spectrum, where the minimum may be on the sphere."""
     values, vectors = np.linalg.eigh(h)
     values = np.maximum(values, 1e-300)
     c = np.einsum("cji,cj->ci", vectors, b)

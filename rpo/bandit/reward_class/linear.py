@@ -185,9 +185,14 @@ class LinearBall(Shared):
         return np.asarray(np.linalg.lstsq(self.design.reshape(x * a, d), (reward - self.offset).ravel(), rcond=None)[0])
 
     def support_gap(self, g: Array, reward: Array) -> float:
+        """Return S_R(g) - <g, r>, as `support_gaps` does."""
+        return float(self.support_gaps(g[None], reward[None])[0])
+
+    def support_gaps(self, g: Array, reward: Array) -> Array:
         """Return S_R(g) - <g, r> = B ||Phi' g|| - <g, r - offset>, and 0 where rounding would make it negative."""
-        pulled = np.einsum("xad,xa->d", self.design, g)
-        return max(0.0, self.radius * float(np.linalg.norm(pulled)) - float((g * (reward - self.offset)).sum()))
+        pulled = g.reshape(len(g), -1) @ self.design.reshape(-1, self.design.shape[-1])
+        along = (g * (reward - self.offset)).sum(axis=(1, 2))
+        return np.maximum(0.0, self.radius * np.linalg.norm(pulled, axis=1) - along)
 
     def contains(self, reward: Array) -> bool:
         """Return whether some theta in the ball gives this table, up to rounding."""
