@@ -18,12 +18,20 @@ from rpo.core.numerics import log_softmax
 
 
 def coverage_skew(
-    *, arms: int = 10, prompts: int = 1, skew: float = 1.0, reward_bound: float = 3.0, rng: Any
+    *,
+    arms: int = 10,
+    prompts: int = 1,
+    skew: float = 1.0,
+    reward_bound: float = 3.0,
+    reference: str = "uniform",
+    rng: Any,
 ) -> ContextualBandit:
     """Return a bandit whose data favour some arms: r* uniform on [0, R], uniform pi_ref, skewed behaviour.
 
-    The behaviour is softmax(skew * normal + r* / 2) a prompt: one knob, 0 for even coverage.
+    The behaviour is softmax(skew * normal + r* / 2) a prompt: one knob, 0 for even coverage. reference: "behavior"
+    takes it for pi_ref too, as in practice, where a model's own responses are compared.
     """
+    checks.one_of("reference", reference, ("uniform", "behavior"))
     a = checks.integer("arms", arms, minimum=2)
     x = checks.integer("prompts", prompts, minimum=1)
     width = checks.nonnegative("skew", skew)
@@ -33,11 +41,12 @@ def coverage_skew(
     behavior = np.exp(log_softmax(width * generator.normal(size=(x, a)) + 0.5 * reward))
     return ContextualBandit(
         d0=np.full(x, 1.0 / x),
-        reference=np.full((x, a), 1.0 / a),
+        reference=behavior if reference == "behavior" else np.full((x, a), 1.0 / a),
         reward=reward,
         reward_bound=bound,
         behavior=behavior,
-        name=f"coverage_skew(arms={a}, prompts={x}, skew={width:g})",
+        name=f"coverage_skew(arms={a}, prompts={x}, skew={width:g}"
+        + (", reference=behavior)" if reference == "behavior" else ")"),
     )
 
 
