@@ -6,7 +6,6 @@ Every figure is a PNG with the CSV it was drawn from beside it; the animation is
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +21,7 @@ from rpo.bandit.bounds.covering import covering_radius, log_covering
 from rpo.bandit.bounds.theorem import suboptimality_bound
 from rpo.bandit.coverage import coverage_coefficient
 from rpo.bandit.maximin import default_class, solve
-from rpo.bandit.metrics import policy_outcome
-from rpo.bandit.plots import animation, eta_heatmap, gold_proxy, phase, policies
+from rpo.bandit.plots import animation, eta_heatmap, phase, policies
 from rpo.bandit.plots.coverage import gap_against_coverage
 from rpo.bandit.plots.network import comparison_network
 from rpo.bandit.problem import ContextualBandit
@@ -48,41 +46,6 @@ class Draws:
 
     def gaps(self, policy: Any) -> list[float]:
         return [problem.suboptimality(table) for problem, table in zip(self.problems, policy, strict=True)]
-
-
-def overoptimization_frame(n: int = 100, seeds: int = 400, etas: tuple[float, ...] = (0.0, 0.03, 0.1)) -> pd.DataFrame:
-    """Return gold, proxy and KL along beta on coverage_skew with pi_ref = the policy that made the data.
-
-    The seeds are solved as the prompts of one problem, n pairs each: tables separate over prompts, and
-    equal weights scale both terms alike.
-    """
-    pairs = [child.spawn(2) for child in np.random.SeedSequence(11).spawn(seeds)]
-    drawn = [instances.coverage_skew(skew=2.0, rng=a) for a, _ in pairs]
-    problems = [dataclasses.replace(p, reference=p.behavior) for p in drawn]
-    data = [p.sample_preferences(n, rng=b) for p, (_, b) in zip(problems, pairs, strict=True)]
-    wins = np.concatenate([counts.wins() for counts in data])[None]
-    reference = np.concatenate([p.reference for p in problems])
-    rows: list[dict[str, Any]] = []
-    bases = [counts.response_frequencies("chosen") for counts in data]
-
-    def solve_all(objective: Objective, start: Any = None) -> Any:
-        return solve_batch(wins, objective, reference=reference, reward_class=default_class(problems[0]), start=start)
-
-    proxy = solve_all(DPO(beta=1.0)).reward[0]
-
-    def add(policy: Any, **labels: Any) -> None:
-        for seed, problem in enumerate(problems):
-            outcome = policy_outcome(policy[seed][None], problem, bases[seed], proxy[seed][None])
-            rows.append({**labels, "seed": seed, **outcome})
-
-    add(reference, method="reference", beta=np.inf)
-    for eta in etas:
-        start = None
-        for beta in np.geomspace(10.0, 0.02, 22):
-            solved = solve_all(RPO(beta=beta, eta=eta) if eta else DPO(beta=beta), start)
-            start = solved.reward
-            add(solved.policy[0], method=f"RPO, eta = {eta:g}" if eta else "DPO", beta=beta)
-    return pd.DataFrame(rows)
 
 
 def gap_frame(ns: Any, betas: Any, etas: Any, seeds: int) -> pd.DataFrame:
@@ -154,15 +117,6 @@ def make(folder: Path) -> None:
 
     def step(function: Callable[[], None]) -> None:
         steps[function.__name__] = function
-
-    @step
-    def gold_and_proxy() -> None:
-        frame = overoptimization_frame()
-        fitted = gold_proxy.fits(frame, form="closest", rng=1)
-        for method, law in fitted.items():
-            print(f"    {method}, {law.form} law: {law.message}")
-        figure = gold_proxy.overoptimization(frame, fitted, title="coverage_skew (skew 2), pi_ref = behaviour, N = 100")
-        save(figure, folder / "overoptimization.png", gold_proxy.curves(frame))
 
     @step
     def beta_eta_heatmap() -> None:

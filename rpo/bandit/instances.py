@@ -19,16 +19,33 @@ from rpo.core.numerics import log_softmax
 
 
 def coverage_skew(
-    *, arms: int = 10, prompts: int = 1, skew: float = 1.0, reward_bound: float = 3.0, rng: Any
+    *,
+    arms: int = 10,
+    prompts: int = 1,
+    skew: float = 1.0,
+    reward_bound: float = 3.0,
+    reference: str = "uniform",
+    rng: Any,
 ) -> ContextualBandit:
     """Return a bandit whose data favour some arms: r* uniform on [0, R], uniform pi_ref, skewed behaviour.
 
-    The behaviour is softmax(skew * normal + r* / 2) a prompt: one knob, 0 for even coverage.
+    The behaviour is softmax(skew * normal + r* / 2) a prompt: one knob, 0 for even coverage. reference: "behavior"
+    takes it for pi_ref too, as in practice, where a model's own responses are compared.
     """
-    return _coverage_skew(1, arms=arms, prompts=prompts, skew=skew, reward_bound=reward_bound, rng=rng)[0]
+    given: dict[str, Any] = {
+        "arms": arms,
+        "prompts": prompts,
+        "skew": skew,
+        "reward_bound": reward_bound,
+        "reference": reference,
+    }
+    return _coverage_skew(1, **given, rng=rng)[0]
 
 
-def _coverage_skew(size: int, *, arms: int, prompts: int, skew: float, reward_bound: float, rng: Any) -> Problems:
+def _coverage_skew(
+    size: int, *, arms: int, prompts: int, skew: float, reward_bound: float, reference: str, rng: Any
+) -> Problems:
+    checks.one_of("reference", reference, ("uniform", "behavior"))
     a = checks.integer("arms", arms, minimum=2)
     x = checks.integer("prompts", prompts, minimum=1)
     width = checks.nonnegative("skew", skew)
@@ -38,11 +55,12 @@ def _coverage_skew(size: int, *, arms: int, prompts: int, skew: float, reward_bo
     behavior = np.exp(log_softmax(width * generator.normal(size=(size, x, a)) + 0.5 * reward))
     return Problems(
         d0=np.full((size, x), 1.0 / x),
-        reference=np.full((size, x, a), 1.0 / a),
+        reference=behavior if reference == "behavior" else np.full((size, x, a), 1.0 / a),
         reward=reward,
         reward_bound=bound,
         behavior=behavior,
-        name=f"coverage_skew(arms={a}, prompts={x}, skew={width:g})",
+        name=f"coverage_skew(arms={a}, prompts={x}, skew={width:g}"
+        + (", reference=behavior)" if reference == "behavior" else ")"),
     )
 
 

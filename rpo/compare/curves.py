@@ -18,6 +18,8 @@ from rpo.core.checks import Array
 from rpo.core.objectives import DPO, RPO
 from rpo.core.progress import track
 
+SKEW, NOISE = 2.0, 0.3
+
 
 def beta_path(
     problem: ContextualBandit,
@@ -29,7 +31,8 @@ def beta_path(
 ) -> list[dict[str, float]]:
     """Return one row a (beta, eta): metrics of the certified maximin policy, its relative gap and tv_bound.
 
-    The proxy is the maximum-likelihood reward of the same class on the same data, for every eta.
+    reward/*/reference are pi_ref's own, which rewards can be counted from. The proxy is the maximum-likelihood reward
+    of the same class on the same data, for every eta.
     """
     rows = []
     start: dict[float, Array] = {}
@@ -37,6 +40,7 @@ def beta_path(
         plain = solve(
             problem, data, DPO(beta=float(beta)), reward_class=reward_class, method="newton", start=start.get(0.0)
         )
+        at_reference = policy_metrics(plain.saddle.log_reference, plain.saddle, problem, plain.reward)
         for eta in etas:
             solution = plain
             if eta > 0:
@@ -53,6 +57,7 @@ def beta_path(
                     "tv_bound": solution.certificate.tv_bound,
                     "certified": float(solution.status == "certified"),
                     **policy_metrics(solution.logps, solution.saddle, problem, plain.reward),
+                    **{f"{name}/reference": at_reference[name] for name in ("reward/gold", "reward/proxy")},
                 }
             )
     return rows
@@ -63,12 +68,14 @@ def coverage_skew_curves(
 ) -> list[dict[str, float]]:
     """Return beta paths on `draws` fresh `instances.coverage_skew` problems with n preferences each.
 
-    The class is Box(reward_bound), which has a minimiser whatever the data. Draws spawn from rng.
+    Skew 2, three labels in ten flipped, pi_ref the behaviour: selected because the mean gold of DPO falls there. The
+    class is Box(reward_bound), which has a minimiser whatever the data. Draws spawn from rng.
     """
     generator = checks.generator("rng", rng)
     rows = []
     for draw, child in enumerate(track(generator.spawn(draws), "coverage-skew curves", show=progress)):
-        problem = instances.coverage_skew(rng=child)
+        skewed = instances.coverage_skew(skew=SKEW, reference="behavior", rng=child)
+        problem = instances.label_noise(skewed, NOISE)
         data = problem.sample_preferences(n, rng=child)
         reward_class = default_class(problem)
         rows += [{"draw": draw, **row} for row in beta_path(problem, data, etas, betas, reward_class=reward_class)]

@@ -28,7 +28,7 @@ from rpo.core.synonyms import with_synonyms
 
 MAX_DRAWS = 2000
 BETAS = np.geomspace(2.0, 0.02, 13)
-SKEW_PREFERENCES = 30
+SKEW_PREFERENCES = 100
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

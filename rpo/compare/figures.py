@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from rpo.compare.curves import mean_and_error
+from rpo.compare.curves import NOISE, SKEW, mean_and_error
 from rpo.compare.equivalence import SKEW_PREFERENCES, Comparison
 from rpo.core import checks
 from rpo.core.checks import Array
@@ -102,6 +102,13 @@ def policies(comparison: Comparison) -> Figure:
         axes[0, 0].set_ylabel("probability")
         axes[1, 0].set_ylabel("|difference from theory|")
         axes[0, -1].legend(loc="upper right")
+        apart = max(float(np.abs(run.policy - theory.policy).max()) for run in others)
+        figure.suptitle(
+            f"Convex program, table and transformer end at one policy: within {apart:.0e} everywhere",
+            x=0.01,
+            ha="left",
+            fontsize=10.5,
+        )
     return figure
 
 
@@ -130,7 +137,7 @@ def overoptimization(comparison: Comparison) -> Figure:
                 axes[0],
                 (
                     "this problem, path: beta (exact)",
-                    f"{comparison.config['skew_draws']} skewed problems, N = {SKEW_PREFERENCES}, path: beta",
+                    f"{comparison.config['skew_draws']} draws, skew {SKEW:g}, noise {NOISE:g}, N = {SKEW_PREFERENCES}",
                 ),
                 strict=True,
             )
@@ -141,22 +148,28 @@ def overoptimization(comparison: Comparison) -> Figure:
                     if column == 0:
                         rows = [row for row in comparison.curves if row["eta"] == value]
                         kl = np.array([row["kl/reference"] for row in rows])
-                        reward = np.array([row[f"reward/{key}"] for row in rows])
+                        reward = np.array([row[f"reward/{key}"] - row[f"reward/{key}/reference"] for row in rows])
                     else:
-                        kl, _ = mean_and_error(comparison.skew_curves, "kl/reference", eta=value)
-                        reward, error = mean_and_error(comparison.skew_curves, f"reward/{key}", eta=value)
+                        moved = [
+                            {**row, "over": row[f"reward/{key}"] - row[f"reward/{key}/reference"]}
+                            for row in comparison.skew_curves
+                        ]
+                        kl, _ = mean_and_error(moved, "kl/reference", eta=value)
+                        reward, error = mean_and_error(moved, "over", eta=value)
                         band(axis, f"reward/{key}", kl, reward, error, color=color)
                     axis.plot(kl, reward, line, color=color, label=f"{key}, {name}", marker=".", markersize=5)
+            axis.axhline(0.0, color="#777777", linewidth=0.8)
             axis.set_title(title)
             axis.set_xlabel("KL(pi || pi_ref), nats")
         for run, color in ((comparison.dpo, COLORS["DPO"]), (comparison.transformer, COLORS["RPO"])):
             last = run.history[-1]
             label = f"gold, trained {'DPO' if run is comparison.dpo else 'RPO'}"
             mark = {"color": color, "markersize": 7, "fillstyle": "none", "linestyle": "none", "label": label}
-            axes[0, 0].plot(last["kl/reference"], last["reward/gold"], "D", **mark)
-        axes[0, 0].set_ylabel("reward (gold; proxy relative to pi_base)")
-        axes[0, 0].legend(loc="best", fontsize=8.5)
-        axes[0, 1].legend(handles=[band_key("standard error")], loc="best", fontsize=8.5)
+            gold = last["reward/gold"] - comparison.curves[0]["reward/gold/reference"]
+            axes[0, 0].plot(last["kl/reference"], gold, "D", **mark)
+        axes[0, 0].set_ylabel("reward over pi_ref's, log-odds")
+        handles = [*axes[0, 0].get_legend_handles_labels()[0], band_key("standard error")]
+        figure.legend(handles=handles, loc="outside lower center", ncols=4, handlelength=3.0, fontsize=8.5)
     return figure
 
 

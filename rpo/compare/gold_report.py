@@ -15,7 +15,7 @@ from rpo.compare.gold_evidence import ALL_DRAWS, BEST_OF_N, THEORY, TRAINED, by_
 from rpo.core import checks
 from rpo.core.records import staged_output, write_json
 from rpo.plotting import COLORS, NORMAL_95, band, band_key, new_figure, page, save, style
-from rpo.plotting.overoptimization import KL, REFERENCE, REWARDS, curves, root_scale
+from rpo.plotting.overoptimization import KL, REFERENCE, REWARDS, curves, message, root_scale
 
 MARKER = "gold.json"
 TICKS = (0.0, 0.05, 0.2, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0)
@@ -78,7 +78,7 @@ def gold_figure(result: GoldExperiment) -> Figure:
             mark = {"color": COLORS["theory"], "markersize": 6, "zorder": 5, "label": "highest gold, exact"}
             axis.plot(theory.loc[best, KL], theory.loc[best, REWARDS[0]], "v", linestyle="none", **mark)
             axis.axhline(0.0, color="#777777", linewidth=0.8)
-            axis.set_title(name)
+            axis.set_title(f"{name}: {message(*(theory[column].to_numpy() for column in REWARDS))}")
             axis.set_xlabel("KL(pi || pi_ref), nats")
         root_scale(axes[0, 0])
         axes[0, 0].set_xlim(0.0, 1.03 * top)

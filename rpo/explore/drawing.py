@@ -14,7 +14,7 @@ from rpo.core.checks import Array
 from rpo.explore.settings import METHODS
 from rpo.explore.view import Curve, View
 from rpo.plotting import COLORS, CYCLE, NORMAL_95, color_of
-from rpo.plotting.overoptimization import root_ticks
+from rpo.plotting.overoptimization import message, root_ticks
 
 REFERENCE, GRID, INK = "#888888", "#dddddd", "#222222"
 SIZE = 15  # of letters, in units that the page shows as about a pixel at 1280 x 720
@@ -164,13 +164,9 @@ def curves(view: View) -> str:
 def _message(view: View) -> str:
     """Return what the curve shows, as its title."""
     curve = view.curve
-    peak, fall = int(curve.gold.argmax()), float(curve.gold.max() - curve.gold[-1])
     if curve.gold.size == 1:
         return f"{curve.method}: one policy, without a knob"
-    if fall < 0.05 * max(1e-12, float(np.ptp([0.0, *curve.gold]))):
-        return f"{curve.method}: gold does not fall"
-    proxy = "rises" if curve.proxy[-1] > curve.proxy[peak] else "falls too"
-    return f"{curve.method}: gold falls by {fall:.2f}, the proxy {proxy}"
+    return f"{curve.method}: {message(curve.gold, curve.proxy)}"
 
 
 def _points(curve: Curve, what: str, x: Scale, y: Scale) -> list[tuple[float, float]]:

@@ -123,15 +123,16 @@ class Draws(Cell):
     def __init__(self, settings: Settings) -> None:
         super().__init__(source("coverage_skew"), {"n": settings.n}, range(DRAWS), settings.seed, at_once=False)
         for_problem, for_data = np.random.SeedSequence(settings.seed).spawn(2)
-        skewed = instances.coverage_skew(arms=settings.arms, skew=settings.skew, rng=for_problem)
-        reference = np.asarray(skewed.behavior) if settings.reference == "behavior" else skewed.reference
-        self.one = replace(skewed, reference=reference, label_noise=settings.noise)
+        skewed = instances.coverage_skew(
+            arms=settings.arms, skew=settings.skew, reference=settings.reference, rng=for_problem
+        )
+        self.one = replace(skewed, label_noise=settings.noise)
         self.wins = sample_wins(self.one, settings.n, DRAWS, rng=for_data)
         self.data = PreferenceCounts.from_wins(self.wins[0])
         self.best = self.one.greedy_policy()
         self.base = solve(self.one, self.data, baselines.BasePolicy()).policy
         box = default_class(self.one)
-        likely = solve_batch(self.wins, DPO(beta=1.0), reference=reference, reward_class=box)
+        likely = solve_batch(self.wins, DPO(beta=1.0), reference=self.one.reference, reward_class=box)
         self.proxy = likely.reward[:, 0]
 
     def _draw(self, seed: int) -> Draw:

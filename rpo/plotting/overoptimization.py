@@ -102,7 +102,8 @@ def overoptimization(
                 _draw_fit(axis, fitted[method], rows)
             axis.axhline(0.0, color="#777777", linewidth=0.8)
             root_scale(axis)
-            axis.set_title(method)
+            along = rows if path == "n" else rows.sort_values(path, ascending=path == "step")
+            axis.set_title(f"{method}: {message(*(along[column].to_numpy() for column in REWARDS))}")
             axis.set_xlabel("KL(pi || pi_ref), nats (square-root scale)")
         ticks = root_ticks(float(table[KL].max()))
         axes[0, 0].set_xticks(ticks)
@@ -122,6 +123,17 @@ def overoptimization(
         seeds = f"{int(table['seeds'].min())} seeds"
         figure.suptitle(", ".join(part for part in (title, along[path], seeds) if part), x=0.01, ha="left", fontsize=10)
     return figure
+
+
+def message(gold: Array, proxy: Array) -> str:
+    """Return what a curve shows, its points from the least to the most that it moved: whether gold falls from its peak.
+
+    A fall under a twentieth of the highest gold is none.
+    """
+    peak, fall = int(np.argmax(gold)), float(np.max(gold) - gold[-1])
+    if fall <= 0.05 * max(1e-12, float(np.ptp([0.0, *gold]))):
+        return "gold does not fall"
+    return f"gold falls by {fall:.2f}, the proxy {'rises' if proxy[-1] > proxy[peak] else 'falls too'}"
 
 
 def _draw_fit(axis: Any, fit: GaoFit, rows: pandas.DataFrame) -> None:

@@ -50,6 +50,17 @@ def test_uncertified_rows_are_left_out_and_counted(table: pandas.DataFrame) -> N
     )
 
 
+def test_of_a_path_the_whole_seed_is_left_out(table: pandas.DataFrame) -> None:
+    """One row of one method is not certified: every curve is then a mean over the other eleven seeds."""
+    spoiled = table.copy()
+    one = (spoiled["objective/name"] == "DPO") & (spoiled["seed"] == 5) & (spoiled["beta"] == 0.3)
+    spoiled.loc[one, "status"] = "inaccurate"
+    figure, data = draw(spoiled, "overoptimization")
+    assert set(data["seeds"]) == {11}
+    assert "arms = 4, reward_bound = 2, N = 60" in figure.get_suptitle()
+    assert "1 seed(s) not certified everywhere left out" in figure.get_suptitle()
+
+
 def test_a_table_without_what_the_figure_needs_is_refused(table: pandas.DataFrame) -> None:
     with pytest.raises(InvalidArgument, match="kind: expected one of"):
         draw(table, "pie")

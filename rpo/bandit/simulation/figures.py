@@ -24,11 +24,12 @@ def draw(table: pandas.DataFrame, kind: str) -> tuple[Figure, pandas.DataFrame]:
 
     kind: "overoptimization" (path: beta; needs ReferencePolicy among the methods and one n),
     "gap_against_n" or "heatmap" (over beta and eta, one panel an
-    N; needs RPO). Rows that are not certified are left out and counted in the title. Raises InvalidArgument.
+    N; needs RPO). Rows that are not certified are left out and counted in the title; of a path the whole seed is.
+    Raises InvalidArgument.
     """
     checks.one_of("kind", kind, KINDS)
     solved = table[table["status"].isin(["certified", "exact"])].copy()
-    left_out = len(table) - len(solved)
+    kept, left_out = solved.index, len(table) - len(solved)
     title = f"{table['seed'].nunique()} seeds" + (f", {left_out} rows not certified left out" if left_out else "")
     # A method that takes no eta repeats itself along the grid's; each row of it is kept once.
     solved["series"] = [
@@ -60,5 +61,11 @@ def draw(table: pandas.DataFrame, kind: str) -> tuple[Figure, pandas.DataFrame]:
     import pandas
 
     frame = pandas.concat([others.assign(method=others["series"]), anchor.assign(method="reference")])
-    title = f"N = {int(np.asarray(solved['n'])[0])}" + (f", {left_out} rows not certified left out" if left_out else "")
+    fixed = {name: solved[name].iloc[0] for name in table.columns[: list(table.columns).index("n")]}
+    shown = [f"{name} = {value if isinstance(value, str) else f'{value:g}'}" for name, value in fixed.items()]
+    title = ", ".join([*shown, f"N = {int(np.asarray(solved['n'])[0])}"])
+    broken = set(table.loc[~table.index.isin(kept), "seed"])
+    if broken:
+        frame = frame[~frame["seed"].isin(broken)]
+        title += f", {len(broken)} seed(s) not certified everywhere left out"
     return overoptimization(frame, fits(frame, form="closest", rng=0), title=title), curves(frame)
