@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from rpo.bandit.data import PreferenceCounts
 from rpo.compare.enumerable import EnumerableLM
@@ -16,7 +17,9 @@ from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import Objective, require_objective
 from rpo.core.records import Run
 from rpo.core.synonyms import with_synonyms
+from rpo.llm.data.collate import group_of
 from rpo.llm.data.pairs import PreparedPairs, TokenizedPair
+from rpo.llm.logps.scoring import PaddedPath
 from rpo.llm.training.config import RPOConfig
 from rpo.llm.training.fitting import record
 from rpo.llm.training.trainer import PreferenceTrainer
@@ -98,6 +101,14 @@ def _loss(
     x, w, y = data.prompt, data.chosen, data.rejected
     base = {"chosen": logps[x, w], "rejected": logps[x, y], "responses": (logps[x, w] + logps[x, y]) / 2}
     length = np.full(len(x), float(policy.responses.shape[1]))
+    likeness: dict[str, Any] = {}
+    if "likeness" in objective.needs:
+        path, collisions = PaddedPath(0), list[torch.Tensor]()
+        with torch.no_grad():
+            batch = path.collate([group_of(pair) for pair in as_pairs(reference, data)])
+            summed = path.logps(policy.model, batch, collisions)
+        both = ((summed - collisions[0]) / length[0]).numpy()
+        likeness = {"chosen_likeness": both[:, 0], "rejected_likeness": both[:, 1]}
     loss, _ = objective(
         logps[x, w],
         logps[x, y],
@@ -109,5 +120,6 @@ def _loss(
         base_logps=base[objective.anchor.role],
         shift=shift,
         weights=np.asarray(data.weights),
+        **likeness,
     )
     return float(loss)

@@ -17,7 +17,9 @@ class Columns:
     logps: K vectors (N,), summed log-probabilities under the policy, nats. reference: the same under pi_ref. lengths:
     K vectors, tokens. scores: K vectors, of another judge, none above the one before. labels: (N,), of K = 1, 1 where
     the response is desirable and 0 where it is not. shift: a number, in units of the link's value, that the batches
-    before say (`Shift`). What is missing is None: an objective's `needs` names what it reads.
+    before say (`Shift`). likeness: K vectors, how likely the policy is to say the response itself, a mean over tokens
+    of log p - log sum_v p_v^2 in nats, without a gradient. What is missing is None: an objective's `needs` names what
+    it reads.
     """
 
     logps: tuple[Any, ...]
@@ -26,6 +28,7 @@ class Columns:
     scores: tuple[Any, ...] | None = None
     labels: Any = None
     shift: Any = None
+    likeness: tuple[Any, ...] | None = None
 
     def with_logps(self, logps: tuple[Any, ...]) -> Columns:
         """Return the same groups under another policy."""

@@ -38,6 +38,7 @@ def pair_columns(
     *,
     lengths: Mapping[str, Any],
     scores: Mapping[str, Any],
+    likeness: Mapping[str, Any],
     weights: Any,
     shift: Any,
 ) -> tuple[Columns, Any]:
@@ -81,6 +82,12 @@ def pair_columns(
         check_scores(objective, next(iter(scores)), read)
     if "shift" in objective.needs:
         checks.finite("shift", shift, shape=())
+    likely = None
+    if "likeness" in objective.needs:
+        likely = tuple(
+            like(name, checks.finite(name, value, shape=tuple(policy.shape)), policy)
+            for name, value in likeness.items()
+        )
     reference = tuple(value for name, value in logps.items() if not name.startswith("policy"))
     columns = Columns(
         logps=tuple(value for name, value in logps.items() if name.startswith("policy")),
@@ -88,6 +95,7 @@ def pair_columns(
         lengths=tuple(tokens.values()),
         scores=read,
         shift=shift,
+        likeness=likely,
     )
     return columns, weights
 

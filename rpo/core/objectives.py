@@ -105,7 +105,9 @@ class Objective(ABC):
 
     @property
     def needs(self) -> frozenset[str]:
-        """The columns read beside log-probabilities: "reference", "lengths", "scores", "shift", "mismatched"."""
+        """The columns read beside log-probabilities: "reference", "lengths", "scores", "shift", "mismatched" (responses
+        to another prompt), "likeness".
+        """
         return self.link.needs | self.shape.needs
 
     @property
@@ -203,15 +205,17 @@ class Objective(ABC):
         weights: Any = None,
         chosen_scores: Any = None,
         rejected_scores: Any = None,
+        chosen_likeness: Any = None,
+        rejected_likeness: Any = None,
         shift: float | None = None,
     ) -> tuple[Any, LossTerms]:
         """Return (loss, LossTerms) of a batch of N pairs; NumPy arrays or torch tensors (autograd).
 
         *_logps: (N,), summed over tokens, nats; the rejected ones unless nothing is compared. *_lengths: (N,), tokens >
         0, where the objective needs them, or the reduction of its anchor does. weights: (N,), summing to one; None for
-        the mean. *_scores: (N,), the chosen ones above the rejected, and shift: of the batches before
-        (`rpo.core.shifts`), where the objective needs them. Raises InvalidArgument for wrong shapes, weights or missing
-        inputs.
+        the mean. *_scores: (N,), the chosen ones above the rejected, *_likeness: (N,), of the policy's own tokens
+        (`Columns`), and shift: of the batches before (`rpo.core.shifts`), where the objective needs them. Raises
+        InvalidArgument for wrong shapes, weights or missing inputs.
         """
         columns, weights = pair_columns(
             self,
@@ -223,6 +227,7 @@ class Objective(ABC):
             },
             lengths={"chosen_lengths": chosen_lengths, "rejected_lengths": rejected_lengths},
             scores={"chosen_scores": chosen_scores, "rejected_scores": rejected_scores},
+            likeness={"chosen_likeness": chosen_likeness, "rejected_likeness": rejected_likeness},
             weights=weights,
             shift=shift,
         )

@@ -18,6 +18,7 @@ import numpy as np
 from rpo.core import numerics
 from rpo.core.checks import Array
 from rpo.core.columns import Columns
+from rpo.core.errors import InvalidArgument
 from rpo.core.jets import Jet
 from rpo.core.shifts import Shift
 
@@ -388,6 +389,48 @@ class Shifted(Pointwise):
         """Return the losses (N,) of responses or pairs."""
         above = tuple(value - columns.shift for value in values)
         return super().__call__(above, beta, columns) / len(values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnPolicy(Shape):
+    """Another shape's loss times how likely the policy is to say both responses itself, a constant to the gradient.
+
+    of: the shape. The weight is exp of the sum of the two likenesses (`Columns`); capped: no more than 1. Likenesses
+    follow the policy, so that what training approaches is a fixed point, not a minimum. Source: Zhou et al. 2024
+    (arXiv 2406.11827), Eq. 2, and its code, which caps.
+    """
+
+    of: Shape
+    capped: bool = True
+
+    @property
+    def convex(self) -> bool:  # type: ignore[override]
+        """As the shape, at given likenesses."""
+        return self.of.convex
+
+    @property
+    def invariant(self) -> bool:  # type: ignore[override]
+        """As the shape."""
+        return self.of.invariant
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The likenesses, beside what the shape reads."""
+        return self.of.needs | {"likeness"}
+
+    def __call__(self, values: tuple[Any, ...], beta: float, columns: Columns) -> Any:
+        """Return the weighted losses (N,) of pairs."""
+        if columns.likeness is None:
+            raise InvalidArgument(
+                "chosen_likeness",
+                expected="the likeness of each response under the policy",
+                got=None,
+                remedy="Pass both likenesses, or train by PreferenceTrainer.",
+            )
+        chosen, rejected = columns.likeness
+        total = chosen + rejected
+        weight = numerics.exp(-numerics.relu(-total) if self.capped else total)
+        return weight * self.of(values, beta, columns)
 
 
 class ChosenDown(Shape):

@@ -27,7 +27,7 @@ OPTIONS: dict[str, str] = {
     "orpo_alpha": "Use ORPO, whose weight is that number.",
     "discopop_tau": "Use DiscoPOP, whose tau is that number.",
     "ld_alpha": "No method here weighs the tokens of a response apart, as LD-DPO does; RDPO corrects for length.",
-    "use_weighting": "Weights by the policy's own probability (WPO) are not here; weight_column takes fixed ones.",
+    "use_weighting": "Use WPO, of that beta, with capped false; weight_column takes fixed weights.",
     "reference_free": "Use a method without a reference: SimPO, CPO, CPL, ORPO, ASFT, or SLiC with reference false.",
     "desirable_weight": "Use KTO, which has it as a field.",
     "undesirable_weight": "Use KTO, which has it as a field.",

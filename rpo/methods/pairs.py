@@ -10,7 +10,7 @@ from rpo.core.errors import InvalidArgument
 from rpo.core.fields import Finite, Fraction, NonNegative, Positive, Reduction
 from rpo.core.links import Link, LogRatio, WeighedReference
 from rpo.core.objectives import Anchor, Objective
-from rpo.core.shapes import Hinge, Logistic, LogisticExponential, ReverseLabels, Shape, Square
+from rpo.core.shapes import Hinge, Logistic, LogisticExponential, OnPolicy, ReverseLabels, Shape, Square
 
 
 def noise_rate(name: str, value: object) -> float:
@@ -174,6 +174,23 @@ class GammaDPO(LogRatioMethod):
     def shape(self) -> Shape:
         """Bradley-Terry's negative log-likelihood."""
         return Logistic()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WPO(LogRatioMethod):
+    """Weighted preference optimization: DPO's loss times how likely the policy is to say the pair itself.
+
+    beta: > 0. capped: weights of at most 1, as the authors' code has them and TRL's `use_weighting` has not. The weight
+    has no gradient and follows the policy. Off-policy pairs then count as pairs of the policy's own would, exactly
+    where they were drawn uniformly. Raises InvalidArgument. Source: Zhou et al. 2024 (arXiv 2406.11827), Eq. 2.
+    """
+
+    capped: bool = True
+
+    @property
+    def shape(self) -> Shape:
+        """DPO's, weighted."""
+        return OnPolicy(of=Logistic(), capped=self.capped)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -108,6 +108,7 @@ METHODS: dict[str, Method] = {
             path=None,
         ),
         _row(_PAIRS, "GammaDPO", "Chen et al. 2024", "2405.19534", "4", "DPO at a scaled reference", CERTIFIED),
+        _row(_PAIRS, "WPO", "Zhou et al. 2024", "2406.11827", "2", "TRL use_weighting", ABSENT),
         _row(_PAIRS, "EXO", "Ji et al. 2024", "2402.00856", "16", "TRL exo_pair"),
         _row(_PAIRS, "DiscoPOP", "Lu et al. 2024", "2406.08414", "5", "TRL discopop"),
         _row(_DIVERGENCE, "FDPO", "Wang et al. 2024", "2309.16240", "12", "TRL f_divergence_type", CERTIFIED),

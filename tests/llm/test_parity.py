@@ -126,6 +126,27 @@ def gradient_error(ours: Mapping[str, torch.Tensor], expected: Mapping[str, torc
 MASKS = [[bytes(k % (3 + g) != 1 for k in range(len(r))) for r in group.responses] for g, group in enumerate(PAIRS)]
 
 
+@every_family
+@every_path
+def test_collisions_equal_float64(path: ScoringPath, family: str, tiny_model) -> None:
+    """Sums over a response of log sum_v p_v^2, of masked responses too; log-probabilities stay what they are."""
+    model = tiny_model(family)
+    masked = [group._replace(scored=tuple(masks)) for group, masks in zip(PAIRS, MASKS, strict=True)]
+    for pairs in (PAIRS, masked):
+        found: list[torch.Tensor] = []
+        batch = path.collate(pairs)
+        logps = path.logps(model, batch, found)
+        assert torch.equal(logps, path.logps(model, batch)) and not found[0].requires_grad
+        assert found[0].shape == logps.shape and len(found) == 1
+        for g, group in enumerate(pairs):
+            for k, (response, mask) in enumerate(zip(group.responses, group.masks, strict=True)):
+                with torch.no_grad():
+                    p = model(torch.tensor([[*group.prompt_ids, *response]])).logits[0].double().softmax(-1)
+                each = (p**2).sum(-1).log()[len(group.prompt_ids) - 1 : -1]
+                expected = float((each * torch.tensor(list(mask))).sum())
+                assert float(found[0][g, k]) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @every_path
 def test_every_path_scores_what_is_marked_and_reads_the_rest(tiny_model, path, family) -> None:  # type: ignore[no-untyped-def]

@@ -53,6 +53,7 @@ def columns(seed: int = 0, make: Any = np.asarray) -> Columns:
     policy = np.minimum(reference + rng.normal(scale=0.8, size=(2, N)), -0.05)
     scores = rng.uniform(0.05, 0.5, (2, N)).cumsum(0)[::-1]  # the chosen one's is higher
     fields = {"logps": policy, "reference": reference, "lengths": lengths, "scores": scores}
+    fields["likeness"] = rng.normal(-0.2, 0.6, size=(2, N))  # some weights are above one
     return Columns(**{name: tuple(map(make, value.copy())) for name, value in fields.items()}, shift=0.3)
 
 
@@ -62,6 +63,7 @@ def call(objective: Objective, given: Columns, **more: Any) -> Any:
     base = {} if objective.anchor.role == "chosen" else {"base_logps": given.logps[0]}
     shift = {"shift": given.shift} if "shift" in objective.needs else {}
     shift |= dict(zip(("chosen_scores", "rejected_scores"), given.scores, strict=True))
+    shift |= dict(zip(("chosen_likeness", "rejected_likeness"), given.likeness, strict=True))
     return objective(*given.logps, *reference, **lengths, **base, **shift, **more)
 
 
@@ -110,6 +112,7 @@ def test_reference_and_lengths_are_asked_for_exactly_where_they_matter(objective
         "lengths": dataclasses.replace(given, lengths=(given.lengths[0] + 1, given.lengths[1] + 3)),
         "shift": dataclasses.replace(given, shift=-0.4),
         "scores": dataclasses.replace(given, scores=(given.scores[0] + 1, given.scores[1])),
+        "likeness": dataclasses.replace(given, likeness=(given.likeness[0] - 0.7, given.likeness[1])),
     }
     for field, other in moved.items():
         assert (np.abs(objective.per_pair(other) - plain).max() > 1e-9) == (field in objective.needs)
@@ -135,6 +138,11 @@ def test_what_is_needed_and_missing_is_named(objective: Objective) -> None:
     if "shift" in objective.needs:
         with pytest.raises(InvalidArgument, match="^shift: expected"):
             objective(*given.logps, *given.reference)
+    if "likeness" in objective.needs:
+        with pytest.raises(InvalidArgument, match="^rejected_likeness: expected"):
+            objective(*given.logps, *given.reference, chosen_likeness=given.likeness[0])
+        with pytest.raises(InvalidArgument, match="^chosen_likeness: expected"):
+            objective.per_pair(dataclasses.replace(given, likeness=None))
 
 
 @every_method
@@ -159,7 +167,8 @@ def beside(shape: Shape, n: int) -> Columns:
     """Return what a shape may read beside rewards."""
     lengths, scores = (np.full(n, 3.0), np.full(n, 5.0), np.full(n, 4.0)), (0.9, 0.4, 0.1)
     filled = tuple(np.full(n, score) for score in scores)
-    return Columns(logps=(), lengths=lengths, scores=filled, shift=0.3).first(responses(shape))
+    likeness = tuple(np.full(n, value) for value in (-0.5, 0.1))
+    return Columns(logps=(), lengths=lengths, scores=filled, shift=0.3, likeness=likeness).first(responses(shape))
 
 
 def worst_midpoint(shape: Shape, seed: int = 0) -> float:

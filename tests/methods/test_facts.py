@@ -20,6 +20,7 @@ from rpo.bandit import (
     flip_weakest,
     preference_strength,
     soft_labels,
+    solve,
     solve_batch,
 )
 from rpo.core.checks import Array
@@ -409,3 +410,60 @@ def test_strength_and_flips_by_hand() -> None:
             soft_labels(data, bad)
     with pytest.raises(InvalidArgument, match=r"^rewards: expected shape \(any, 1, 3\)"):
         preference_strength(data, rewards[:, 0])
+
+
+# --- WPO's weights -----------------------------------------------------------------------------------
+
+
+def wpo_gradient(pi: Array, reference: Array, draws: Array, wins: Array, capped: bool) -> tuple[Array, Array]:
+    """Gradients in the logits: of WPO on the pairs drawn, and of DPO on pairs of the policy's own.
+
+    draws: (A, A), how often (a, b) is compared. wins: (A, A), how often a beats b. One token: a response is likely by
+    log p - log sum p^2.
+    """
+    chosen, rejected = (part.ravel() for part in np.indices(draws.shape))
+    likeness = np.log(pi) - np.log((pi**2).sum())
+    columns = Columns(
+        logps=(np.log(pi)[chosen], np.log(pi)[rejected]),
+        reference=(np.log(reference)[chosen], np.log(reference)[rejected]),
+        likeness=(likeness[chosen], likeness[rejected]),
+    )
+
+    def slope(objective: Objective, weights: Array) -> Array:
+        found = objective.derivatives(columns)[1] * weights.ravel()
+        score = np.eye(len(pi)) - pi  # d log pi_a / d logits
+        return found[0] @ score[chosen] + found[1] @ score[rejected]
+
+    own = np.outer(pi, pi)
+    return slope(rpo.WPO(beta=0.5, capped=capped), draws * wins), slope(DPO(beta=0.5), own * wins)
+
+
+def test_wpo_is_on_policy_exactly_where_pairs_were_drawn_uniformly() -> None:
+    """Its gradient is then DPO's on pairs of the policy's own, times 1 / (A sum p^2)^2.
+
+    Controls: pairs drawn otherwise, the policy's own draws too, and capped weights turn it by over a hundredth.
+    """
+    rng = np.random.default_rng(0)
+    size = 6
+    reference, pi = rng.dirichlet(np.ones(size)), rng.dirichlet(np.ones(size))
+    wins = expit(2 * (REWARDS[:size, None] - REWARDS[None, :size]))
+    uniform = np.full((size, size), 1 / size**2)
+    weighted, own = wpo_gradient(pi, reference, uniform, wins, capped=False)
+    assert weighted == pytest.approx(own / (size * (pi**2).sum()) ** 2, rel=1e-12)
+    behaviour = rng.dirichlet(np.ones(size))
+    for draws, capped in ((np.outer(behaviour, behaviour), False), (np.outer(pi, pi), False), (uniform, True)):
+        other, own = wpo_gradient(pi, reference, draws, wins, capped)
+        turned = np.linalg.norm(other / np.linalg.norm(other) - own / np.linalg.norm(own))
+        assert turned > 0.01
+
+
+def test_wpo_has_no_optimum_on_a_table() -> None:
+    """Its weights follow the policy: every solver and fit of tables refuses it by name."""
+    problem = one_prompt(3)
+    data = population(REWARDS[:3])
+    for ask in (
+        lambda: fit(problem.softmax_policy(), data, rpo.WPO(), proxy_reward=None),
+        lambda: solve(problem, data, rpo.WPO()),
+    ):
+        with pytest.raises(InvalidArgument, match=r"^objective: .*WPO"):
+            ask()

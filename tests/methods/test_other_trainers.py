@@ -106,7 +106,7 @@ REFUSED: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (from_dpo_config, {"loss_type": "hinge", "f_divergence_type": "js_divergence"}, "expected loss_type sigmoid"),
     (from_dpo_config, {"f_divergence_type": "chi"}, "f_divergence_type: expected one of"),
     (from_dpo_config, {"ld_alpha": 0.5}, "RDPO corrects for length"),
-    (from_dpo_config, {"use_weighting": True}, "weight_column"),
+    (from_dpo_config, {"use_weighting": True}, "Use WPO"),
     (from_dpo_config, {"loss_type": "kto"}, "loss_type: expected one of"),
     (from_cpo_config, {"loss_type": "simpo"}, "cpo_alpha: expected 0 with simpo, got 1.0"),
     (from_cpo_config, {"loss_type": "ipo"}, "IPO has a reference"),

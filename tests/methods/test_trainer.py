@@ -77,6 +77,33 @@ def test_an_enumerable_model_takes_an_objective_with_a_shift() -> None:
     assert run.history[-2]["rewards/shift"] != 0
 
 
+def test_wpos_weights_are_the_policys_own_and_have_no_gradient(tmp_path) -> None:
+    """On the enumerable model, whose last loss is the formula on exact sums; a batch's likeness is a constant."""
+    lm = tiny_gpt2(prompts=2, vocab_size=3, length=LENGTH, rng=0)
+    problem = lm.bandit(np.random.default_rng(1).uniform(0, 2, (2, 9)), reward_bound=2.0)
+    data, _ = connected_preferences(problem, 300, rng=2)
+    run = fit_with_trainer(lm, data, rpo.WPO(beta=0.5), steps=20)
+    losses = [row["loss"] for row in run.history]
+    table, x = np.log(lm.policy()), data.prompt
+    first = np.exp(table).reshape(2, 3, 3).sum(2)
+    both = [
+        (table[x, y] - np.log((first[x] ** 2).sum(1)) - np.log(_second(lm)[x, y // 3])) / LENGTH
+        for y in (data.chosen, data.rejected)
+    ]
+    assert losses[0] == pytest.approx(np.log(2.0) * (data.weights @ np.exp(np.minimum(sum(both), 0))), rel=1e-6)
+    assert losses[-1] < losses[0]
+    one = trainer(tmp_path, tiny_pairs(4), objective=rpo.WPO(beta=0.5))
+    one.before_training(resuming=False)
+    batch = next(iter(one.get_train_dataloader()))
+    assert one.scores(one.model, batch).requires_grad and not batch["likeness"].requires_grad
+
+
+def _second(lm) -> np.ndarray:
+    """The sum over second tokens of p^2 after each first one, (X, V)."""
+    table = lm.policy().reshape(2, 3, 3)
+    return ((table / table.sum(2, keepdims=True)) ** 2).sum(2)
+
+
 GIVEN = {
     "RPO": {"beta": 0.3, "eta": 0.2},
     "FRPO": {"beta": 0.3, "eta": 0.2},
@@ -107,6 +134,9 @@ def test_first_logged_loss_is_the_formula_on_every_path(tmp_path, name: str, pat
     policy = np.array([[alone(one.model, pair, ids) for ids in (pair.chosen_ids, pair.rejected_ids)] for pair in pairs])
     lengths = np.array([[len(pair.chosen_ids), len(pair.rejected_ids)] for pair in pairs], dtype=float)
     weights = np.array([pair.weight for pair in pairs])
+    if "likeness" in objective.needs:
+        both = [[likeness(one.model, pair, ids) for ids in pair.own] for pair in pairs]
+        given = dict(zip(("chosen_likeness", "rejected_likeness"), np.array(both).T, strict=True))
     expected, terms = objective(
         *policy.T,
         *(policy.T if "reference" in objective.needs else (None, None)),
@@ -131,6 +161,15 @@ def alone(model: torch.nn.Module, pair, response) -> float:
         scores = model(ids).logits[0].double().log_softmax(-1)
     start = len(pair.prompt_ids) - 1
     return float(scores[range(start, start + len(response)), list(response)].sum())
+
+
+def likeness(model: torch.nn.Module, pair, response) -> float:
+    """The mean over the response's tokens of log p - log sum_v p_v^2."""
+    with torch.no_grad():
+        p = model(torch.tensor([[*pair.prompt_ids, *response]])).logits[0].double().softmax(-1)
+    start = len(pair.prompt_ids) - 1
+    p = p[start : start + len(response)]
+    return float((p[range(len(response)), list(response)].log() - (p**2).sum(-1).log()).mean())
 
 
 @pytest.mark.slow

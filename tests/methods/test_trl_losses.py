@@ -74,6 +74,11 @@ class Scored(torch.nn.Module):
         return self.output
 
 
+def collisions(given: Batch) -> torch.Tensor:
+    """log sum_v p_v^2 of each token, (2B, T), as a distribution might have them."""
+    return -0.3 - 0.5 * given.reference.abs() * given.mask
+
+
 def dpo(loss_type: str | list[str], **options: Any) -> Callable[[torch.Tensor, Batch], torch.Tensor]:
     """Return `DPOTrainer._compute_loss` under a loss type, on a model that is only its log-probabilities."""
     types = loss_type if isinstance(loss_type, list) else [loss_type]
@@ -83,11 +88,14 @@ def dpo(loss_type: str | list[str], **options: Any) -> Callable[[torch.Tensor, B
         "label_smoothing": 0.0,
         "loss_weights": [1.0] * len(types),
         "beta": BETA,
+        "use_weighting": False,
     } | options
 
     def loss(logps: torch.Tensor, given: Batch) -> torch.Tensor:
         zeros = torch.zeros_like(given.logps)
-        output = SimpleNamespace(log_probs=logps, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())
+        output = SimpleNamespace(
+            log_probs=logps, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool(), log_sum_sq_probs=collisions(given)
+        )
         mask = torch.cat([torch.zeros(2 * B, 1), given.mask], 1)  # one token of prompt
         summed = given.reference.sum(1)
         trainer = SimpleNamespace(
@@ -97,7 +105,6 @@ def dpo(loss_type: str | list[str], **options: Any) -> Callable[[torch.Tensor, B
             ld_alpha=None,
             precompute_ref_logps=True,
             loss_types=types,
-            use_weighting=False,
             args=SimpleNamespace(discopop_tau=0.05, gradient_checkpointing_kwargs=None),
             _metrics={"eval": collections.defaultdict(list)},
             _total_train_tokens=0,
@@ -206,6 +213,7 @@ CASES: dict[str, tuple[Any, Objective, dict[str, Any]]] = {
         {},
     ),
     "apo_zero": (dpo("apo_zero"), rpo.APOZero(beta=BETA), {}),
+    "use_weighting": (dpo("sigmoid", use_weighting=True), rpo.WPO(beta=BETA, capped=False), {}),
     "apo_down": (dpo("apo_down"), rpo.APODown(beta=BETA), {}),
     "discopop": (dpo("discopop"), rpo.DiscoPOP(beta=BETA, tau=0.05), {}),
     "sigmoid+sft": (
@@ -296,6 +304,7 @@ def test_trls_settings_are_the_objectives_that_its_own_functions_confirm(name: s
 
 def ours(objective: Objective, logps: torch.Tensor, given: Batch, **more: Any) -> torch.Tensor:
     policy, reference, lengths = logps.sum(1), given.reference.sum(1), given.lengths
+    likeness = ((logps.detach() - collisions(given)) * given.mask).sum(1) / lengths
     return objective(
         policy[:B],
         policy[B:],
@@ -303,6 +312,8 @@ def ours(objective: Objective, logps: torch.Tensor, given: Batch, **more: Any) -
         reference[B:],
         chosen_lengths=lengths[:B],
         rejected_lengths=lengths[B:],
+        chosen_likeness=likeness[:B],
+        rejected_likeness=likeness[B:],
         **more,
     )[0]
 

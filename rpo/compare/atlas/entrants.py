@@ -19,6 +19,7 @@ ABSENT = {
     "ODPO": "it reads scores, of which these instances have none",
     "KTO": "its z0 follows the policy under stop-gradient: a fixed point that minimises nothing",
     "BCO": "its shift is a moving mean over batches",
+    "WPO": "its weights follow the policy under stop-gradient: a fixed point that minimises nothing",
     "PRO": "it has no reference, and no number that would hold it to one",
     "ALoL": "it has no number that goes from the reference to the data",
 }

@@ -160,7 +160,9 @@ class _NextTokens(PaddedPath):
 
     name = "next_tokens"
 
-    def logps(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def logps(
+        self, model: Any, inputs: Mapping[str, torch.Tensor], collisions: list[torch.Tensor] | None = None
+    ) -> torch.Tensor:
         names = ("input_ids", "attention_mask", "position_ids")
         passed = {name: inputs[name] for name in names if name in inputs}
         mask = inputs["response_mask"]

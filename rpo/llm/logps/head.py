@@ -48,16 +48,23 @@ class Epilogue(NamedTuple):
         return scaled if self.softcap is None else self.softcap * torch.tanh(scaled / self.softcap)
 
 
-def token_logps_of(model: Any, positions: torch.Tensor, targets: torch.Tensor, **inputs: Any) -> torch.Tensor:
+def token_logps_of(
+    model: Any,
+    positions: torch.Tensor,
+    targets: torch.Tensor,
+    collisions: list[torch.Tensor] | None = None,
+    **inputs: Any,
+) -> torch.Tensor:
     """Return log-probabilities of `targets` at `positions`, (K,), nats, float32 or more, differentiable.
 
     positions: (K,), into the B*T positions of inputs["input_ids"], each predicting the target beside
-    it; one may occur again. inputs: what the model's forward takes.
+    it; one may occur again. collisions: gets log sum_v p_v^2 at the positions, (K,), without gradient: one more product
+    with the output layer. inputs: what the model's forward takes.
     """
     base = causal_model(model)
     epilogue = _epilogue_of(model, base, inputs)
     if epilogue is None:
-        return plain_token_logps(model, positions, targets, **inputs)
+        return plain_token_logps(model, positions, targets, collisions, **inputs)
     head, width = base.get_output_embeddings(), inputs["input_ids"].shape[1]
     found: list[torch.Tensor] = []
 
@@ -69,6 +76,12 @@ def token_logps_of(model: Any, positions: torch.Tensor, targets: torch.Tensor, *
         else:  # with an adapter, quantised, sharded (DTensor)
             vocabulary = getattr(head, "out_features", 2**17)
             found.append(_called_in_chunks(original, vocabulary, kept, targets, epilogue))
+        if collisions is not None:
+            with torch.no_grad():  # last: what autocast keeps of a weight cast here has no gradient
+                rows = max(1, _chunk_bytes(kept) // (4 * getattr(head, "out_features", 2**17)))
+                collisions.append(
+                    torch.cat([_collisions(epilogue(_promoted(original(part)))) for part in kept.split(rows)])
+                )
         return found[0].view(1, -1, 1).clone()  # FSDP2 hooks into the output, and warns about views
 
     with _forward_replaced(head, forward) as original:
@@ -76,7 +89,13 @@ def token_logps_of(model: Any, positions: torch.Tensor, targets: torch.Tensor, *
     return _Carried.apply(found[0], output)
 
 
-def plain_token_logps(model: Any, positions: torch.Tensor, targets: torch.Tensor, **inputs: Any) -> torch.Tensor:
+def plain_token_logps(
+    model: Any,
+    positions: torch.Tensor,
+    targets: torch.Tensor,
+    collisions: list[torch.Tensor] | None = None,
+    **inputs: Any,
+) -> torch.Tensor:
     """Return what `token_logps_of` does, from the model's own logits: plain, and any causal model can do it."""
     width = inputs["input_ids"].shape[1]
     rows, columns = positions // width, positions % width
@@ -87,7 +106,19 @@ def plain_token_logps(model: Any, positions: torch.Tensor, targets: torch.Tensor
     logits = model(**inputs, use_cache=False).logits
     if logits.shape[1] != len(wanted):
         logits = logits[:, wanted]
+    if collisions is not None:
+        collisions.append(_collisions(_promoted(logits[rows, columns].detach())))
     return picked_logps(logits[rows, columns], targets)
+
+
+def _collisions(logits: torch.Tensor) -> torch.Tensor:
+    """Return log sum_v p_v^2 of logits (K, V), (K,): how likely two draws are the same."""
+    return (2 * logits).logsumexp(-1) - 2 * logits.logsumexp(-1)
+
+
+def _promoted(logits: torch.Tensor) -> torch.Tensor:
+    """Return logits in at least float32."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def causal_model(model: Any) -> Any:
@@ -197,7 +228,7 @@ def _called_in_chunks(
 
     def chunk(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         logits = forward(hidden)
-        return picked_logps(epilogue(logits.to(torch.promote_types(logits.dtype, torch.float32))), targets)
+        return picked_logps(epilogue(_promoted(logits)), targets)
 
     parts = zip(hidden.split(rows), targets.split(rows), strict=True)
     return torch.cat([checkpoint(chunk, *part, use_reentrant=False) for part in parts])

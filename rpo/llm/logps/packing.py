@@ -92,21 +92,35 @@ class PackedPath:
         """Return the segments of a batch."""
         return Segments(inputs["segment_lengths"].tolist(), inputs["segment_prefixes"].tolist(), self.kernel)
 
-    def token_logps_by(self, segments: Segments, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def token_logps_by(
+        self,
+        segments: Segments,
+        model: Any,
+        inputs: Mapping[str, torch.Tensor],
+        collisions: list[torch.Tensor] | None = None,
+    ) -> torch.Tensor:
         """Return the log-probability of every response token, (K,), attending by the given segments."""
         route(model)
         fed = {name: inputs[name] for name in ("input_ids", "position_ids")}
         fed |= forward_arguments(segments, inputs["input_ids"].device) | without_router(model)
-        return self._token_logps(model, inputs["predicting"], inputs["targets"], **fed)
+        return self._token_logps(model, inputs["predicting"], inputs["targets"], collisions, **fed)
 
-    def logps(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def logps(
+        self, model: Any, inputs: Mapping[str, torch.Tensor], collisions: list[torch.Tensor] | None = None
+    ) -> torch.Tensor:
         """Return summed log-probabilities, (G, m), nats; the model may be wrapped by DDP, accelerate or peft."""
-        chosen = self.token_logps_by(self.segments(inputs), model, inputs)
-        # To rows by position: index_add would add in any order on a GPU.
-        lengths = inputs["lengths"].flatten()
-        mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
-        sums = chosen.new_zeros(mask.shape).masked_scatter(mask, chosen).sum(-1)
-        return sums.view(inputs["lengths"].shape)
+        summed = _by_response(self.token_logps_by(self.segments(inputs), model, inputs, collisions), inputs["lengths"])
+        if collisions is not None:
+            collisions.append(_by_response(collisions.pop(), inputs["lengths"]))
+        return summed
+
+
+def _by_response(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Return the sums over each response, (G, m), of values of every token, (K,)."""
+    # To rows by position: index_add would add in any order on a GPU.
+    flat = lengths.flatten()
+    mask = torch.arange(int(flat.max()), device=flat.device) < flat[:, None]
+    return values.new_zeros(mask.shape).masked_scatter(mask, values).sum(-1).view(lengths.shape)
 
 
 class SharedPrefixPath(PackedPath):

@@ -45,8 +45,13 @@ class ScoringPath(Protocol):
         """Return the batch as CPU tensors, among them "lengths": (G, m), response tokens scored, 0 for no response."""
         ...
 
-    def logps(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return the responses' summed log-probabilities, (G, m), nats, float32 or more, differentiable."""
+    def logps(
+        self, model: Any, inputs: Mapping[str, torch.Tensor], collisions: list[torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """Return the responses' summed log-probabilities, (G, m), nats, float32 or more, differentiable.
+
+        collisions: gets the sums of log sum_v p_v^2 over the same tokens, (G, m), without gradient.
+        """
         ...
 
 
@@ -107,24 +112,34 @@ class PaddedPath:
             inputs["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         return inputs
 
-    def logps(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def logps(
+        self, model: Any, inputs: Mapping[str, torch.Tensor], collisions: list[torch.Tensor] | None = None
+    ) -> torch.Tensor:
         """Return summed log-probabilities, (G, m), nats; the model may be wrapped by DDP, accelerate or peft."""
-        mask = inputs["response_mask"][:, 1:]
-        logps = self.token_logps(model, inputs)
+        summed = self._by_response(self.token_logps(model, inputs, collisions), inputs)
+        if collisions is not None:
+            collisions.append(self._by_response(collisions.pop(), inputs))
+        return summed
+
+    def _by_response(self, values: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the sums over each response, (G, m), of values of every token, (K,)."""
+        mask, lengths = inputs["response_mask"][:, 1:], inputs["lengths"]
         # Back to rows by position: index_add would add in any order on a GPU.
-        sums, lengths = logps.new_zeros(mask.shape).masked_scatter(mask, logps).sum(-1), inputs["lengths"]
+        sums = values.new_zeros(mask.shape).masked_scatter(mask, values).sum(-1)
         if sums.numel() == lengths.numel():
             return sums.view(lengths.shape)
         return sums.new_zeros(lengths.shape).masked_scatter(lengths > 0, sums)
 
-    def token_logps(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return the log-probability of every response token, (K,), row by row."""
+    def token_logps(
+        self, model: Any, inputs: Mapping[str, torch.Tensor], collisions: list[torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """Return the log-probability of every response token, (K,), row by row; collisions as of `token_logps_of`."""
         mask = inputs["response_mask"][:, 1:]
         rows, columns = mask.nonzero(as_tuple=True)  # a response token at columns + 1, predicted at columns
         ids = inputs["input_ids"]
         passed = {key: inputs[key] for key in ("input_ids", "attention_mask", "position_ids") if key in inputs}
         logps_of = token_logps_of if self.fused_head else plain_token_logps
-        return logps_of(model, rows * ids.shape[1] + columns, ids[rows, columns + 1], **passed)
+        return logps_of(model, rows * ids.shape[1] + columns, ids[rows, columns + 1], collisions, **passed)
 
 
 PATHS: dict[str, type[ScoringPath]] = {PaddedPath.name: PaddedPath}

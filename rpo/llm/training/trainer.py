@@ -334,15 +334,22 @@ class PreferenceTrainer(PairTrainer):
     # --- the loss --------------------------------------------------------------------------------
 
     def scores(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return the responses' summed log-probabilities, (B, m), in nats."""
-        return self.path.logps(model, inputs)
+        """Return the responses' summed log-probabilities, (B, m), nats; their likeness, if read, joins the inputs."""
+        if "likeness" not in self.objective.needs:
+            return self.path.logps(model, inputs)
+        collisions: list[torch.Tensor] = []
+        logps = self.path.logps(model, inputs, collisions)
+        inputs["likeness"] = (logps.detach() - collisions[0]) / inputs["lengths"].clamp(min=1)
+        return logps
 
     def batch_loss(
         self, scores: torch.Tensor, inputs: dict[str, torch.Tensor], weights: torch.Tensor, totals: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the objective's value and its terms; what is known of each group goes to the meter (`_meter`)."""
         fields = {"policy": scores, "weights": weights, "counted": inputs["weights"]}
-        fields |= {name: inputs[name] for name in ("lengths", "labels", "scores", "start_logps") if name in inputs}
+        fields |= {
+            name: inputs[name] for name in ("lengths", "labels", "scores", "start_logps", "likeness") if name in inputs
+        }
         if self.needs_reference:
             cached = inputs.get("reference_logps")
             fields["reference"] = self._live_reference(inputs) if cached is None else cached.to(scores)
@@ -369,7 +376,7 @@ class PreferenceTrainer(PairTrainer):
 
     def _columns(self, part: dict[str, torch.Tensor], k: int) -> Columns:
         """Return what the objective reads of groups of k responses: k columns of each field, each (n,)."""
-        reference, given, labels = (part.get(name) for name in ("reference", "scores", "labels"))
+        reference, given, labels, likely = (part.get(name) for name in ("reference", "scores", "labels", "likeness"))
         return Columns(
             logps=part["policy"][:, :k].unbind(1),
             reference=None if reference is None else reference[:, :k].unbind(1),
@@ -377,6 +384,7 @@ class PreferenceTrainer(PairTrainer):
             scores=None if given is None else given.to(part["policy"]).unbind(1),
             labels=None if labels is None else labels.to(part["policy"]),
             shift=self.carried.get("shift"),
+            likeness=None if likely is None else likely[:, :k].unbind(1),
         )
 
     def _base_logps(self, part: dict[str, torch.Tensor], k: int, totals: torch.Tensor) -> torch.Tensor | None:
