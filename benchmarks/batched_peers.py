@@ -1,11 +1,11 @@
 """Other ways to solve many instances, where they are installed: `python benchmarks/batched_peers.py [--smoke]`.
 
-The instances of `batched.py`, each peer beside the batched solver in the same process, by turns. Moreau: its CPU batch,
-of the cone program that cvxpy makes for it; cvxpy's own work is not counted. JAX: jit(vmap(Newton)) in float64, damped
-by halving, its compilation not counted. Processor seconds, of all threads that a peer starts. Needs moreau and jax, in
-an environment of their own: what is not installed is left out and said so. CVXPYgen 1.0.2 is not here: its code
-generation refuses exponential cones with ECOS, SCS and QOCO, and with Clarabel its C++ part needs Eigen. Writes
-results/batched_peers.json; `python benchmarks/tables.py` the table.
+The instances of `batched.py`, each peer beside the batched solver in the same process, by turns. Moreau: its CPU
+batch, of the cone program that cvxpy makes for it; cvxpy's own work is not counted. JAX: jit(vmap(Newton)) in
+float64, damped by halving, its compilation not counted. Processor seconds, of all threads that a peer starts. Needs
+moreau and jax, which the package does not: what is not installed is left out and said so. CVXPYgen 1.0.2 is not here:
+its code generation refuses exponential cones with ECOS, SCS and QOCO, and with Clarabel its C++ part needs Eigen.
+Writes results/batched_peers.json; `python benchmarks/tables.py` the table.
 """
 
 from __future__ import annotations
