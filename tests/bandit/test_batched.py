@@ -162,12 +162,18 @@ def test_instances_may_differ_in_reference_base_and_prompt_weights(role: str, fr
 
 
 def test_saturated_problems_do_not_creep() -> None:
-    """A low temperature, few data: a damping that grew from nothing and fell step by step took 300 rounds here."""
+    """A low temperature, few data: a damping that grew from nothing and fell step by step took 300 rounds here.
+
+    At the higher one a problem is near enough that values drown in rounding, and its residual grows as a wall is left.
+    """
     problems = instances.many(instances.coverage_skew, 2000, rng=np.random.default_rng(0))
     wins = problems.sample_wins(30, np.random.default_rng(1))
-    for eta in (0.1, 1.0):
-        batch = solve_batch(wins, RPO(beta=0.05, eta=eta), reference=problems.reference, reward_class=Box(3.0))
-        assert batch.certified.all() and batch.relative_gap.max() < 1e-11 and batch.iterations <= 60
+    odds = np.log((wins.sum(axis=3) + 0.5) / (wins.sum(axis=2) + 0.5))
+    for beta, eta in ((0.05, 0.1), (0.05, 1.0), (0.2, 0.05)):
+        for start in (None, 0.25 * odds):  # the latter is where damping has most to do
+            options: dict[str, Any] = {"reference": problems.reference, "reward_class": Box(3.0), "start": start}
+            batch = solve_batch(wins, RPO(beta=beta, eta=eta), **options)
+            assert batch.certified.all() and batch.relative_gap.max() < 1e-11 and batch.iterations <= 80
 
 
 def test_an_instance_does_not_depend_on_its_neighbours_and_a_warm_start_changes_nothing(

@@ -565,6 +565,18 @@ def test_another_version_of_what_computes_is_refused_and_a_broken_manifest_too(t
         simulate("coverage_skew", [RPO], SMALL, 2, rng=0, output=tmp_path)
 
 
+def test_rows_of_other_draws_are_not_mixed_with_these(tmp_path: Path) -> None:
+    """A folder from before problems were drawn in blocks says nothing of draws; one's own instance never does."""
+    simulate("coverage_skew", [RPO], SMALL, 2, rng=0, output=tmp_path / "a")
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    assert manifest["config"].pop("draws") == "at once, 100 seeds"
+    (tmp_path / "a" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(GridMismatch, match=r"draws: absent there.*overwrite"):
+        simulate("coverage_skew", [RPO], SMALL, 2, rng=0, output=tmp_path / "a")
+    simulate(two_arms, DPO(beta=1.0), {"n": [5], "lead": [1.0]}, 2, rng=0, output=tmp_path / "b")
+    assert "draws" not in json.loads((tmp_path / "b" / "manifest.json").read_text())["config"]
+
+
 OWN = """
 import dataclasses
 import functools

@@ -180,30 +180,35 @@ def _descend(
 
 def _walk_to_walls(x: Array, g: Array, h: Array, low: Array, high: Array, free: Array, fixed: Array) -> Array:
     """Return each quadratic model's minimiser on the way from x, pinning an entry at each wall met, (c, n)."""
-    step = np.zeros_like(x)
-    todo = np.flatnonzero(free.any(axis=1))
-    while todo.size:
-        matrix, mask = h[todo], free[todo].astype(np.float64)
-        slope = (g[todo] + (matrix @ step[todo, :, None])[:, :, 0]) * mask
+    step, here = np.zeros_like(x), np.flatnonzero(free.any(axis=1))
+    absent = fixed & (g == 0)
+    # Of those still on the way: the model's slope and the room to either wall, from where each is.
+    pull, up, down = g, high - x, low - x
+    if here.size < len(x):
+        pull, up, down, h, free, absent = (part[here] for part in (pull, up, down, h, free, absent))
+    while here.size:
+        matrix, mask = h.copy(), free.astype(np.float64)
         # A constant is free where nothing is pinned: the rank-one term fixes it and changes no step,
         # because the slope sums to zero there. A fixed entry with a slope is a pin; without, it is absent.
-        whole = (free[todo] | (fixed[todo] & (g[todo] == 0))).all(axis=1)
+        whole = (free | absent).all(axis=1)
         diagonal = np.einsum("cii->ci", matrix)
         top = (diagonal * mask).max(axis=1)
         if whole.any():
             matrix[whole] += top[whole, None, None]
         diagonal[...] += (1.0 - mask) * (PIN * top + 1e-280)[:, None]
-        move = -np.linalg.solve(matrix, slope[:, :, None])[:, :, 0] * mask
-        wall = np.where(move > 0, high[todo] - x[todo], low[todo] - x[todo]) - step[todo]
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            reach = np.where((move != 0) & free[todo], wall / move, np.inf)
+        move = -np.linalg.solve(matrix, (pull * mask)[:, :, None])[:, :, 0] * mask
+        reach = np.full(move.shape, np.inf)
+        with np.errstate(over="ignore"):
+            np.divide(np.where(move > 0, up, down), move, out=reach, where=move != 0)
         nearest = reach.argmin(axis=1)
-        length = np.clip(reach[np.arange(todo.size), nearest], 0.0, 1.0)
-        step[todo] += length[:, None] * move
-        hit = length < 1.0
-        free[todo[hit], nearest[hit]] = False
-        todo = todo[hit]
-        todo = todo[free[todo].any(axis=1)]
+        length = np.clip(reach[np.arange(here.size), nearest], 0.0, 1.0)
+        move *= length[:, None]
+        step[here] += move
+        free[np.arange(here.size), nearest] &= length >= 1.0
+        on = np.flatnonzero((length < 1.0) & free.any(axis=1))
+        move, h, here = move[on], h[on], here[on]
+        pull, up, down = pull[on] + (h @ move[:, :, None])[:, :, 0], up[on] - move, down[on] - move
+        free, absent = free[on], absent[on]
     return step
 
 
