@@ -9,7 +9,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -265,7 +264,12 @@ def _main(given: list[str], name: str | None, options: Namespace) -> int:
         grid, rest = sweep.taken_out(rest) if COMMANDS[name].sweeps and not config_mistakes(rest) else (None, rest)
         if grid is None:
             return _execute(name, _prepare(name, rest, options))
-        return sweep.run_sweep(grid, rest, lambda one: _prepare(name, one, Namespace()), partial(_execute, name))
+
+        def execute(one: Prepared) -> int:
+            options.update(one.options)  # of the run under way, for what Ctrl-C says
+            return _execute(name, one)
+
+        return sweep.run_sweep(grid, rest, lambda one: _prepare(name, one, Namespace()), execute)
     except Mistakes as mistakes:
         return _refuse(mistakes.who, mistakes.errors)
     except RPOError as error:

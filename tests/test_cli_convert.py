@@ -131,7 +131,9 @@ def test_a_recipe_of_trl() -> None:
             "output_dir": "runs/converted",
         },
     }  # fmt: skip
-    assert notes.keys() == {"use_peft", "truncation_mode", "label_names", "something_new"}
+    unset = {"bf16", "gradient_checkpointing"}
+    assert notes.keys() == {"use_peft", "truncation_mode", "label_names", "something_new", *unset}
+    assert notes["bf16"] == "on in TRL where it is not set, off here" and "bf16" not in options["training"]
     assert notes["something_new"] == "not known here, and left out"
 
 

@@ -82,6 +82,29 @@ def test_a_run_that_fails_is_said_and_the_others_go_on(here: Path) -> None:  # n
     assert list(pandas.read_csv("runs/sweep/sweep.csv")["status"]) == ["not finished", "completed"]
 
 
+def test_ctrl_c_keeps_the_finished_runs_and_says_how_to_go_on(
+    here: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from rpo.llm.training import fitting
+
+    fit = fitting.fit
+
+    def interrupted(*given: Any, args: Any, **more: Any) -> Any:
+        if args.seed == 2:
+            Path(args.output_dir).mkdir(parents=True)
+            (Path(args.output_dir) / "config.yaml").write_text("")  # training had begun
+            raise KeyboardInterrupt
+        return fit(*given, args=args, **more)
+
+    monkeypatch.setattr(fitting, "fit", interrupted)
+    done = sweep(recipe=RECIPE | {"grid": {"training.seed": [1, 2, 3]}})
+    assert done.returncode == 130
+    assert "The finished runs are kept" in done.stderr and "start again with: rpo train --config" in done.stderr
+    assert "runs/sweep/seed=2/config.yaml" in done.stderr
+    assert (Path("runs/sweep/seed=1") / "run.json").is_file() and not Path("runs/sweep/seed=3").exists()
+
+
 def test_mistakes_in_any_run_are_said_before_the_first_begins(here: Path) -> None:  # noqa: F811
     done = sweep(recipe=RECIPE | {"grid": {"objective.beta": [0.1, -1.0]}})
     assert (done.returncode, done.stdout) == (2, "") and "beta: expected a finite number > 0" in done.stderr

@@ -138,8 +138,9 @@ def convert(recipe: Mapping[str, Any], training: Collection[str], refused: Mappi
     for key in list(rest):
         value = rest.pop(key)
         own = RENAMED.get(key)
-        if own is not None and value is not None:
-            made.put(own, value)
+        if own is not None:
+            if value is not None:
+                made.put(own, value)
         elif key in IDLE:
             made.notes.append((key, value, f"no effect: {IDLE[key]}"))
         elif key in MISSING and not (key in training and _kept(key, value)):
@@ -148,8 +149,11 @@ def convert(recipe: Mapping[str, Any], training: Collection[str], refused: Mappi
             made.notes.append((key, value, refused[key]))
         elif key in training:
             made.put(f"training.{key}", value)
-        elif own is None:
+        else:
             made.notes.append((key, value, "not known here, and left out"))
+    for key in () if factory else ("bf16", "gradient_checkpointing"):
+        if not {key, "fp16" if key == "bf16" else key} & recipe.keys():
+            made.notes.append((key, None, "on in TRL where it is not set, off here"))
     if factory:
         for key, theirs in (("learning_rate", 5e-5), ("max_length", 2048)):
             made.options.setdefault("training", {}).setdefault(key, theirs)  # their defaults, which ours are not

@@ -6,6 +6,7 @@ parsed before the first begins.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import re
 import sys
@@ -108,8 +109,9 @@ def run_sweep(
         try:
             failed += 0 if done else execute(one) != 0
         except KeyboardInterrupt:
-            print("The finished runs are kept; the same command goes on with the others.", file=sys.stderr)
+            print("The finished runs are kept; the same command goes on with this one and the others.", file=sys.stderr)
             raise
+        gc.collect()  # a trainer refers to itself, and so keeps its model in memory
     if main:
         frame = sweep_frame(found, folders)
         table = sweep_table(frame, list(grid))
