@@ -18,8 +18,7 @@ def plot_command(
         metrics: names as logged, the first in the large panel; null for the usual ones.
         window: logs in a trailing mean.
     """
-    from rpo.llm.diagnostics.plots import plot_runs
+    from rpo.llm.diagnostics.plots import METRICS, plot_runs
 
-    chosen = {} if metrics is None else {"metrics": metrics}
-    plot_runs(runs, window=window, output=output, **chosen)
+    plot_runs(runs, metrics=METRICS if metrics is None else metrics, window=window, output=output)
     print(f"Written to {output}")

@@ -241,7 +241,7 @@ def draw_steps(frame: pandas.DataFrame, *, unit: str) -> Figure:
     return figure
 
 
-def _runs(moving: pandas.DataFrame, method: str) -> list[pandas.DataFrame]:
+def _runs(moving: pandas.DataFrame, method: object) -> list[pandas.DataFrame]:
     return [run.sort_values("step") for _, run in moving[moving["method"] == method].groupby("seed")]
 
 
