@@ -1,13 +1,14 @@
 """Make the figures of overoptimization, policies and phases with their data: python benchmarks/gallery.py FOLDER.
 
-Every figure is a PNG with the CSV it was drawn from beside it; the animation is a GIF. Under a minute.
+Every figure is a PNG with the CSV it was drawn from beside it; the animation is a GIF. Under a minute. Names of figures
+after the folder draw those alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,12 @@ from rpo.bandit.plots.network import comparison_network
 from rpo.bandit.problem import ContextualBandit
 from rpo.bandit.reward_class import Box
 from rpo.core.objectives import DPO, RPO, Objective
+from rpo.core.records import Run
+from rpo.eval.gold.report import draw_gold, draw_steps
+from rpo.llm.diagnostics.plots import METRICS, plot_runs
 from rpo.plotting import save
+
+STORED = Path(__file__).resolve().parents[1] / "docs" / "figures"  # measurements that took hours
 
 
 class Draws:
@@ -110,8 +116,8 @@ def theorem_eta(n: int) -> float:
     return bound.theorem_eta
 
 
-def make(folder: Path) -> None:
-    """Make every figure into `folder` and print how long each took."""
+def make(folder: Path, names: Collection[str] = ()) -> None:
+    """Make every figure, or those named, into `folder` and print how long each took."""
     folder.mkdir(parents=True, exist_ok=True)
     steps: dict[str, Callable[[], None]] = {}
 
@@ -146,6 +152,29 @@ def make(folder: Path) -> None:
         frame = policies.mass_frame(problem, data, {"reference": problem.reference, **shown})
         title = f"Where did the mass go? N = {data.n:g}, beta = 0.1, eta = 0.1; the clearest of 40 draws"
         save(policies.mass(frame, title=title), folder / "mass.png", frame)
+
+    @step
+    def gold_on_smollm2() -> None:
+        measured = pd.read_csv(STORED / "gold_smollm2.csv")
+        at_reference = measured.groupby("seed", as_index=False)["gold/reference"].first()
+        at_reference = at_reference.assign(method="reference", step=0, gold=at_reference["gold/reference"])
+        frame = pd.concat([measured, at_reference.assign(**{"kl/reference": 0.0})], ignore_index=True)
+        frame = frame.assign(**{"reward/gold": frame["gold"], "reward/proxy": np.nan})  # the proxy's was not kept
+        save(draw_gold(frame, unit="in its own units"), folder / "gold_smollm2.png", measured)
+        save(draw_steps(frame, unit="own units"), folder / "gold_smollm2_steps.png", measured)
+
+    @step
+    def training_smollm2() -> None:
+        logged = pd.read_csv(STORED / "smollm2.csv")
+        known = {"config": {}, "status": "completed", "message": "", "arrays": {}}
+        made = []
+        for name, eta in (("RPO", 0.05), ("DPO", 0.0)):
+            mine = logged[logged["run"] == f"{name} (beta = 0.1, eta = {eta:g})"]
+            rows = mine.pivot(index="step", columns="metric", values="value")
+            history = [{"step": step, **row.dropna()} for step, row in rows.iterrows()]
+            made.append(Run(label=name, objective={"name": name, "beta": 0.1, "eta": eta}, history=history, **known))
+        title = "Margins grow on training pairs and hardly on held-out ones; RPO keeps more of the chosen likelihood"
+        plot_runs(made, metrics=list(METRICS[:-1]), title=title, output=folder / "smollm2.png")
 
     @step
     def three_response_simplex() -> None:
@@ -192,7 +221,7 @@ def make(folder: Path) -> None:
             y="n",
             threshold=0.3,
             x_label="coverage skew",
-            title="coverage_skew, beta = 0.05, eta of the theorem",
+            title="Where data are skewed RPO needs fewer of them: coverage_skew, beta = 0.05, eta of the theorem",
         )
         save(figure, folder / "phase.png", phase.regions(frame, x="skew", y="n", threshold=0.3))
 
@@ -215,6 +244,8 @@ def make(folder: Path) -> None:
         found.to_frame().to_csv(folder / "advice.csv", index=False)
 
     for name, function in steps.items():
+        if names and name not in names:
+            continue
         began = time.perf_counter()
         function()
         print(f"{name}: {time.perf_counter() - began:.1f} s")
@@ -223,4 +254,6 @@ def make(folder: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    make(parser.parse_args().folder)
+    parser.add_argument("names", nargs="*")
+    options = parser.parse_args()
+    make(options.folder, options.names)

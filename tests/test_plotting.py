@@ -13,6 +13,7 @@ from rpo.methods.registry import METHODS
 from rpo.plotting import COLORS, band, color_of, colors_of, mean_table, new_figure, paper, possible, save, style
 from rpo.plotting.colors import METHODS as COLORED
 from rpo.plotting.colors import ROLES
+from rpo.plotting.overoptimization import message
 
 
 def test_every_method_has_one_colour_that_is_neither_golds_nor_proxys() -> None:
@@ -125,3 +126,17 @@ def test_latex_escapes_and_sets_numbers_right() -> None:
         with pytest.raises(InvalidArgument):
             mean_table(FRAME, **wrong)  # type: ignore[arg-type]
     assert "nan" not in mean_table(FRAME.assign(gap=np.nan), "gap")
+
+
+@pytest.mark.parametrize(
+    ("gold", "proxy", "says"),
+    [
+        ([0.1, 0.5, 0.2], [0.2, 0.6, 0.9], "gold falls by 0.30, the proxy rises"),
+        ([0.1, 0.5, 0.2], [0.2, 0.6, 0.5], "gold falls by 0.30, the proxy falls too"),
+        ([0.1, 0.5, 0.2], None, "gold falls by 0.30"),
+        ([0.1, 0.5, 0.49], [0.2, 0.6, 0.9], "gold does not fall"),
+        ([-0.2, -0.1], None, "gold does not fall"),
+    ],
+)
+def test_a_curve_is_named_by_what_happens_in_it(gold: list[float], proxy: list[float] | None, says: str) -> None:
+    assert message(np.array(gold), None if proxy is None else np.array(proxy)) == says

@@ -22,7 +22,7 @@ from rpo.core.objectives import Objective
 from rpo.core.records import Run
 from rpo.llm.models import load_model, load_tokenizer
 from rpo.llm.sampling import generate
-from rpo.plotting import CYCLE, new_figure, save, style
+from rpo.plotting import color_of, new_figure, save, style
 
 HERE = Path(__file__).parent
 ANSWERS, TOKENS = 4, 48  # to a prompt; new tokens of an answer
@@ -32,7 +32,6 @@ METHODS: dict[str, Objective] = {
     "PlackettLuceDPO": rpo.PlackettLuceDPO(beta=0.1),
     "LiPO": rpo.LiPO(beta=0.1),
 }
-COLORS = dict(zip(METHODS, CYCLE, strict=False))
 
 
 def scored(texts: Sequence[str]) -> list[float]:
@@ -103,20 +102,21 @@ def gold(model: Any, tokenizer: Any, seed: int) -> list[float]:
     return [float(np.mean(row["scores"])) for row in sampled(model, tokenizer, prompts, FRESH, seed)]
 
 
-def draw(history: pandas.DataFrame, scores: pandas.DataFrame, target: Path) -> None:
-    """Draw accuracy against updates, and the gold score of fresh answers with its standard error over prompts."""
+def draw(scores: pandas.DataFrame, target: Path) -> None:
+    """Draw how much more fresh answers score than the untrained model's to the same prompts, with standard errors."""
     with style():
-        figure, axes = new_figure(1, 2, width=9, height=3.4)
-        for name, rows in history.groupby("method", sort=False):
-            axes[0][0].plot(rows["step"], rows["accuracy"], "o-", markersize=4, color=COLORS[name], label=name)
-        axes[0][0].axhline(0.5, color="0.6", linewidth=1)
-        axes[0][0].set(title="Ordered pairs ranked right, held out", xlabel="update", ylabel="share, by its own reward")
-        colors = ["0.5", *COLORS.values()]
-        for place, (row, color) in enumerate(zip(scores.itertuples(), colors, strict=True)):
-            axes[0][1].errorbar(place, row.gold, yerr=row.error, fmt="o", color=color, capsize=3)
-        axes[0][1].set(title="Gold score of fresh answers", ylabel="mean over prompts, one s.e.")
-        axes[0][1].set_xticks(range(len(scores)), list(scores["model"]), fontsize=8)
-        figure.legend(*axes[0][0].get_legend_handles_labels(), ncols=3, loc="outside lower center", fontsize=9)
+        figure, axes = new_figure(1, 1, width=6.5, height=2.6)
+        for place, row in enumerate(scores.itertuples()):
+            color = "#777777" if row.gain_error == 0 else color_of(row.model)
+            axes[0][0].errorbar(row.gain, place, xerr=row.gain_error, fmt="o", color=color, capsize=3)
+        axes[0][0].axvline(0.0, color="0.6", linewidth=1)
+        axes[0][0].set_yticks(range(len(scores)), list(scores["model"]))
+        axes[0][0].invert_yaxis()
+        axes[0][0].margins(y=0.25)
+        axes[0][0].set(
+            title="Fresh answers score a little higher after 20 updates on lists",
+            xlabel="gold score over the model's own, same prompts, one standard error",
+        )
     save(figure, target, scores)
 
 
@@ -152,7 +152,7 @@ def main() -> None:
         ]
     )  # fmt: skip
     history = pandas.DataFrame(rows).drop_duplicates(["method", "step"], keep="last")
-    draw(history, scores, options.figure or options.output / "lists.png")
+    draw(scores, options.figure or options.output / "lists.png")
     print(history.to_string(index=False, float_format="{:.3f}".format))
     print(scores.to_string(index=False, float_format="{:.3f}".format))
 

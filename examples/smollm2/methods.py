@@ -80,7 +80,7 @@ def measured(name: str, run: Run) -> pandas.DataFrame:
 def draw(table: pandas.DataFrame, target: Path) -> None:
     """Draw margin, displacement and accuracy against updates, one colour a method."""
     with style():
-        figure, axes = new_figure(1, 3, width=10, height=3.2)
+        figure, axes = new_figure(1, 3, width=10, height=3.5)
         for axis, (column, (title, unit)) in zip(axes[0], PANELS.items(), strict=True):
             for name, rows in table.groupby("method", sort=False):
                 axis.plot(rows["step"], rows[column], "o-", markersize=4, color=COLORS[name], label=name)
@@ -94,6 +94,8 @@ def draw(table: pandas.DataFrame, target: Path) -> None:
             label: line for axis in axes[0] for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
         }
         figure.legend(handles.values(), handles, ncols=len(handles), loc="outside lower center", fontsize=9)
+        message = "After 30 updates no method ranks held-out pairs better than a coin; what good answers lose differs"
+        figure.suptitle(message, x=0.01, ha="left", fontsize=10.5)
     save(figure, target, table)
 
 

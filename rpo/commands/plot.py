@@ -19,8 +19,8 @@ def plot_command(
         window: logs in a trailing mean.
     """
     from rpo.commands.sweep import runs_of
-    from rpo.llm.diagnostics.plots import plot_runs
+    from rpo.llm.diagnostics.plots import METRICS, plot_runs
 
-    chosen = {} if metrics is None else {"metrics": metrics}
-    plot_runs([run for one in runs for run in runs_of(one)], window=window, output=output, **chosen)
+    found = [run for one in runs for run in runs_of(one)]
+    plot_runs(found, metrics=METRICS if metrics is None else metrics, window=window, output=output)
     print(f"Written to {output}")

@@ -78,7 +78,7 @@ def gold_figure(result: GoldExperiment) -> Figure:
             mark = {"color": COLORS["theory"], "markersize": 6, "zorder": 5, "label": "highest gold, exact"}
             axis.plot(theory.loc[best, KL], theory.loc[best, REWARDS[0]], "v", linestyle="none", **mark)
             axis.axhline(0.0, color="#777777", linewidth=0.8)
-            axis.set_title(f"{name}: {message(*(theory[column].to_numpy() for column in REWARDS))}")
+            axis.set_title(f"{name}: {message(*(theory[column].to_numpy() for column in REWARDS))}", fontsize=9)
             axis.set_xlabel("KL(pi || pi_ref), nats")
         root_scale(axes[0, 0])
         axes[0, 0].set_xlim(0.0, 1.03 * top)

@@ -32,7 +32,7 @@ def curves(frame: pandas.DataFrame, *, path: str = "beta") -> pandas.DataFrame:
     path) with <column> and <column>/se, seeds. Raises InvalidArgument.
     """
     _check(frame, path)
-    moved = _from_reference(frame)
+    moved = over_reference(frame)
     grouped = moved.groupby(["method", path], sort=False)[[KL, *REWARDS]]
     table = grouped.mean().join(grouped.sem(ddof=1).add_suffix("/se"))
     table["seeds"] = grouped.size()
@@ -50,7 +50,7 @@ def fits(
     """
     checks.one_of("form", form, (*FORMS, "closest"))
     _check(frame, path)
-    moved = _from_reference(frame)
+    moved = over_reference(frame)
     methods = list(dict.fromkeys(moved["method"]))
     children = checks.generator("rng", rng).spawn(len(methods))
     found = {}
@@ -103,7 +103,7 @@ def overoptimization(
             axis.axhline(0.0, color="#777777", linewidth=0.8)
             root_scale(axis)
             along = rows if path == "n" else rows.sort_values(path, ascending=path == "step")
-            axis.set_title(f"{method}: {message(*(along[column].to_numpy() for column in REWARDS))}")
+            axis.set_title(f"{method}: {message(*(along[column].to_numpy() for column in REWARDS))}", fontsize=9.5)
             axis.set_xlabel("KL(pi || pi_ref), nats (square-root scale)")
         ticks = root_ticks(float(table[KL].max()))
         axes[0, 0].set_xticks(ticks)
@@ -125,7 +125,7 @@ def overoptimization(
     return figure
 
 
-def message(gold: Array, proxy: Array) -> str:
+def message(gold: Array, proxy: Array | None = None) -> str:
     """Return what a curve shows, its points from the least to the most that it moved: whether gold falls from its peak.
 
     A fall under a twentieth of the highest gold is none.
@@ -133,7 +133,8 @@ def message(gold: Array, proxy: Array) -> str:
     peak, fall = int(np.argmax(gold)), float(np.max(gold) - gold[-1])
     if fall <= 0.05 * max(1e-12, float(np.ptp([0.0, *gold]))):
         return "gold does not fall"
-    return f"gold falls by {fall:.2f}, the proxy {'rises' if proxy[-1] > proxy[peak] else 'falls too'}"
+    words = f"gold falls by {fall:.2f}"
+    return words if proxy is None else f"{words}, the proxy {'rises' if proxy[-1] > proxy[peak] else 'falls too'}"
 
 
 def _draw_fit(axis: Any, fit: GaoFit, rows: pandas.DataFrame) -> None:
@@ -178,7 +179,8 @@ def root_ticks(top: float) -> Sequence[float]:
     return [float(inside[index]) for index in kept]
 
 
-def _from_reference(frame: pandas.DataFrame) -> pandas.DataFrame:
+def over_reference(frame: pandas.DataFrame) -> pandas.DataFrame:
+    """Return the rows of other methods, rewards counted from the reference's of the same seed."""
     anchor = frame[frame["method"] == REFERENCE].set_index("seed")
     moved = frame[frame["method"] != REFERENCE].copy()
     for column in REWARDS:

@@ -6,10 +6,12 @@ from typing import Any
 
 import models_for_tests
 import numpy as np
+import pandas
 import pytest
 
 from rpo.cli import main
 from rpo.core.errors import InvalidArgument
+from rpo.eval.gold import report
 from rpo.eval.gold import study as study_module
 from rpo.eval.gold.report import best_of_n_ends, read_study, write_gold_report
 from rpo.eval.gold.settings import GoldStudy
@@ -180,3 +182,27 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str], monkeypat
     assert "train_prompts: 4" in (folder / "told" / "config.yaml").read_text()
     assert main(["experiment", "sentiment", *options, "--noise", "3"]) == 2
     assert "noise" in capsys.readouterr().err
+
+
+def test_few_seeds_are_shown_one_by_one_from_the_start_of_training() -> None:
+    """Three seeds: a thin line each from (0, 0), no band; win rate from one half, KL from zero; more seeds: a band."""
+    for seeds in (3, 8):
+        rows = [
+            {"method": method, "seed": seed, "step": step, "kl/reference": 1.0 * step, "reward/gold": 0.1 * seed + step,
+             "reward/proxy": float("nan"), "win_rate/gold": 0.6, "text/repetition": 0.1}
+            for method in ("DPO", "RPO") for seed in range(seeds) for step in (1, 10)
+        ]  # fmt: skip
+        anchor = {"method": "reference", "step": 0, "kl/reference": 0.0, "reward/gold": 5.0}
+        frame = pandas.DataFrame([*rows, *({**anchor, "seed": seed} for seed in range(seeds))])
+        axis = report.draw_gold(frame, unit="points").axes[0]
+        thin = [line for line in axis.lines if line.get_linewidth() == 0.8 and len(line.get_xdata()) == 3]
+        assert len(thin) == (6 if seeds == 3 else 0) and bool(axis.collections) == (seeds == 8)
+        assert all(line.get_xydata()[0].tolist() == [0.0, 0.0] for line in thin)
+        assert axis.get_title(loc="left") == "DPO: gold does not fall; RPO: gold does not fall"
+        panels = {
+            panel.get_title(loc="left"): panel for panel in report.draw_steps(frame, unit="points").axes if panel.lines
+        }
+        assert set(panels) == {"gold over pi_ref's, points", *(report.PANELS[n] for n in list(report.PANELS)[1:4])}
+        starts = {name: panel.lines[0].get_xydata()[0].tolist() for name, panel in panels.items()}
+        assert starts["win rate against pi_ref, by gold"] == [0.0, 0.5] and starts["KL to pi_ref, nats"] == [0.0, 0.0]
+        assert starts["share of repeated bigrams"][0] == 1.0  # nothing is known of it at step 0

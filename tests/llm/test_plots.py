@@ -177,3 +177,14 @@ def test_the_picture_is_written_with_its_data(tmp_path: Path) -> None:
         plot_runs(run(), output=tmp_path / "runs.jpg")
     with pytest.raises(OutputError, match="writing"):
         plot_runs(run(), output=target / "below-a-file.png")
+
+
+def test_an_evaluation_that_starts_at_zero_is_drawn_from_there_and_others_are_not() -> None:
+    """A change since the start is zero at step 0 by definition; a log-probability there is not known."""
+    history = [{"step": 4, "eval_displacement/chosen_change": -2.0, "eval_logps/chosen": -50.0}]
+    run = Run(label="a", objective={}, config={}, status="", message="", history=history, arrays={})
+    figure = plot_runs(run, metrics=("displacement/chosen_change", "logps/chosen"), title="What it shows")
+    drawn = {axis.get_title(loc="left"): [line.get_xydata().tolist() for line in axis.lines] for axis in figure.axes}
+    assert [[0.0, 0.0], [4.0, -2.0]] in drawn["Chosen responses, change since the start"]
+    assert [[4.0, -50.0]] in drawn["Log-probability of chosen responses"]
+    assert figure.legends[0].get_title().get_text() == "What it shows"

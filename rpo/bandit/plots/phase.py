@@ -164,6 +164,5 @@ def phase_diagram(
 
 def _ticks(set_ticks: Any, values: Any) -> None:
     shown = np.arange(0, len(values), -(-len(values) // 10))
-    set_ticks(
-        shown + 0.5, [f"{values[index]:.3g}" if values[index] < 1000 else f"{values[index]:.0f}" for index in shown]
-    )
+    digits = [2 if values[index] < 10 else 3 if values[index] < 1000 else 6 for index in shown]
+    set_ticks(shown + 0.5, [f"{values[index]:.{few}g}" for index, few in zip(shown, digits, strict=True)])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from scipy.stats import t
 
 from rpo.core import checks
@@ -18,7 +19,18 @@ from rpo.core.records import environment, staged_output, write_json
 from rpo.eval.gold.settings import GoldStudy, method_name
 from rpo.eval.gold.study import policy_folder, read_stage
 from rpo.plotting import NORMAL_95, band, band_key, colors_of, new_figure, page, save, style
-from rpo.plotting.overoptimization import KL, REFERENCE, REWARDS, curves, fits, overoptimization, root_scale
+from rpo.plotting.overoptimization import (
+    KL,
+    REFERENCE,
+    REWARDS,
+    curves,
+    fits,
+    message,
+    over_reference,
+    overoptimization,
+    root_scale,
+    root_ticks,
+)
 
 MARKER = "report.json"
 GOLD, PROXY = REWARDS
@@ -29,13 +41,15 @@ ENSEMBLE_NAMES = {
     "variance": "best-of-n, mean less variance of {} proxies",
 }
 PANELS = {
-    GOLD: "gold reward, pi_ref's SD",
+    GOLD: "gold over pi_ref's",
     KL: "KL to pi_ref, nats",
     "win_rate/gold": "win rate against pi_ref, by gold",
     "text/repetition": "share of repeated bigrams",
     "text/length": "words",
     "logps/chosen": "chosen log-probability, nats",
 }
+START = {GOLD: 0.0, KL: 0.0, "win_rate/gold": 0.5}  # of pi_ref itself, at step 0
+FEW = 5  # seeds
 
 
 @dataclass(frozen=True)
@@ -122,9 +136,9 @@ def write_gold_report(result: GoldResult, output: str | Path, *, config: str = "
         (stage / "config.yaml").write_text(config, encoding="utf-8")
         result.frame.to_csv(stage / "snapshots.csv", index=False)
         captions = {
-            "gold_against_kl": "Gold reward against KL. A curve runs along training; points are means over seeds with "
-            "95 % bands of the normal kind. Grey: best-of-n under the proxy.",
-            "by_step": "The same policies by update. Bands: 95 % over seeds.",
+            "gold_against_kl": "Gold reward against KL. A curve runs along training; points are means over seeds, with "
+            "each seed (or 95 % bands of more than five). Grey: best-of-n under the proxy.",
+            "by_step": "The same policies by update: means, and each seed or 95 % bands.",
             "overoptimization": "Gold and proxy, one panel a method, with the law of Gao, Schulman and Hilton.",
         }
         drawn = {"gold_against_kl": gold_against_kl(result), "by_step": by_step(result)}
@@ -172,49 +186,92 @@ def write_gold_report(result: GoldResult, output: str | Path, *, config: str = "
 def gold_against_kl(result: GoldResult) -> Figure:
     """Draw gold against KL, every method in one panel, and best-of-n."""
     checks.instance("result", result, GoldResult)
-    table = curves(result.frame, path="step")
-    with style():
-        figure, axes = new_figure(1, 1, width=7.2, height=4.6)
-        axis = axes[0, 0]
-        for color, (method, rows) in zip(_colors(table), table.groupby("method", sort=False), strict=True):
-            kl, mean, error = (rows[name].to_numpy() for name in (KL, GOLD, f"{GOLD}/se"))
-            axis.plot(np.r_[0.0, kl], np.r_[0.0, mean], "-o", markersize=4, color=color, label=method)
-            if result.frame["seed"].nunique() > 1:
-                band(axis, GOLD, kl, mean, NORMAL_95 * error, color=color)
-        for (name, rows), marker in zip(result.best_of_n.groupby("method", sort=False), "s^vD", strict=False):
-            best = rows.groupby("n")[[KL, GOLD]].mean()
-            label = "best-of-n by the proxy" if name == BEST else name
-            axis.plot(best[KL], best[GOLD], f"--{marker}", markersize=3.5, color="#777777", label=label)
-        axis.axhline(0.0, color="#777777", linewidth=0.8)
-        root_scale(axis)
-        axis.set_xlim(left=0.0)
-        axis.set_xlabel("KL(pi || pi_ref), nats (square-root scale)")
-        axis.set_ylabel("gold reward over pi_ref's, in its SD")
-        handles, _ = axis.get_legend_handles_labels()
-        axis.legend(handles=[*handles, *([band_key()] if result.frame["seed"].nunique() > 1 else [])])
-    return figure
+    return draw_gold(result.frame, result.best_of_n, unit="in its SD")
 
 
 def by_step(result: GoldResult) -> Figure:
     """Draw what happens along training: one small panel a metric, a line a method."""
     checks.instance("result", result, GoldResult)
+    return draw_steps(result.frame, unit="pi_ref's SD")
+
+
+def draw_gold(frame: pandas.DataFrame, best_of_n: pandas.DataFrame | None = None, *, unit: str) -> Figure:
+    """Draw gold over pi_ref's against KL from rows as of `GoldResult`, from the start of training on."""
+    table, moving = curves(frame, path="step"), over_reference(frame)
     with style():
-        figure, axes = new_figure(2, 3, width=10.5, height=6.0, sharex=True)
-        moving = result.frame[result.frame["method"] != REFERENCE]
-        for axis, (name, label) in zip(axes.flat, PANELS.items(), strict=True):
+        figure, axes = new_figure(1, 1, width=7.2, height=4.6)
+        axis, said = axes[0, 0], []
+        for color, (method, rows) in zip(_colors(table), table.groupby("method", sort=False), strict=True):
+            kl, mean, error = (np.r_[0.0, rows[name]] for name in (KL, GOLD, f"{GOLD}/se"))
+            axis.plot(kl, mean, "-o", markersize=4, color=color, label=method)
+            said.append(f"{method}: {message(mean)}")
+            runs = [(np.r_[0.0, run[KL]], np.r_[0.0, run[GOLD]]) for run in _runs(moving, method)]
+            _spread(axis, GOLD, kl, mean, error, runs, color)
+        if best_of_n is not None:
+            for (name, drawn), marker in zip(best_of_n.groupby("method", sort=False), "s^vD", strict=False):
+                best = drawn.groupby("n")[[KL, GOLD]].mean()
+                label = "best-of-n by the proxy" if name == BEST else name
+                axis.plot(best[KL], best[GOLD], f"--{marker}", markersize=3.5, color="#777777", label=label)
+        axis.axhline(0.0, color="#777777", linewidth=0.8)
+        root_scale(axis)
+        axis.set_xlim(left=0.0)
+        axis.set_xticks(root_ticks(float(axis.get_xlim()[1])))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.set_title("; ".join(said))
+        axis.set_xlabel("KL(pi || pi_ref), nats (square-root scale)")
+        axis.set_ylabel(f"gold reward over pi_ref's, {unit}")
+        axis.legend(handles=[*axis.get_legend_handles_labels()[0], *_spread_key(moving)])
+    return figure
+
+
+def draw_steps(frame: pandas.DataFrame, *, unit: str) -> Figure:
+    """Draw the metrics that a frame has along training, from step 0 where pi_ref's own value is known."""
+    moving = over_reference(frame)
+    shown = {name: label for name, label in PANELS.items() if name in frame}
+    columns = min(3, len(shown))
+    with style():
+        figure, axes = new_figure(-(-len(shown) // columns), columns, width=3.5 * columns, height=6.0)
+        for axis in axes.flat[len(shown) :]:
+            axis.set_axis_off()
+        for axis, (name, label) in zip(axes.flat, shown.items(), strict=False):
+            start = START.get(name)
             for color, (method, rows) in zip(_colors(moving), moving.groupby("method", sort=False), strict=True):
-                grouped = rows.groupby("step")[name]
-                mean, error = grouped.mean(), grouped.sem(ddof=1).fillna(0.0)
-                axis.plot(mean.index, mean, "-o", markersize=3.5, color=color, label=method)
-                band(axis, name, mean.index, mean, NORMAL_95 * error, color=color)
-            axis.set_title(label)
-            axis.set_xscale("log")
-        for axis in axes[-1]:
+                table = rows.pivot(index="step", columns="seed", values=name)
+                if start is not None:
+                    table.loc[0] = start
+                    table = table.sort_index()
+                steps, mean, error = table.index.to_numpy(), table.mean(axis=1), table.sem(axis=1, ddof=1).fillna(0.0)
+                axis.plot(steps, mean, "-o", markersize=3.5, color=color, label=method)
+                _spread(axis, name, steps, mean, error, [(steps, table[seed]) for seed in table], color)
+            axis.set_title(f"gold over pi_ref's, {unit}" if name == GOLD else label)
+            axis.set_xscale("symlog", linthresh=1.0, linscale=0.4)
+            axis.set_xlim(left=-0.1)
+            axis.set_xticks([0, 1, 10, 100][: 2 + int(np.log10(max(10, moving["step"].max())))], minor=False)
+            axis.xaxis.set_major_formatter("{x:g}")
             axis.set_xlabel("update")
-        handles, _ = axes[0, 0].get_legend_handles_labels()
-        handles += [band_key()] if moving["seed"].nunique() > 1 else []
+        handles = [*axes[0, 0].get_legend_handles_labels()[0], *_spread_key(moving)]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
+
+
+def _runs(moving: pandas.DataFrame, method: object) -> list[pandas.DataFrame]:
+    return [run.sort_values("step") for _, run in moving[moving["method"] == method].groupby("seed")]
+
+
+def _spread(axis: Any, name: str, x: Any, mean: Any, error: Any, runs: list[tuple[Any, Any]], color: str) -> None:
+    """Draw each seed where there are few, whose band would be a guess at a shape, else a 95 % band."""
+    if 1 < len(runs) <= FEW:
+        for steps, values in runs:
+            axis.plot(steps, values, color=color, linewidth=0.8, alpha=0.45)
+    elif len(runs) > 1:
+        band(axis, name, x, mean, NORMAL_95 * np.asarray(error), color=color)
+
+
+def _spread_key(moving: pandas.DataFrame) -> list[Any]:
+    seeds = moving["seed"].nunique()
+    if 1 < seeds <= FEW:
+        return [Line2D([], [], color="#777777", linewidth=0.8, alpha=0.6, label="one seed")]
+    return [band_key()] if seeds > 1 else []
 
 
 def _finals(frame: pandas.DataFrame) -> pandas.DataFrame:

@@ -48,6 +48,8 @@ METRICS = (
     "loss/sft",
     "kl/reference",
 )
+# Zero before the first update, whatever the method.
+FROM_ZERO = ("displacement/chosen_change", "displacement/rejected_change", "displacement/share", "kl/reference")
 LEVELS = {"rewards/margins": 0.0, "loss/preference": math.log(2.0)}  # where an untrained policy is
 
 
@@ -82,14 +84,16 @@ def plot_runs(
     *,
     metrics: Sequence[str] = METRICS,
     window: int = 1,
+    title: str = "",
     output: str | Path | None = None,
 ) -> Figure:
     """Overlay runs along training: the first metric in a large panel, the others in small ones.
 
     runs: each a `Run`, a folder that `Run.save` wrote, or a trainer's output folder (trainer_state.json
     in it, or in its newest checkpoint). Solid lines are training batches, dashed ones evaluations, bands
-    two standard errors where those were logged. window: logs in a trailing mean, the raw lines then
-    faint. A metric that no run logged has no panel; a note names what is missing. output: a .png,
+    two standard errors where those were logged. An evaluation that is zero at the start by its definition, a change
+    or a distance, is drawn from there. window: logs in a trailing mean, the raw lines then faint. title: above all.
+    A metric that no run logged has no panel; a note names what is missing. output: a .png,
     .pdf or .svg to write, with the data as CSV beside it. Raises InvalidArgument, OutputError.
     """
     window = checks.integer("window", window, minimum=1)
@@ -122,7 +126,8 @@ def plot_runs(
             handles.append(band_key())
             labels.append("two standard errors")
         per_row = max(1, int(14 * figure.get_figwidth()) // (9 + max(len(label) for label in labels)))
-        figure.legend(handles, labels, loc="outside upper left", ncols=min(per_row, len(labels)))
+        named = {"title": checks.instance("title", title, str) or None, "title_fontsize": 11, "alignment": "left"}
+        figure.legend(handles, labels, loc="outside upper left", ncols=min(per_row, len(labels)), **named)
         notes = _notes(series, wanted, drawn, window)
         if notes:
             text = "\n".join(textwrap.wrap(notes, int(17 * figure.get_figwidth())))
@@ -263,7 +268,10 @@ def _draw(axis: Any, metric: str, series: Sequence[Series], colors: Sequence[Any
         at, error = one.values(metric + ERROR)
         if np.array_equal(at, steps):
             band(axis, metric, steps, values, 2 * error, color=color)
-        axis.plot(*one.values(EVAL + metric), "o--", color=color, linewidth=0.8 * width, markersize=3.5)
+        at, evaluated = one.values(EVAL + metric)
+        if metric in FROM_ZERO and at.size and at[0] > 0:
+            at, evaluated = np.r_[0.0, at], np.r_[0.0, evaluated]
+        axis.plot(at, evaluated, "o--", color=color, linewidth=0.8 * width, markersize=3.5)
     title, unit = TITLES.get(metric, (metric, ""))
     axis.set_title(title, fontsize=11 if large else 9)
     axis.set_ylabel(unit, fontsize=10 if large else 8)
