@@ -1,8 +1,7 @@
-"""Writes tables in README.md and benchmarks/README.md from results/: those against TRL, and of a step's parts.
+"""Writes tables in README.md and benchmarks/README.md from results/: against TRL and Unsloth, and of a step's parts.
 
-`python benchmarks/tables.py`, after `benchmarks/vs_trl.py` or `benchmarks/step.py`. A table stands between
-`<!-- vs_trl summary -->`, `<!-- vs_trl NAME -->` with the name of a file in results/, or `<!-- step step -->`, and
-`<!-- end -->`.
+`python benchmarks/tables.py`, after `benchmarks/vs_trl.py`, `vs_unsloth.py` or `step.py`. A table stands between
+`<!-- vs_trl summary -->` or `<!-- SCRIPT NAME -->`, with the name of a file in results/, and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 PAGES = (HERE.parent / "README.md", HERE / "README.md")
-BLOCK = re.compile(r"(<!-- (vs_trl|step) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (vs_trl|vs_unsloth|step) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 OURS, LIVE = "ours, shared, cached", "ours, shared, live"
 COLUMNS = ("TRL default", "TRL cached", "TRL cached, patched head")
 
