@@ -118,7 +118,8 @@ class TRL(Side):
         if self.cached:
             for batch in batches:
                 with self.as_configured():
-                    logps = self.trainer.compute_ref_log_probs(self.trainer.ref_model, self.inputs(batch))
+                    scored = self.trainer.ref_model or self.trainer.model  # whose adapter the trainer turns off
+                    logps = self.trainer.compute_ref_log_probs(scored, self.inputs(batch))
                 pairs = zip(*(side.tolist() for side in logps), strict=True)
                 self.known |= dict(zip((pair.row for pair in batch), pairs, strict=True))
 
