@@ -29,11 +29,19 @@ def atlas_command(
     from rpo.compare.atlas import INSTANCES, atlas, entrants
     from rpo.compare.atlas.report import verdict, write_atlas
     from rpo.core import checks
+    from rpo.core.errors import InvalidArgument
     from rpo.core.records import write_file
 
     known = entrants()
     names = {one.method.__name__ for one in known} | {one.name for one in known}
     for name in methods or ():
+        if ":" in name:
+            raise InvalidArgument(
+                "methods",
+                expected="names of registered methods",
+                got=name,
+                remedy="A class of your own enters from Python, as an Entrant with its knob: docs/atlas.md.",
+            )
         checks.one_of("methods", name, tuple(sorted(names)))
     for name in instances or ():
         checks.one_of("instances", name, tuple(one.name for one in INSTANCES))

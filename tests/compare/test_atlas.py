@@ -18,7 +18,7 @@ from rpo.compare.atlas.block import MEASURES, solve_block
 from rpo.compare.atlas.entrants import absent, settled
 from rpo.compare.atlas.lists import ListCell, within_unit
 from rpo.compare.atlas.report import write_atlas
-from rpo.compare.atlas.summary import summary
+from rpo.compare.atlas.summary import fall, summary
 from rpo.core.errors import InvalidArgument
 from rpo.core.fields import Positive
 from rpo.core.objectives import Objective
@@ -135,13 +135,25 @@ def test_peak_fall_and_matched_kl_of_curves_made_by_hand() -> None:
 
 def test_the_interval_of_a_fall_comes_from_the_seeds() -> None:
     """Falls of 0 and 1 in equal numbers: the mean's interval, by the binomial, is 0.5 -+ 1.96 * 0.5 / sqrt(100)."""
-    falls = np.repeat([0.0, 1.0], 50)
+    falls = np.tile([0.0, 0.0, 1.0, 1.0], 25)
     gold = np.stack([np.zeros(100), np.ones(100), 1.0 - falls])
     frame = summary(handmade([gold, gold], [np.outer([0.0, 0.5, 1.0], np.ones(100))] * 2))
     assert frame["drop"][0] == 0.5
-    assert frame["drop/low"][0] == pytest.approx(0.402, abs=0.02) and frame["drop/high"][0] == pytest.approx(
-        0.598, abs=0.02
-    )
+    assert list(frame.loc[0, ["drop/low", "drop/high"]]) == pytest.approx([0.402, 0.598], abs=0.002)
+
+
+def test_where_nothing_falls_no_fall_is_seen() -> None:
+    """200 atlases of noise alone: the mean fall is zero, and its interval lies above zero in at most a few.
+
+    The control is the fall from the largest of the same means, which is above zero every time.
+    """
+    noise = np.random.default_rng(0).normal(size=(200, 9, 100))
+    found = [fall(gold) for gold in noise]
+    means = np.array([one["drop"] for one in found])
+    assert abs(means.mean()) < 3 * means.std() / np.sqrt(200)
+    assert sum(one["drop/low"] > 0 for one in found) <= 12  # 2.5 % of 200 are 5
+    biased = [gold.mean(axis=1).max() - gold.mean(axis=1)[-1] for gold in noise]
+    assert np.mean(biased) > 0.1
 
 
 LISTS = next(one for one in INSTANCES if one.lists)

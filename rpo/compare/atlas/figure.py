@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 
 from rpo.compare.atlas.run import Atlas
 from rpo.compare.atlas.summary import curve
-from rpo.methods.registry import EMPTIED, FLOODED, FREE, SET
+from rpo.methods.registry import EMPTIED, FLOODED, FREE, METHODS, SET
 from rpo.plotting import COLORS, new_figure, style
 from rpo.plotting.overoptimization import root_scale
 
@@ -22,17 +22,18 @@ if TYPE_CHECKING:
 CONTROL, LISTS = "even", "lists"
 MARKERS = {FREE: "o", EMPTIED: "v", SET: "s", FLOODED: "^"}
 WORDS = {
-    FREE: "free: unseen mass stays where it was",
+    FREE: "free: nothing pulls at unseen responses",
     EMPTIED: "emptied: unseen mass goes to zero",
     SET: "set: unseen mass goes to a number of its own",
     FLOODED: "flooded: unseen mass takes the rest",
 }
-TINTS = {FREE: "#D55E00", EMPTIED: "#0072B2", SET: "#56B4E9", FLOODED: "#CC79A7"}
+TINTS = {FREE: "#D55E00", EMPTIED: "#0072B2", SET: "#56B4E9", FLOODED: "#8C6D1F"}
 PARTS = {"over/unseen": "#999999", "over/rare": "#CC79A7", "over/often": "#E6B8D0"}
 PART_WORDS = {"over/unseen": "never compared", "over/rare": "rarely compared", "over/often": "often compared"}
 NAMED = ("DPO", "RPO", "RPO, base = reference")
+FEW = 6  # methods that are all named along their curves
 FALLEN = 0.02  # of gold, from which a method is named on the map
-COLUMNS = 4
+COLUMNS, LEGEND = 4, 7.6  # panels in a row; inches that the legend takes
 KL_TICKS = (0.0, 0.1, 0.5, 1.0, 2.0)
 CERTAIN = 0.99  # share of certified policies from which a marker is filled
 
@@ -64,7 +65,7 @@ def rows_figure(frame: pandas.DataFrame) -> Figure:
             label.set_color(TINTS[pulls[name]])
         axis.axvline(0.0, color="#444444", linewidth=0.8)
         axis.set_xlabel("reward over the reference's, log-odds")
-        axis.set_title("Losses that leave unseen responses free believe most in rewards that are not there", x=-0.2)
+        figure.suptitle("Losses of differences alone overestimate their own reward most")
         figure.legend(handles=_row_legend(), loc="outside lower left", ncols=3, fontsize=8.5)
     return figure
 
@@ -106,7 +107,7 @@ def curves_figure(made: Atlas, pulls: dict[str, str]) -> Figure:
         for i, axis in zip(range(len(made.instances)), axes, strict=False):
             for e, entrant in enumerate(made.entrants):
                 kl, gold = (curve(made, i, e, name) for name in ("kl", "gold"))
-                headline = entrant.name in NAMED
+                headline = entrant.name in NAMED or entrant.name not in METHODS or len(made.entrants) <= FEW
                 options: dict[str, Any] = {"color": TINTS[pulls[entrant.name]], "zorder": 3 if headline else 2}
                 axis.plot(kl, gold, linewidth=1.8 if headline else 0.8, alpha=1.0 if headline else 0.45, **options)
                 if entrant.default is not None:
@@ -129,7 +130,7 @@ def curves_figure(made: Atlas, pulls: dict[str, str]) -> Figure:
 def _grid(panels: int, *, width: float, height: float) -> tuple[Figure, Sequence[Any]]:
     columns = min(COLUMNS, panels)
     rows = -(-panels // columns)
-    figure, axes = new_figure(rows, columns, width=width * columns, height=height * rows + 0.7)
+    figure, axes = new_figure(rows, columns, width=max(width * columns, LEGEND), height=height * rows + 0.7)
     flat = list(axes.ravel())
     for axis in flat[panels:]:
         axis.set_visible(False)

@@ -50,7 +50,7 @@ EXERCISES: dict[str, Exercise] = {
         question="The method of four whose gold falls furthest from its peak where labels are noisy.",
         solve=_falls,
         hint="The column drop of the table, instance noisy.",
-        because="Its loss is indifferent to unseen and rarely compared responses, and luck decides among those.",
+        because="It reads differences alone: a lucky win of a rarely compared response is believed as it stands.",
         choices=METHODS,
     ),
     "08.5": Exercise(
