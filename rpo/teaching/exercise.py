@@ -53,7 +53,7 @@ class Exercise:
 
 @dataclass
 class Attempt:
-    """What was done about one exercise since the kernel started.
+    """What was done about one exercise since the kernel started, or over the sessions of a file.
 
     given: the last answer, or the right one once there is one, as JSON has it. tries: up to the right one. shown: the
     answer was asked for before it was given.
@@ -85,6 +85,8 @@ def _noted(name: str, given: Any, right: bool) -> bool:
 def check(name: str, given: Any) -> bool | None:
     """Say whether `given` answers exercise `name` ("03.2": the second of notebook 03).
 
+    An answer that is not of the kind asked for, words for a number, is False and counts as no try.
+
     Returns:
         True or False; None while the answer is still `...`.
 
@@ -97,8 +99,8 @@ def check(name: str, given: Any) -> bool | None:
         return None
     kind = _expected_kind(given, exercise)
     if kind:
-        print(f"{name}: not yet. Expected {kind}, got {given!r:.80}.")
-        return _noted(name, given, False)
+        print(f"{name}: not yet. Expected {kind}, got {given!r:.80}. This is no try.")
+        return False
     if exercise.accepts(given):
         print(f"{name}: right. {exercise.because}")
         return _noted(name, given, True)
@@ -148,7 +150,7 @@ def _find(name: str) -> Exercise:
 def _expected_kind(given: Any, exercise: Exercise) -> str:
     """What kind of answer is expected, where `given` is not of it."""
     if exercise.choices:
-        known = isinstance(given, str) and given in exercise.choices
+        known = isinstance(given, str) and any(_same(given, choice, 0.0) for choice in exercise.choices)
         return "" if known else "one of " + ", ".join(map(repr, exercise.choices))
     right = exercise.solve()
     if isinstance(right, bool | np.bool_):
@@ -165,7 +167,9 @@ def _expected_kind(given: Any, exercise: Exercise) -> str:
 
 
 def _same(given: Any, right: Any, tolerance: float) -> bool:
-    if isinstance(right, str | bool | np.bool_):
+    if isinstance(right, str):
+        return isinstance(given, str) and given.strip().casefold() == right.casefold()
+    if isinstance(right, bool | np.bool_):
         return bool(given == right)
     given, right = np.asarray(given, dtype=float), np.asarray(right, dtype=float)
     if given.shape != right.shape:

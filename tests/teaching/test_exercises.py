@@ -37,6 +37,7 @@ def one(monkeypatch: pytest.MonkeyPatch) -> dict[str, Exercise]:
         ("01.1", np.float64(2)),
         ("01.2", [0.25, 0.75]),
         ("01.3", "up"),
+        ("01.3", " Up"),
         ("01.4", True),
         ("01.5", 0),
     ],

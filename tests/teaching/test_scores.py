@@ -19,12 +19,18 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a kernel just started."""
     monkeypatch.setattr(exercise, "ATTEMPTS", attempts := {})
     monkeypatch.setattr(teaching.scores, "ATTEMPTS", attempts)
+    monkeypatch.setattr(teaching.scores, "WRITTEN", {})
+
+
+def new_kernel() -> None:
+    exercise.ATTEMPTS.clear()
+    teaching.scores.WRITTEN.clear()
 
 
 def test_what_is_tried_is_counted_up_to_the_right_answer(capsys: pytest.CaptureFixture[str]) -> None:
     """04.2: the factor of data that halves a bound of N^-1/2 is 4. 05.5 is a choice that is looked up first."""
     teaching.check("04.2", ...)  # no try
-    for given in (2, "four", 4, 2):
+    for given in (2, "8/2", 3, 4, 2):  # text is none either
         teaching.check("04.2", given)
     teaching.hint("04.1")
     teaching.hint("04.1")
@@ -42,28 +48,60 @@ def test_what_is_tried_is_counted_up_to_the_right_answer(capsys: pytest.CaptureF
         teaching.summary("3")
 
 
-@pytest.mark.parametrize(
-    "given", [np.float64(4), np.array([0.2, 0.8]), [np.int64(1), 2], {"a": 1}, float("nan"), (1, 2), "x" * 1000]
-)
-def test_anything_that_was_answered_can_be_saved(given: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("given", [np.float64(4), np.array(3.0), np.int64(5), np.float32(3.5), 4])
+def test_every_answer_of_the_kind_can_be_saved(given: Any, tmp_path: Path) -> None:
     teaching.check("04.2", given)
     teaching.save(tmp_path / "ada.json", "Ada")
     saved = json.loads((tmp_path / "ada.json").read_text())["answers"]["04.2"]
-    assert saved["tries"] == 1 and saved["right"] == (isinstance(given, np.float64))
+    assert saved["tries"] == 1 and saved["right"] == (given == 4)
 
 
-def test_one_file_takes_several_notebooks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two kernels, one after the other: the second's answers join the first's; the same exercise is replaced."""
+def test_one_file_takes_lessons_and_sessions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three kernels, one after the other: what was right stays right, tries add up, a save twice adds nothing."""
     path = tmp_path / "ada.json"
+    right = teaching.exercises("04")["04.1"].solve()
     teaching.check("04.2", 4)
-    teaching.check("04.1", 0.0)
-    teaching.save(path, "Ada")
-    exercise.ATTEMPTS.clear()
-    teaching.check("04.1", teaching.exercises("04")["04.1"].solve())
+    teaching.check("04.1", right - 100)
+    for _ in range(2):
+        teaching.save(path, "Ada")
+        assert capsys.readouterr().out.endswith("1 of 5 right.\n")
+    teaching.check("04.1", right - 200)
+    teaching.save(path, "Ada")  # the same kernel: one try more
+    new_kernel()
+    teaching.check("04.2", 5)  # a right answer is not made wrong
+    teaching.check("04.1", right)
+    teaching.hint("04.1")
     teaching.save(path, " Ada ")
-    assert capsys.readouterr().out.endswith("2 of 2 right.\n")
+    new_kernel()
+    teaching.check("05.5", "zz")  # no try, and so no lesson begun
+    teaching.check("04.1", right - 100)
+    teaching.save(path, "Ada")
+    assert capsys.readouterr().out.endswith("2 of 5 right.\n")
+    saved = json.loads(path.read_text())["answers"]
+    assert saved["04.1"] == {"given": right, "right": True, "tries": 3, "hints": 1, "shown": False}
+    assert saved["04.2"] == {"given": 4, "right": True, "tries": 1, "hints": 0, "shown": False}
     table = teaching.gather(tmp_path)
     assert table.loc[0, ["student", "right", "04.1", "04.2", "problem"]].tolist() == ["Ada", 2, 1, 1, ""]
+    assert [name for name in table if name[0] == "0"] == ["04.1", "04.2", "04.3", "04.4", "04.5"]
+    assert table.iloc[-1][["student", "right", "04.1", "04.3"]].tolist() == ["share right", 0.4, 1.0, 0.0]
+
+
+def test_of_two_files_of_a_student_the_newer_counts(tmp_path: Path) -> None:
+    """As a browser names a second download, whose answers are the later ones; file names say nothing of time."""
+    for name, given, when in (("bob.json", 4, "2026-11-02"), ("bob (1).json", 5, "2026-11-01")):
+        new_kernel()
+        teaching.check("04.2", given)
+        teaching.save(tmp_path / name, "Bob" if given == 4 else "bob")
+        record = json.loads((tmp_path / name).read_text()) | {"saved": when}
+        (tmp_path / name).write_text(json.dumps(record))
+    table = teaching.gather(tmp_path)
+    assert table["file"].tolist() == ["bob.json", ""] and table["04.2"].tolist() == [1, 1.0]
+    assert table["problem"].tolist() == ["older and not counted: bob (1).json", ""]
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="expected a path in a folder that exists.*Make .*answers first"):
+        teaching.save(tmp_path / "answers" / "ada.json", "Ada")
 
 
 @pytest.mark.parametrize(
@@ -106,11 +144,13 @@ def test_a_class_becomes_a_table_and_every_answer_is_checked_again(tmp_path: Pat
     rows = {row["student"]: row for row in table.to_dict("records")}
     assert rows["Ada"]["right"] == 2 and (rows["Ada"]["04.2"], rows["Ada"]["05.5"]) == (1, 1)
     assert (rows["Ada"]["tries"], rows["Ada"]["hints"]) == (4, 3) and rows["Ada"]["problem"] == ""
-    assert rows["Bob"]["right"] == 0 and rows["Bob"]["04.2"] == 0 and pandas.isna(rows["Bob"]["05.5"])
+    assert rows["Bob"]["right"] == 0 and rows["Bob"]["04.2"] == 0 and rows["Bob"]["05.5"] == ""
     assert rows["Bob"]["problem"] == "not right, as the file says: 04.2"
     assert rows["=1+1"]["problem"] == "no such exercise: 99.1"
-    assert table["problem"].tolist()[-1].startswith("no JSON object") and len(table) == 4
-    assert "04.1" not in table  # a hint is no answer
+    assert table["problem"].tolist()[-2].startswith("no JSON object") and len(table) == 5
+    assert rows["Ada"]["04.1"] == ""  # a hint is no answer
+    assert rows["share right"]["04.2"] == rows["share right"]["05.5"] == 0.33  # of three students
+    assert (tmp_path / "class.csv").read_bytes().startswith(b"\xef\xbb\xbfstudent,file,right,04.1")
     written = pandas.read_csv(tmp_path / "class.csv")
     assert written["student"].tolist()[:3] == ["Ada", "Bob", "'=1+1"] and written["04.2"].tolist()[:2] == [1, 0]
     with pytest.raises(InvalidArgument, match="folder: expected a folder of files"):
