@@ -68,3 +68,9 @@ def test_a_table_without_what_the_figure_needs_is_refused(table: pandas.DataFram
         draw(table[table["objective/name"] != "ReferencePolicy"], "overoptimization")
     with pytest.raises(InvalidArgument, match="table: expected rows of RPO"):
         draw(table[table["objective/name"] == "DPO"], "heatmap")
+
+
+def test_a_grid_over_the_instance_is_not_thinned_to_its_first_value(table: pandas.DataFrame) -> None:
+    both = pandas.concat([table, table.assign(arms=5)])
+    with pytest.raises(InvalidArgument, match=r"one value of every parameter of the instance, got arms = \[4, 5\]"):
+        draw(both, "heatmap")

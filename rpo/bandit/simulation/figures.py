@@ -23,11 +23,20 @@ def draw(table: pandas.DataFrame, kind: str) -> tuple[Figure, pandas.DataFrame]:
     """Return (figure, its data) of a table from `simulate`.
 
     kind: "overoptimization" (path: beta; needs ReferencePolicy among the methods and one n),
-    "gap_against_n" or "heatmap" (over beta and eta, one panel an
-    N; needs RPO). Rows that are not certified are left out and counted in the title; of a path the whole seed is.
+    "gap_against_n" or "heatmap" (over beta and eta, one panel an N; needs RPO). Parameters of the instance have one
+    value. Rows that are not certified are left out and counted in the title; of a path the whole seed is.
     Raises InvalidArgument.
     """
     checks.one_of("kind", kind, KINDS)
+    of_instance = list(table.columns[: list(table.columns).index("n")])
+    varied = {name: sorted(table[name].unique().tolist()) for name in of_instance if table[name].nunique() > 1}
+    if varied:
+        raise InvalidArgument(
+            "table",
+            expected="one value of every parameter of the instance",
+            got=", ".join(f"{name} = {values}" for name, values in varied.items()),
+            remedy="Draw the rows of one value at a time.",
+        )
     solved = table[table["status"].isin(["certified", "exact"])].copy()
     kept, left_out = solved.index, len(table) - len(solved)
     title = f"{table['seed'].nunique()} seeds" + (f", {left_out} rows not certified left out" if left_out else "")
@@ -61,7 +70,7 @@ def draw(table: pandas.DataFrame, kind: str) -> tuple[Figure, pandas.DataFrame]:
     import pandas
 
     frame = pandas.concat([others.assign(method=others["series"]), anchor.assign(method="reference")])
-    fixed = {name: solved[name].iloc[0] for name in table.columns[: list(table.columns).index("n")]}
+    fixed = {name: solved[name].iloc[0] for name in of_instance}
     shown = [f"{name} = {value if isinstance(value, str) else f'{value:g}'}" for name, value in fixed.items()]
     title = ", ".join([*shown, f"N = {int(np.asarray(solved['n'])[0])}"])
     broken = set(table.loc[~table.index.isin(kept), "seed"])

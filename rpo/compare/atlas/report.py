@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
 SHOWN = ("method", "gold at the peak", "at KL", "gold at the end", "at KL ", "fall", "overestimate", "unseen mass")
 HOW = (
-    "Every method goes along its own knob from the most to the least held back, on the same problems and preferences. "
-    "Gold is the true reward, proxy the maximum-likelihood reward of the same preferences, both counted from the "
-    "reference policy's. Overestimate: proxy less gold at the end of the path. Fall: from the peak of mean gold to the "
-    "end, the peak chosen on half of the draws and the fall measured on the other half, with a 95 % interval. Rewards of "
-    "certified methods lie in the same box or ball; the others are fitted over all policies, and their marker is hollow."
+    "Every method goes along its own knob from the most to the least held back, on the same problems and "
+    "preferences. Gold is the true reward, proxy the maximum-likelihood reward of the same preferences, both "
+    "counted from the reference policy's. Overestimate: proxy less gold at the end of the path. Fall: from the "
+    "peak of mean gold to the end, the peak chosen on half of the draws and the fall measured on the other half, "
+    "with a 95 % interval. Rewards of certified methods lie in the same box or ball; the others are fitted over "
+    "all policies, and their marker is hollow."
 )
 
 
