@@ -60,6 +60,19 @@ def test_of_many_cells_the_extremes_are_printed(tmp_path: Path) -> None:
         ]
 
 
+def test_a_knob_that_a_method_does_not_have_is_blank(tmp_path: Path) -> None:
+    """Two beta and two eta: RPO has four rows, DPO two, imitation one, over three seeds each."""
+    grid = '{"n": [30], "beta": [0.1, 0.2], "eta": [0.1, 0.2], "arms": [3]}'
+    options = ("--methods", "[RPO, DPO, BasePolicy]", "--seeds", 3, "--proxy", "false", "--output", tmp_path / "out")
+    result = rpo("--grid", grid, *options)
+    assert result.returncode == 0, result
+    lines = [line.split() for line in result.stdout.splitlines()]
+    rows = {name: [line for line in lines if line[0] == name] for name in ("RPO", "DPO", "BasePolicy")}
+    assert [row[1:3] for row in rows["RPO"]] == [["0.1", "0.1"], ["0.1", "0.2"], ["0.2", "0.1"], ["0.2", "0.2"]]
+    assert [row[1] for row in rows["DPO"]] == ["0.1", "0.2"] and all(len(row) == 6 for row in rows["DPO"])
+    assert [len(row) for row in rows["BasePolicy"]] == [5] and all(row[-1] == "3" for of in rows.values() for row in of)
+
+
 def test_the_saved_configuration_runs_again_to_the_same_bytes(tmp_path: Path) -> None:
     assert rpo("--grid", GRID, "--seeds", "[3, 1]", "--seed", 9, "--output", tmp_path / "a").returncode == 0
     again = rpo("--config", tmp_path / "a" / "config.yaml", "--output", tmp_path / "b", "--jobs", 2)

@@ -67,6 +67,10 @@ def test_figures_for_print_have_their_width_and_small_letters() -> None:
             assert figure.get_figwidth() == inches
             assert figure.get_figheight() == pytest.approx(0.75 * inches)
             assert axes[0, 0].title.get_fontsize() < 9
+    with paper("slide"), style():
+        figure, axes = new_figure(1, 2, width=8.0, height=6.0)
+        assert figure.get_figwidth() / figure.get_figheight() == pytest.approx(16 / 9, rel=1e-3)
+        assert 16 <= axes[0, 0].xaxis.label.get_fontsize() <= axes[0, 0].title.get_fontsize() <= 18
     with style():
         assert new_figure(1, 1, width=8.0, height=6.0)[0].get_figwidth() == 8.0
     with pytest.raises(InvalidArgument, match="width"), paper("poster"):
@@ -97,6 +101,10 @@ def test_files_have_truetype_fonts_and_the_same_bytes(tmp_path: Path) -> None:
     figure.subplots().set_title("x")
     figure.savefig(tmp_path / "control.pdf")
     assert b"/Type3" in (tmp_path / "control.pdf").read_bytes()
+    assert b"beta = 0.1" in drawn("a.svg")  # text, not outlines
+    alone = tmp_path / "alone.png"
+    save(figure, str(alone))
+    assert alone.exists() and not alone.with_suffix(".csv").exists()
     with pytest.raises(InvalidArgument, match="output"):
         drawn("a.jpg")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -52,7 +53,7 @@ def simulate_command(
         overwrite: drop an earlier simulation in that folder instead of continuing it.
     """
     from rpo.bandit.simulation.engine import FailedRows, simulate
-    from rpo.bandit.simulation.methods import from_dict
+    from rpo.bandit.simulation.methods import from_dict, template
     from rpo.bandit.simulation.store import CorruptShard, MixedCode
     from rpo.core.records import write_file
 
@@ -85,7 +86,9 @@ def simulate_command(
 
         drawn, data = draw(frame, figure)
         save(drawn, Path(output) / f"{figure}.{format}", data)
-    _print_simulation(frame, list(grid))
+    settings = [key for key in ("beta", "eta") if key in grid]
+    unused = {name: set(settings) - template(name, method, settings).takes for name, method in pairs}
+    _print_simulation(frame, list(grid), unused)
     print(f"Written to {output}" + (f"; the figure is {Path(output) / figure}.{format}" if figure is not None else ""))
     if (frame["status"] == "failed").all():
         raise RPOError(
@@ -94,15 +97,22 @@ def simulate_command(
         )
 
 
-def _print_simulation(frame: pandas.DataFrame, axes: list[str]) -> None:
+def _print_simulation(frame: pandas.DataFrame, axes: list[str], unused: Mapping[str, Collection[str]]) -> None:
     """Print the mean gaps with their standard errors, and what was not certified.
 
-    Of each cell where these are few; else of each method's best cell and its worst.
+    Of each cell where these are few; else of each method's best cell and its worst. unused: the knobs of the grid that
+    a method does not have: its rows are the same along them, so one is shown, and the knob left blank.
     """
     import pandas
 
     varied = [key for key in axes if frame[key].nunique(dropna=False) > 1]
-    groups = frame.groupby([*varied, "method"], dropna=False)
+    own = frame.astype(dict.fromkeys({key for keys in unused.values() for key in keys}, object))
+    for method, keys in unused.items():
+        for key in keys:
+            mine = own["method"] == method
+            own = own[~mine | (own[key] == frame[key].iloc[0])]
+            own.loc[own["method"] == method, key] = ""
+    groups = own.groupby([*varied, "method"], dropna=False, sort=False)
     shown = groups.agg(
         gap=("gap", "mean"), standard_error=("gap", "sem"), kl=("kl/reference", "mean"), seeds=("seed", "size")
     ).reset_index()

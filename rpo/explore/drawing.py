@@ -166,6 +166,8 @@ def _message(view: View) -> str:
     curve = view.curve
     if curve.gold.size == 1:
         return f"{curve.method}: one policy, without a knob"
+    if curve.gold.max() < 0.0:
+        return f"{curve.method}: gold below the reference throughout"
     return f"{curve.method}: {message(curve.gold, curve.proxy)}"
 
 

@@ -52,8 +52,7 @@ for (const input of el.querySelectorAll("[name]")) {
     input.previousElementSibling.textContent = text;
   } else input.value = text;
 }
-const option = el.querySelector("[name=method]").selectedOptions[0];
-el.querySelector("label[for=beta]").textContent = option.dataset.knob;
+fit(el, el.querySelector("[name=method]").selectedOptions[0]);
 if (missing.length) {
   const said = el.querySelector("section").insertBefore(document.createElement("p"), el.querySelector("#results"));
   said.setAttribute("role", "alert");

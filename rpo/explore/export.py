@@ -11,6 +11,7 @@ import html
 import itertools
 import json
 import os
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from rpo.explore.settings import PESSIMISTIC, REGISTERED, RULES, Settings, short
 from rpo.explore.view import state
 
 HERE = Path(__file__).parent
+TIME = "all 72 of the class's grid take 90 s of an idle processor, 163 s of a loaded one"
 DRAW = ("arms", "skew", "noise", "n", "seed", "reference")
 # For a class: who falls and who does not, with how much data, coverage and noise, on three draws.
 GRID: Mapping[str, Sequence[Any]] = {
@@ -68,6 +70,8 @@ def export_page(path: str | os.PathLike[str], grid: Mapping[str, Sequence[Any]] 
     draws = [dict(zip(DRAW, values, strict=True)) for values in itertools.product(*(axes[name] for name in DRAW))]
     evidence: Counter[str] = Counter()
     packed = []
+    if not sys.stderr.isatty():  # where no bar is drawn
+        print(f"Computing {len(draws)} draws; {TIME}.", file=sys.stderr, flush=True)
     for draw in track(draws, "draws"):
         pages = {}
         for settings in _states(axes, draw):

@@ -1,3 +1,10 @@
+// The knob's name is the method's; eta is there for the methods that have one.
+function fit(el, option) {
+  el.querySelector("label[for=beta]").textContent = option.dataset.knob;
+  const eta = el.querySelector("#eta");
+  if (eta) eta.disabled = !("eta" in option.dataset);
+}
+
 // Native controls, one request under way at a time: while the server computes, only the latest change waits.
 export function render({ model, el }) {
   el.innerHTML = model.controls;
@@ -38,7 +45,7 @@ export function render({ model, el }) {
       target.previousElementSibling.textContent = text;
     }
     const option = target.selectedOptions && target.selectedOptions[0];
-    if (option && option.dataset.knob) el.querySelector("label[for=beta]").textContent = option.dataset.knob;
+    if (option && option.dataset.knob) fit(el, option);
     ask();
   });
   model.on("answer", () => {

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rpo.explore import drawing
-from rpo.explore.settings import ALONG, KNOBS, METHODS, REFERENCES, REGISTERED, SLIDERS, Settings, shortest
+from rpo.explore.settings import ALONG, KNOBS, METHODS, PESSIMISTIC, REFERENCES, REGISTERED, SLIDERS, Settings, shortest
 from rpo.explore.view import DRAWS, View
 from rpo.methods.registry import CERTIFIED, STATIONARY
 
@@ -34,11 +34,12 @@ def controls(settings: Settings, axes: Mapping[str, Sequence[Any]] | None = None
             continue
         shown = shortest(value)
         label = KNOBS[settings.knob] if slider.name == "beta" else slider.label
+        unused = " disabled" if slider.name == "eta" and settings.method not in PESSIMISTIC else ""
         sliders.append(
             f'<div class="slider"><label for="{slider.name}">{html.escape(label)}</label>'
             f'<output for="{slider.name}">{shown}</output>'
             f'<input type="range" id="{slider.name}" name="{slider.name}" min="0" max="{len(positions) - 1}" step="1" '
-            f'value="{positions.index(value)}" aria-valuetext="{shown}" '
+            f'value="{positions.index(value)}" aria-valuetext="{shown}"{unused} '
             f'data-positions="{html.escape(json.dumps(positions), quote=True)}"></div>'
         )
     return (
@@ -79,12 +80,13 @@ def results(view: View, problems: Sequence[str], versions: Mapping[str, str]) ->
         caption = f"<figcaption>{caption}</figcaption>"
     words = ", ".join(f"{count} {word}" for word, count in view.curve.evidence.items())
     hollow = "" if view.proved else " Hollow marks: a stationary point, not a proved optimum."
+    here = f"at this {settings.knob}" if settings.knob else "of the one policy"
     return (
         f"{alert}<h2>{title}</h2>"
         f"<figure>{drawing.bars(view)}<figcaption>Probability of each arm; below it r* (log-odds), and how often it "
         "won and lost in the data.</figcaption></figure>"
         f"<figure>{drawing.curves(view)}<figcaption>Reward over pi_ref's, log-odds, as {settings.knob or 'nothing'} "
-        f"moves from the reference to the data; the dots are the policy shown. Means over {DRAWS} data sets of this "
+        f"moves from the reference to the data; dots: the mean {here}. Means over {DRAWS} data sets of this "
         f"problem, 95 % bands; of {view.curve.solved} solutions {words}.{hollow}</figcaption></figure>"
         f'<div class="row"><figure>{drawing.simplex(view)}{caption}</figure>{_numbers(view)}</div>'
         f"<footer>{html.escape(', '.join(f'{name} {version}' for name, version in versions.items()))}</footer>"
@@ -116,8 +118,11 @@ def _numbers(view: View) -> str:
         f'<tr><th scope="row">{label}</th><td data-name="{name}" data-value="{value!r}">{_shown(value)}</td></tr>'
         for name, label, value in rows
     )
+    # At eta = 0 the gap bounds the fit of the reward; policies of nearly equal fit may lie anywhere.
+    unbounded = view.status == "certified" and math.isinf(view.tv_bound)
+    evidence = "reward fit certified; the policy has no bound" if unbounded else view.status
     return (
-        f'<div><table><caption>Evidence: <strong class="{view.status.split()[0]}" data-name="status">{view.status}'
+        f'<div><table><caption>Evidence: <strong class="{view.status.split()[0]}" data-name="status">{evidence}'
         f"</strong></caption>{body}</table><p>{html.escape(view.message)}</p>"
         + (f"<p>{html.escape(view.coverage_message)}</p>" if math.isinf(view.coverage_data) else "")
         + "</div>"
@@ -133,7 +138,8 @@ def _methods(chosen: str, keys: Sequence[str]) -> str:
             if word == (row.evidence if row else "baselines"):
                 knob = html.escape(KNOBS[row.knob if row else ""])
                 selected = " selected" if key == chosen else ""
-                option = f'<option value="{key}" data-knob="{knob}"{selected}>{html.escape(METHODS[key])}</option>'
+                eta = " data-eta" if key in PESSIMISTIC else ""
+                option = f'<option value="{key}" data-knob="{knob}"{eta}{selected}>{html.escape(METHODS[key])}</option>'
                 groups[word] = groups.get(word, "") + option
     entries = "".join(f'<optgroup label="{word}">{options}</optgroup>' for word, options in groups.items())
     return f'<label for="method">method</label><select id="method" name="method">{entries}</select>'

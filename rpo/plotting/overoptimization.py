@@ -13,7 +13,7 @@ from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
 from rpo.core.gao import FORMS, GaoFit, bootstrap_gao, fit_gao
-from rpo.plotting import COLORS, NORMAL_95, band, band_key, new_figure, style
+from rpo.plotting import COLORS, NORMAL_95, band, band_key, legend_below, letters, new_figure, style
 
 if TYPE_CHECKING:
     import pandas
@@ -103,7 +103,8 @@ def overoptimization(
             axis.axhline(0.0, color="#777777", linewidth=0.8)
             root_scale(axis)
             along = rows if path == "n" else rows.sort_values(path, ascending=path == "step")
-            axis.set_title(f"{method}: {message(*(along[column].to_numpy() for column in REWARDS))}", fontsize=9.5)
+            seen = message(*(along[column].to_numpy() for column in REWARDS))
+            axis.set_title(f"{method}: {seen}", fontsize=letters(9.5), wrap=True)
             axis.set_xlabel("KL(pi || pi_ref), nats (square-root scale)")
         ticks = root_ticks(float(table[KL].max()))
         axes[0, 0].set_xticks(ticks)
@@ -112,16 +113,17 @@ def overoptimization(
         # Room above the curves for what the fit says.
         low, high = (float(end) for end in axes[0, 0].get_ylim())
         axes[0, 0].set_ylim(low, high + 0.2 * (high - low))
-        axes[0, 0].set_ylabel(f"mean reward over pi_ref's, {unit}")
+        axes[0, 0].set_ylabel(f"mean reward over pi_ref's, {unit}", wrap=True)
         # The legend below the panels: inside them it would lie on a curve of one method or another.
         shown: dict[str, Any] = {}
         for axis in axes[0]:  # a peak is marked only where one was found
             shown |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
         handles = [*shown.values(), band_key()]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 3 * len(methods)))
+        legend_below(figure, handles, columns=3 * len(methods))
         along = {"beta": "path: beta falling, exact optima", "n": "path: n of best-of-n", "step": "path: training step"}
         seeds = f"{int(table['seeds'].min())} seeds"
-        figure.suptitle(", ".join(part for part in (title, along[path], seeds) if part), x=0.01, ha="left", fontsize=10)
+        heading = ", ".join(part for part in (title, along[path], seeds) if part)
+        figure.suptitle(heading, x=0.01, ha="left", fontsize=letters(10), wrap=True)
     return figure
 
 
@@ -155,7 +157,7 @@ def _draw_fit(axis: Any, fit: GaoFit, rows: pandas.DataFrame) -> None:
             f"{fit.peak_kl:.2g})" if fit.peak_kl < 1e4 else "> 1e4)"
         )
     note = f"{LAWS[fit.form]}, residual {fit.residual:.3f}\n{note}"
-    axis.annotate(note, (0.03, 0.97), xycoords="axes fraction", va="top", fontsize=8.5)
+    axis.annotate(note, (0.03, 0.97), xycoords="axes fraction", va="top", fontsize=letters(8.5))
 
 
 def root_scale(axis: Any) -> None:

@@ -257,6 +257,10 @@ def test_at_eta_zero_the_policy_is_not_certified(make_bandit: Callable[..., Cont
 def test_derived_numbers_follow_from_the_terms() -> None:
     """gap 0.06 = 0.01 + 0.02 + 0.03; over |value| = 3: 0.02; sqrt(0.06 / (2 * 0.75)) = 0.2."""
     c = Certificate(reward_value=-3.0, kl_term=0.01, likelihood_term=0.02, support_term=0.03, eta_beta=0.75)
+    assert repr(c) == (  # sqrt(0.06 / 1.5) = 0.2
+        "Certificate: gap 0.06, relative_gap 0.02, tv_bound 0.2\n"
+        "  reward_value -3, kl_term 0.01, likelihood_term 0.02, support_term 0.03, infeasibility 0"
+    )
     assert c.gap == pytest.approx(0.06) and c.relative_gap == pytest.approx(0.02)
     assert c.policy_value == pytest.approx(-3.06) and c.tv_bound == pytest.approx(0.2)
     record = c.to_dict()

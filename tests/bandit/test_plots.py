@@ -1,14 +1,16 @@
 """The figures: the numbers behind them by hand or by planted truth, and what the figures say."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from rpo.bandit import instances
+from rpo.bandit import instances, plots
 from rpo.bandit.data import PreferenceCounts
 from rpo.bandit.fitting import fit
 from rpo.bandit.maximin import solve
@@ -16,6 +18,7 @@ from rpo.bandit.plots import animation, eta_heatmap, gold_proxy, phase, policies
 from rpo.bandit.problem import ContextualBandit
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import DPO, RPO
+from rpo.plotting import paper
 
 KL = np.array([0.05, 0.2, 0.5, 1.0, 2.0, 4.0])
 
@@ -205,6 +208,50 @@ def test_simplex_paths_start_at_the_reference_and_are_solutions(small: Any) -> N
     assert "beta" in figure.get_suptitle()
     with pytest.raises(InvalidArgument, match="3 responses"):
         policies.simplex_frame(instances.coverage_skew(arms=4, rng=0), data, etas=(0.0,), betas=(1.0,))
+
+
+def sheet_figures(small: Any) -> dict[str, Any]:
+    """One of each figure, with as much text as it comes to have."""
+    problem, data = small
+    ten = instances.coverage_skew(arms=10, skew=2.0, rng=33)
+    names = ("reference", "beta = 0.3", "beta = 0.03")
+    bars = policies.mass_frame(ten, ten.sample_preferences(100, rng=33), dict.fromkeys(names, ten.reference))
+    n = np.array([1e2, 1e3, 1e4, 1e5])
+    gaps = pd.DataFrame({"series": "RPO, eta fixed", "n": n, "mean": n**-0.5, "standard_error": 0.5 * n**-0.5})
+    curves = planted("best_of_n")
+    paths = pd.DataFrame([{"method": m, "beta": 0.1, "p0": 1.0, "p1": 0.0, "p2": 0.0} for m in ("DPO", "RPO eta = 1")])
+    tail = pd.DataFrame({"coverage": [0.0, 0.1, 1.0, 5.0, np.inf], "gap": 1.0, "method": "RPO"})
+    return {
+        "mass": lambda: policies.mass(bars, title="At beta = 0.03 the mass sits on two that were compared once each"),
+        "simplex": lambda: policies.simplex(paths, problem, data),
+        "overoptimization": lambda: gold_proxy.overoptimization(
+            curves, gold_proxy.fits(curves, form="closest", resamples=20, rng=0)
+        ),
+        "movement": lambda: eta_heatmap.movement(eta_heatmap.best_eta_exponent(bowls(-0.5), resamples=20, rng=0)),
+        "gap_against_n": lambda: plots.gap_against_n(
+            gaps, bounds=pd.DataFrame({"route": "paper", "n": n, "value": 20 * n**-0.5}), reward_bound=1.0
+        ),
+        "network": lambda: plots.comparison_network(ten),
+        "coverage": lambda: plots.gap_against_coverage(tail, bins=2),
+    }
+
+
+@pytest.mark.parametrize("sheet", ["column", "page", "slide"])
+@pytest.mark.parametrize(
+    "name", ["mass", "simplex", "overoptimization", "movement", "gap_against_n", "network", "coverage"]
+)
+def test_nothing_leaves_the_canvas_on_any_sheet(small: Any, name: str, sheet: str) -> None:
+    """Text, legends and marks, by the box around all that is drawn; ticks of one axis do not touch."""
+    with paper(sheet):
+        figure = sheet_figures(small)[name]()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    drawn, (width, height) = figure.get_tightbbox(canvas.get_renderer()), figure.get_size_inches()
+    assert min(drawn.x0, drawn.y0, width - drawn.x1, height - drawn.y1) > -0.01
+    for axis in figure.axes:
+        boxes = [label.get_window_extent() for label in axis.get_xticklabels() if label.get_text() and axis.axison]
+        shown = [box for box in boxes if axis.bbox.x0 - 1 <= (box.x0 + box.x1) / 2 <= axis.bbox.x1 + 1]
+        assert all(left.x1 <= right.x0 + 0.5 for left, right in itertools.pairwise(sorted(shown, key=lambda b: b.x0)))
 
 
 # --- phases -----------------------------------------------------------------------------------------

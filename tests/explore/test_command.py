@@ -49,7 +49,8 @@ def test_the_command_says_what_it_wrote(
     small = {"method": ("dpo", "base"), "beta": (0.1, 1.0)}
     monkeypatch.setattr(explore, "export_page", lambda path: export_page(path, small))
     explore_command(export=str(tmp_path / "page.html"))
-    said = capsys.readouterr().out
+    said, told = capsys.readouterr()
+    assert told.startswith("Computing 1 draws; ")
     assert said.startswith(f"Written to {tmp_path / 'page.html'}: 3 states (2 certified, 1 exact), 0.0 MB.")
     assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
 

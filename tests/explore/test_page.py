@@ -112,6 +112,27 @@ def test_the_methods_stand_under_what_is_known_of_their_optimum_and_name_their_k
     assert ">beta, KL temperature</label>" in controls(Settings())  # control
 
 
+def test_eta_can_be_moved_where_the_method_has_one() -> None:
+    def eta(method: str) -> str:
+        return next(tag for tag in re.findall("<input[^>]*>", controls(Settings(method=method))) if 'id="eta"' in tag)
+
+    assert " disabled" in eta("dpo") and " disabled" not in eta("rpo")
+    assert re.findall(r'value="(\w+)"[^>]* data-eta', controls(Settings())) == ["rpo", "frpo"]
+
+
+def test_a_fit_without_a_bound_on_its_policy_says_so() -> None:
+    """At eta = 0 equal rewards' fits may have any policy; with eta > 0 the total variation is bounded."""
+    words = "reward fit certified; the policy has no bound"
+    free, held = (state(Settings(method=method)) for method in ("dpo", "rpo"))
+    assert words in results(free, (), {}) and words not in results(held, (), {})
+    assert "dots: the mean at this beta" in results(free, (), {})
+
+
+def test_a_curve_below_the_reference_is_called_so() -> None:
+    assert "SimPO: gold below the reference throughout" in results(state(Settings(method="simpo")), (), {})
+    assert "throughout" not in results(state(Settings(method="dpo")), (), {})
+
+
 def test_words_from_an_address_are_escaped() -> None:
     wicked = "<script>alert(1)</script>"
     text = results(state(Settings()), (wicked,), {})

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from rpo.bandit.bounds.intervals import Slope
 from rpo.core import checks
-from rpo.plotting import COLORS, CYCLE, new_figure, style
+from rpo.plotting import COLORS, CYCLE, NARROW, legend_below, letters, new_figure, style
 from rpo.plotting.colors import method_of
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def slack_waterfall(frame: pandas.DataFrame) -> Figure:
                     at, align, shift = right, "right", -4
                 axis.annotate(
                     f"{100 * step.share:.2g} %", (at, position), xytext=(shift, 0), textcoords="offset points",
-                    ha=align, va="center", fontsize=8.5,
+                    ha=align, va="center", fontsize=letters(8.5),
                 )  # fmt: skip
             axis.barh(len(steps) + 1, right - low, left=low, color="#444444")
             labels = ["gap", *(f"{step.number}  {step.name}" for step in steps.itertuples()), "bound"]
@@ -66,7 +66,7 @@ def slack_waterfall(frame: pandas.DataFrame) -> Figure:
             axis.set_xscale("log" if logarithmic else "linear")
             axis.set_xlim(low, 1.5 * top if logarithmic else 1.05 * top)
             axis.set_xlabel("upper bound on the gap, reward units")
-            axis.set_title(f"{chain}: gap {gap:.2g}, bound {right:.2g}")
+            axis.set_title(f"{chain}: gap {gap:.2g}, bound {right:.2g}", wrap=True)
     return figure
 
 
@@ -129,11 +129,14 @@ def gap_against_n(
             axis.set_ylim(axis.get_ylim()[0], top)
             axis.annotate(
                 "vacuous: above R", (0.99, reward_bound), xycoords=("axes fraction", "data"), xytext=(0, 3),
-                textcoords="offset points", ha="right", fontsize=8.5, color="#555555",
+                textcoords="offset points", ha="right", fontsize=letters(8.5), color="#555555",
             )  # fmt: skip
         axis.set_xlabel("N, preferences")
-        axis.set_ylabel("gap J(comparator) - J(policy), reward units")
-        axis.legend(fontsize=8.5, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        axis.set_ylabel("gap J(comparator) - J(policy), reward units", wrap=True)
+        if figure.get_figwidth() < NARROW:
+            legend_below(figure, *axis.get_legend_handles_labels(), columns=2)
+        else:
+            axis.legend(fontsize=letters(8.5), loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 

@@ -62,7 +62,7 @@ def gap_against_coverage(frame: Any, *, bins: int = 8, points: bool = True) -> F
         axis.set_ylim(bottom=min(0.0, float(gap.min())))
         _label_axis(axis, coverage[inside], margins)
         axis.set_xlabel("coverage coefficient C (larger: worse covered)")
-        axis.set_ylabel("suboptimality gap, reward units")
+        axis.set_ylabel("suboptimality gap, reward units", wrap=True)
         axis.legend(loc="upper left")
     return figure
 

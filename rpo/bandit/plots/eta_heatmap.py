@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument
-from rpo.plotting import COLORS, CYCLE, new_figure, style
+from rpo.plotting import COLORS, CYCLE, letters, new_figure, style
 
 if TYPE_CHECKING:
     import pandas
@@ -161,14 +161,15 @@ def heatmap(frame: pandas.DataFrame, *, title: str = "") -> Figure:
             here = (table.columns.get_loc(row["eta"]) + 0.5, table.index.get_loc(row["beta"]) + 0.5)
             axis.plot(*here, "X", color=CYCLE[1], markersize=11, markeredgecolor="white")
             least = f"N = {row['n']:g}: {row['gap']:.3f} +- {row['gap/se']:.3f}"
-            axis.set_title(f"{least}\nat beta = {row['beta']:.2g}, eta = {row['eta']:.2g}")
+            axis.set_title(f"{least}\nat beta = {row['beta']:.2g}, eta = {row['eta']:.2g}", wrap=True)
             _label(axis.set_xticks, table.columns.to_numpy(), 5)
             _label(axis.set_yticks, table.index.to_numpy(), 8)
             axis.set_xlabel("eta")
             axis.grid(False)
         axes[0, 0].set_ylabel("beta")
         note = "cross: least mean gap; dots: within two paired standard errors of it"
-        figure.suptitle(", ".join(part for part in (title, note) if part), x=0.01, ha="left", fontsize=10)
+        heading = ", ".join(part for part in (title, note) if part)
+        figure.suptitle(heading, x=0.01, ha="left", fontsize=letters(10), wrap=True)
     return figure
 
 
@@ -192,12 +193,13 @@ def movement(result: EtaExponent) -> Figure:
         axis.plot(line, anchor * (line / middle) ** -0.5, "--", color="#777777", label="slope of the theorem, N^-0.5")
         axis.set_xscale("log")
         axis.set_yscale("log")
-        axis.set_xticks(result.n, [f"{n:g}" for n in result.n])
+        shown = result.n[:: -(-len(result.n) // max(2, int(1.6 * figure.get_figwidth())))]
+        axis.set_xticks(shown, [f"{n:.0f}" for n in shown])
         axis.minorticks_off()
         axis.set_xlabel("number of preferences N")
         axis.set_ylabel("eta with the least mean gap")
-        axis.set_title("The best eta falls with N" if high < 0 else "The best eta against N")
-        axis.legend(loc="best", fontsize=9)
+        axis.set_title("The best eta falls with N" if high < 0 else "The best eta against N", wrap=True)
+        axis.legend(loc="best", fontsize=letters(9))
     return figure
 
 

@@ -15,7 +15,7 @@ from rpo.bandit.problem import ContextualBandit
 from rpo.core import checks
 from rpo.core.checks import PROBABILITY_TOLERANCE, Array
 from rpo.core.errors import InvalidArgument
-from rpo.plotting import CYCLE, new_figure, style
+from rpo.plotting import CYCLE, legend_below, letters, new_figure, style
 
 BASE_COLOR, COMPARATOR_COLOR, CURRENT_COLOR = CYCLE[4], CYCLE[0], CYCLE[1]
 EDGE_COLOR = "#b8b8b8"
@@ -80,8 +80,8 @@ def comparison_network(
         _draw_edges(axis, network, position)
         drawn = currents and _draw_currents(axis, network, position, comparator, base)
         _draw_nodes(axis, position, comparator, base, names, frames)
-        figure.legend(handles=_legend(drawn), loc="outside lower center", ncols=4 if width > 6 else 2)
-        axis.set_title(_title(x, resistance, network, demand) if title is None else title, loc="center")
+        legend_below(figure, _legend(drawn), columns=4 if width > 6 else 2)
+        axis.set_title(_title(x, resistance, network, demand) if title is None else title, loc="center", wrap=True)
     return figure
 
 
@@ -115,7 +115,7 @@ def _draw_frames(
         color = "#606060" if abs(after - before) <= 2 * PROBABILITY_TOLERANCE else UNBALANCED
         axis.add_patch(Circle((float(center[0]), float(center[1])), radius, fill=False, ls="--", lw=1.1, ec=color))
         text = f"base {before:.2g}\ncomparator {after:.2g}"
-        axis.text(center[0], center[1] - radius - 0.06, text, ha="center", va="top", fontsize=8.5, color=color)
+        axis.text(center[0], center[1] - radius - 0.06, text, ha="center", va="top", fontsize=letters(8.5), color=color)
 
 
 def _layout(network: Network) -> tuple[Array, list[tuple[Array, float]]]:
@@ -201,7 +201,7 @@ def _draw_nodes(
         size = float(np.linalg.norm(away))
         away = away / size if size > 1e-9 else np.array([0.0, 1.0])
         reach = float(_radius(max(base[a], comparator[a]))) + 0.13
-        axis.text(*(place + reach * away), names[a], ha="center", va="center", fontsize=9, zorder=4)
+        axis.text(*(place + reach * away), names[a], ha="center", va="center", fontsize=letters(9), zorder=4)
 
 
 def _radius(mass: Any) -> Any:

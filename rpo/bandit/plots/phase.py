@@ -17,7 +17,7 @@ from rpo.core import checks
 from rpo.core.errors import InvalidArgument
 from rpo.core.objectives import DPO, RPO, Solvable
 from rpo.core.progress import track
-from rpo.plotting import COLORS, new_figure, style
+from rpo.plotting import COLORS, legend_below, letters, new_figure, style
 
 if TYPE_CHECKING:
     import pandas
@@ -136,17 +136,17 @@ def phase_diagram(
                 [column, column + 1, column + 1, column], [row, row, row + 1, row + 1], fill=False, hatch="////",
                 edgecolor="#999999", linewidth=0,
             )  # fmt: skip
-        first.set_title(f"mean gap above {threshold:g}")
+        first.set_title(f"mean gap above {threshold:g}", wrap=True)
         if title:
-            figure.suptitle(title, x=0.01, ha="left", fontsize=10.5)
+            figure.suptitle(title, x=0.01, ha="left", fontsize=letters(10.5), wrap=True)
         top = float(max(grids[name].to_numpy().max() for name in METHODS))
         for axis, name in zip(axes[0, 1:], METHODS, strict=True):
             mesh = axis.pcolormesh(*edges, grids[name], cmap="cividis", vmin=0.0, vmax=top)
             drawn = axis.contour(
                 edges[0][:-1] + 0.5, edges[1][:-1] + 0.5, grids[name], levels=[threshold], colors="white"
             )
-            axis.clabel(drawn, fmt=f"{threshold:g}", fontsize=9)
-            axis.set_title(f"{name}: mean gap")
+            axis.clabel(drawn, fmt=f"{threshold:g}", fontsize=letters(9))
+            axis.set_title(f"{name}: mean gap", wrap=True)
         figure.colorbar(mesh, ax=axes[0, 1:], shrink=0.85, label="mean gap, log-odds")
         for axis in axes[0]:
             axis.set_xlabel(x_label or x)
@@ -158,7 +158,7 @@ def phase_diagram(
         handles = [Patch(facecolor=REGIONS[k][1], edgecolor="#999999", label=REGIONS[k][0]) for k in present]
         if table["unsure"].any():
             handles.append(Patch(facecolor="white", edgecolor="#999999", hatch="////", label="within 2 SE of it"))
-        figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), fontsize=9)
+        legend_below(figure, handles, columns=len(handles))
     return figure
 
 

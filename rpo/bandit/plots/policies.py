@@ -17,7 +17,7 @@ from rpo.core import checks
 from rpo.core.checks import Array
 from rpo.core.errors import InvalidArgument, shown
 from rpo.core.objectives import DPO, RPO
-from rpo.plotting import COLORS, CYCLE, new_figure, style
+from rpo.plotting import COLORS, CYCLE, NARROW, legend_below, letters, new_figure, style
 from rpo.plotting.colors import colors_of, method_of
 
 if TYPE_CHECKING:
@@ -79,13 +79,15 @@ def mass(frame: pandas.DataFrame, *, title: str = "") -> Figure:
         top, bottom = axes[:, 0]
         if frame["reward"].notna().all():
             top.vlines(position, 0.0, frame["reward"], color=COLORS["gold"], alpha=0.35, linewidth=2)
-            top.plot(position, frame["reward"], "*", color=COLORS["gold"], markersize=10)
+            top.plot(position, frame["reward"], "*", color=COLORS["gold"], markersize=letters(10), clip_on=False)
             best = int(frame["reward"].to_numpy().argmax())
             # Below the star: above it there may be no room.
-            top.annotate("best", (best, frame["reward"][best]), xytext=(9, -4), textcoords="offset points", fontsize=9)
+            top.annotate(
+                "best", (best, frame["reward"][best]), xytext=(9, -4), textcoords="offset points", fontsize=letters(9)
+            )
             top.set_ylim(0.0, 1.12 * float(frame["reward"].max()))
         top.set_ylabel("r*, log-odds")
-        top.set_title(title or "Where did the mass go?")
+        top.set_title(title or "Where did the mass go?", wrap=True)
         bottom.bar(position, frame["share"], width=0.94, color=SHARE, label="share of comparisons", zorder=1)
         for index, name in enumerate(names):
             offset = (index - (len(names) - 1) / 2) * width
@@ -96,14 +98,16 @@ def mass(frame: pandas.DataFrame, *, title: str = "") -> Figure:
         for index in np.flatnonzero(frame["share"].to_numpy() == 0).tolist():
             over = float(frame[names].to_numpy()[index].max())
             bottom.annotate(
-                "unseen", (index, over), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=8.5
+                "unseen", (index, over), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=letters(8.5)
             )
-        ticks = [f"{r}\n{w:g}:{n:g}" for r, w, n in zip(frame["response"], frame["wins"], frame["losses"], strict=True)]
+        record = ":\n" if figure.get_figwidth() < NARROW else ":"
+        counted = zip(frame["response"], frame["wins"], frame["losses"], strict=True)
+        ticks = [f"{r}\n{w:g}{record}{n:g}" for r, w, n in counted]
         bottom.set_xticks(position, ticks)
         bottom.set_xlabel("response, most compared first (wins : losses)")
         bottom.set_ylabel("probability")
         handles, labels = bottom.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+        legend_below(figure, handles, labels, columns=len(labels))
     return figure
 
 
@@ -166,8 +170,10 @@ def draw_triangle(
         (("left", "top", -0.04), ("right", "top", -0.04), ("center", "bottom", 0.03))
     ):
         record = f"won {wins[index].sum():g}, lost {wins[:, index].sum():g}"
+        if figure.get_figwidth() < NARROW:
+            record = record.replace(", ", "\n")
         note = f"{labels[index]}: r* = {reward[index]:.{decimals}f}\n{record}"
-        axis.text(CORNERS[index, 0], CORNERS[index, 1] + shift, note, ha=ha, va=va, fontsize=9)
+        axis.text(CORNERS[index, 0], CORNERS[index, 1] + shift, note, ha=ha, va=va, fontsize=letters(9))
 
 
 def simplex(
@@ -207,9 +213,9 @@ def simplex(
         axis.set_ylim(-0.14, 1.0)
         smallest = frame["beta"].min()
         sentence = title or f"Three responses, N = {data.n:g}: beta from infinity to {smallest:g} (square)"
-        figure.suptitle(sentence, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+        figure.suptitle(sentence, x=0.01, ha="left", fontsize=letters(10.5), fontweight="bold", wrap=True)
         handles, names = axis.get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=9)
+        legend_below(figure, handles, names, columns=3)
     return figure
 
 

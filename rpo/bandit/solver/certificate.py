@@ -16,6 +16,7 @@ from rpo.core.checks import Array
 from rpo.core.divergences import Divergence
 from rpo.core.errors import InvalidArgument
 from rpo.core.shapes import MarginShape
+from rpo.core.summary import Summarised
 
 NEGATIVE_MASS = 1e-9
 RELATIVE_GAP = 1e-7
@@ -23,8 +24,8 @@ TV_BOUND = 1e-3
 GAP_ROUNDING = 1e-12
 
 
-@dataclass(frozen=True)
-class Certificate:
+@dataclass(frozen=True, repr=False)
+class Certificate(Summarised):
     """An upper bound on how far reward r and policy pi are from the saddle point.
 
     gap = kl_term + likelihood_term + support_term, in units of the loss; zero iff optimal. Each is a Fenchel-Young
@@ -42,6 +43,14 @@ class Certificate:
     eta_beta: float
     infeasibility: float = 0.0
     modulus: float = 1.0
+
+    @property
+    def summary(self) -> tuple[str, dict[str, str]]:
+        """The gap with what it bounds, and the terms that it is the sum of."""
+        policy = "tv_bound infinite (eta = 0)" if self.eta_beta == 0 else f"tv_bound {self.tv_bound:.2g}"
+        terms = ("kl_term", "likelihood_term", "support_term", "infeasibility")
+        headline = f"Certificate: gap {self.gap:.2g}, relative_gap {self.relative_gap:.2g}, {policy}"
+        return headline, {"reward_value": f"{self.reward_value:.6g}"} | {t: f"{getattr(self, t):.2g}" for t in terms}
 
     @property
     def gap(self) -> float:
