@@ -178,7 +178,7 @@ def check_arguments(args: Any) -> None:
                 "report_to",
                 expected="trackers that are installed, or none",
                 got=repr(name),
-                remedy=f"transformers knows {', '.join(sorted(INTEGRATION_TO_CALLBACK))}.",
+                remedy=_tracker_remedy(name),
             )
 
 
@@ -192,6 +192,12 @@ def check_loading(config: Any) -> None:
                 got=True,
                 remedy="Every process reads batches of its own; per_device_train_batch_size is their size.",
             )
+
+
+def _tracker_remedy(name: str) -> str:
+    known = sorted(INTEGRATION_TO_CALLBACK)
+    install = f"Install its package (pip install {name})" if name in known else f"Name one of {', '.join(known)}"
+    return f"{install}, or set report_to to none."
 
 
 def _check_length(args: Any) -> None:

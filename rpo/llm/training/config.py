@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from transformers import TrainingArguments
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
@@ -106,6 +107,9 @@ class TrainerConfig(TrainingArguments):
     def __post_init__(self) -> None:
         if self.fp16 and not torch.cuda.is_available():
             raise InvalidArgument("fp16", expected="a CUDA device", got="none", remedy="Use bf16=True, or neither.")
+        if self.bf16 and not (self.use_cpu or is_torch_bf16_gpu_available() or is_torch_xla_available()):
+            remedy = "Set use_cpu=True to train on the CPU in bfloat16, or leave bf16 out."
+            raise InvalidArgument("bf16", expected="a GPU that has bfloat16", got="none", remedy=remedy)
         # transformers >= 5.18 deprecates the name that everyone, 5.17 included, knows: pass its value on quietly.
         given: Any = self
         for old, new in (
