@@ -297,7 +297,7 @@ def _prepare(name: str, rest: Sequence[str], options: Namespace) -> Prepared:
         plain = [line.replace(f"{name.replace(' ', '.')}.", "") for line in found]
         lines += [with_suggestion(line, sub, command.foreign) for line in plain]
     if lines:
-        lines += (command.hints or (lambda _: []))(rest)
+        lines = (command.hints or (lambda _: []))(rest) or lines  # of a foreign recipe every key would be one
         raise Mistakes("rpo", [f"{line} (see rpo {name} --help)" for line in lines])
     for part in name.split():
         config = config[part]

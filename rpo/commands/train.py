@@ -167,7 +167,8 @@ def hints(arguments: Sequence[str]) -> list[str]:
             read = read_config(path)
             if isinstance(read, dict) and (why := hint(read)):
                 found.append(
-                    f"config: {why}: rpo convert-config {shlex.quote(path)} writes it as a recipe of rpo train"
+                    f"config: {why}: rpo convert-config {shlex.quote(path)} > train.yaml writes it as a recipe of rpo "
+                    "train, with a comment on each key that has no counterpart"
                 )
     return found
 

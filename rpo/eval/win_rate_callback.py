@@ -20,7 +20,7 @@ from rpo.eval.judges.loading import load
 from rpo.eval.judging import judge_pairs
 from rpo.eval.pacing import Calls
 from rpo.eval.planning import Pair
-from rpo.eval.scorers import Prompt
+from rpo.eval.scorers import Prompt, Scorer
 from rpo.eval.verdicts import VerdictStore, canonical
 from rpo.eval.win_rates import win_rate
 from rpo.llm.data.collate import PairDataset
@@ -37,8 +37,9 @@ FOLDER, BASELINE, VERDICTS = "win_rate", "baseline.json", "verdicts.jsonl"
 class WinRateCallback(TrainerCallback):
     """Logs eval_win_rate, with eval_win_rate_low and _high (Wilson's interval), at every evaluation.
 
-    judge: a `Judge`, or its name as of `rpo judge`, "scorer:length" for example. trainer: a trainer of `rpo.llm` with a
-    tokenizer; add the callback to it by `trainer.add_callback`. prompts: texts or messages; by default those of the
+    judge: a `Judge`, a scorer (`rpo.eval.scorers.Function` makes one of a function), or its name as of `rpo judge`,
+    "scorer:length" for example. trainer: a trainer of `rpo.llm` with a tokenizer; add the callback to it by
+    `trainer.add_callback`. prompts: texts or messages; by default those of the
     evaluation set (the training set without one), the first num_prompts. every: updates between measurements, in place
     of evaluations. Each prompt has one response, judged in both orders against one of the reference, which is the
     policy as it was where no reference model is kept. Those responses and all verdicts are kept in output_dir/win_rate,
@@ -48,7 +49,7 @@ class WinRateCallback(TrainerCallback):
 
     def __init__(
         self,
-        judge: Judge | str,
+        judge: Judge | Scorer | str,
         trainer: Any,
         *,
         prompts: Sequence[Prompt] | None = None,
@@ -61,7 +62,7 @@ class WinRateCallback(TrainerCallback):
         level: float = 0.95,
         calls: Calls | None = None,
     ) -> None:
-        self.judge = load(judge) if isinstance(judge, str) else checks.instance("judge", judge, Judge)  # type: ignore[type-abstract]
+        self.judge = load(judge)
         if getattr(trainer, "tokenizer", None) is None:
             remedy = "Pass processing_class to the trainer."
             raise InvalidArgument("trainer", expected="a trainer with a tokenizer", got=None, remedy=remedy)

@@ -5,8 +5,6 @@ Only strings, so that a message costs no import.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from rpo.core.errors import InvalidArgument
 
 # Of TRL and of those that name losses as it does.
@@ -39,10 +37,3 @@ def refusal(name: str, where: str) -> InvalidArgument:
     return InvalidArgument(
         name, expected=f"an option of {where}", got="one of another trainer", remedy=OPTIONS[name.rpartition(".")[2]]
     )
-
-
-def refuse(names: Iterable[str], where: str) -> None:
-    """Refuse the first of the names that is one of OPTIONS. Raises InvalidArgument."""
-    for name in names:
-        if name in OPTIONS:
-            raise refusal(name, where)

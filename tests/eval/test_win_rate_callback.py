@@ -119,6 +119,13 @@ def test_what_it_cannot_work_with_is_refused(tmp_path: Path) -> None:
             WinRateCallback("scorer:length", run, **options)
     with pytest.raises(InvalidArgument, match="judge: expected endpoint:MODEL"):
         WinRateCallback("gpt-4", run)
+    for other in (length, Scored, [1]):
+        with pytest.raises(
+            InvalidArgument, match=r"judge: expected endpoint:MODEL.* a scorer or a Judge.*scorers\.Function"
+        ):
+            WinRateCallback(other, run)
+    scorer = Function(length, name="length")
+    assert WinRateCallback(scorer, run).judge == Scored(scorer)
 
     class Stream:
         def __iter__(self) -> Any:

@@ -92,6 +92,23 @@ def test_values_that_cannot_be_meant_are_refused_when_the_arguments_are_made(nam
 
 
 @pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"report_to": "mlfloo"}, "report_to: .*mlflow.*, or set report_to to none"),
+        ({"report_to": "clearml"}, r"report_to: .*pip install clearml\), or set report_to to none"),
+        ({"bf16": True, "use_cpu": False}, "bf16: expected a GPU that has bfloat16, got none. Set use_cpu=True"),
+    ],
+)
+def test_what_this_machine_lacks_is_refused_with_a_way_on(
+    fields: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rpo.llm.training.config.is_torch_bf16_gpu_available", lambda: False)
+    monkeypatch.setattr("rpo.llm.training.arguments.get_available_reporting_integrations", lambda: [])
+    with pytest.raises(InvalidArgument, match=words):
+        TrainerConfig(**{"output_dir": "unused", "use_cpu": True, **fields})
+
+
+@pytest.mark.parametrize(
     "fields", [{"optim": "adam7"}, {"lr_scheduler_kwargs": "{a"}, {"save_strategy": "now"}, {"debug": "x"}]
 )
 def test_what_transformers_refuses_is_a_typed_error_too(fields: dict[str, Any]) -> None:

@@ -98,11 +98,20 @@ def test_sigmoid_is_dpo_unless_eta_is_given() -> None:
         ({"precompute_ref_batch_size": 0}, "precompute_ref_batch_size"),
         ({"loss_types": "ipo"}, "such as"),
         ({"simpo_gamma": 0.5}, "SimPO"),
+        ({"warmup_ratio": 0.1}, "warmup_steps=0.1, a share below 1, is the same"),
+        ({"typo": 1, "rpo_alpha": 0.5, "beta": 0.2}, "typo, rpo_alpha: expected fields of RPOConfig, got names that"),
+        ({"typo": 1, "rpo_alpha": 0.5}, "Check the spelling.] [rpo_alpha: expected an option of RPOConfig"),
     ],
 )
 def test_what_is_not_done_here_is_refused_with_what_to_do(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidArgument, match=re.escape(words)):
         made(**fields)
+
+
+def test_an_option_of_another_release_that_is_none_asks_for_nothing() -> None:
+    assert objective(rpo_alpha=None, beta=0.3) == rpo.RPO(beta=0.3, eta=0.005)
+    with pytest.raises(InvalidArgument, match="rpo_alpha"):
+        TrainerConfig(output_dir="unused", use_cpu=True, rpo_alpha=None)
 
 
 def test_an_objective_beside_a_loss_type_is_refused() -> None:

@@ -53,7 +53,9 @@ def rows_figure(frame: pandas.DataFrame) -> Figure:
         for place, (_, row) in enumerate(means.iterrows()):
             left = row["end"]
             for part, tint in PARTS.items():
-                axis.barh(place, row[part], left=left, height=0.56, color=tint, alpha=0.85, zorder=2)
+                low = row[part] * row["over"] < 0  # it takes some of the others' off: a thin bar on top of theirs
+                height, above = (0.2, 2.5) if low else (0.56, 2)
+                axis.barh(place, row[part], left=left, height=height, color=tint, alpha=0.85, zorder=above)
                 left += row[part]
             axis.plot([row["end"], row["peak"]], [place] * 2, color=COLORS["gold"], linewidth=2.4, zorder=3)
             filled = COLORS["gold"] if row["certified"] >= CERTAIN else "white"
@@ -66,7 +68,7 @@ def rows_figure(frame: pandas.DataFrame) -> Figure:
         axis.axvline(0.0, color="#444444", linewidth=0.8)
         axis.set_xlabel("reward over the reference's, log-odds")
         figure.suptitle("Losses of differences alone overestimate their own reward most")
-        figure.legend(handles=_row_legend(), loc="outside lower left", ncols=3, fontsize=8.5)
+        figure.legend(handles=_row_legend(), loc="outside lower left", ncols=2, fontsize=8.5)
     return figure
 
 
@@ -107,15 +109,15 @@ def curves_figure(made: Atlas, pulls: dict[str, str]) -> Figure:
         for i, axis in zip(range(len(made.instances)), axes, strict=False):
             for e, entrant in enumerate(made.entrants):
                 kl, gold = (curve(made, i, e, name) for name in ("kl", "gold"))
-                headline = entrant.name in NAMED or entrant.name not in METHODS or len(made.entrants) <= FEW
+                named = (entrant.name not in METHODS and entrant.name not in NAMED) or len(made.entrants) <= FEW
+                headline = named or entrant.name in NAMED
                 options: dict[str, Any] = {"color": TINTS[pulls[entrant.name]], "zorder": 3 if headline else 2}
                 axis.plot(kl, gold, linewidth=1.8 if headline else 0.8, alpha=1.0 if headline else 0.45, **options)
                 if entrant.default is not None:
                     k = entrant.values.index(entrant.default)
                     axis.plot(kl[k], gold[k], ".", markersize=7 if headline else 4, **options)
-                if headline:  # the two RPOs end near one another: one name above its line, one below
-                    below = entrant.name == NAMED[-1]
-                    place = {"xytext": (-2, -9 if below else 4), "textcoords": "offset points", "ha": "right"}
+                if named:
+                    place = {"xytext": (-2, 4), "textcoords": "offset points", "ha": "right"}
                     axis.annotate(entrant.name, (kl[-1], gold[-1]), fontsize=7, zorder=5, **place)
             axis.axhline(0.0, color="#444444", linewidth=0.8)
             axis.set_title(made.instances[i].name)
@@ -123,7 +125,13 @@ def curves_figure(made: Atlas, pulls: dict[str, str]) -> Figure:
             axis.set_xlim(left=0.0)
             axis.set_xticks(KL_TICKS, [f"{tick:g}" for tick in KL_TICKS])
         _label(axes, "KL from the reference, nats", "gold over the reference's")
-        figure.legend(handles=_pull_legend(hollow=False), loc="outside lower center", ncols=2, fontsize=8.5)
+        thick = [
+            Line2D([], [], color=TINTS[pulls[name]], linewidth=2.6, label=f"{name} (thick)")
+            for name in NAMED
+            if name in pulls and len(made.entrants) > FEW
+        ]
+        handles = [*_pull_legend(hollow=False), *thick]
+        figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8.5)
     return figure
 
 
@@ -177,5 +185,5 @@ def _row_legend() -> list[Any]:
         ),
         Line2D([], [], color=proxy, marker="D", markersize=5, linestyle="", label="proxy at the path's end"),
         *(Patch(color=PARTS[part], label=f"overestimate, responses {word}") for part, word in PART_WORDS.items()),
-        *(Patch(color=TINTS[name], label=f"name: {name}") for name in WORDS),
+        *(Patch(color=TINTS[name], label=f"name of a method, {word}") for name, word in WORDS.items()),
     ]

@@ -66,9 +66,11 @@ def summary(made: Atlas) -> pandas.DataFrame:
 def curve(made: Atlas, instance: int, entrant: int, name: str, weights: Array | None = None) -> Array:
     """Return a measure's mean over seeds along the path, (K,), or (B, K) under resampling weights (B, S)."""
     values = made.measure(instance, entrant, name)
-    if weights is None:
-        return np.asarray(np.nanmean(values, axis=1))
     here = np.isfinite(values)
+    if weights is None:
+        count = here.sum(axis=1)
+        total = np.where(here, values, 0.0).sum(axis=1)
+        return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
     return np.asarray((weights @ np.where(here, values, 0.0).T) / np.maximum(weights @ here.T, 1e-12))
 
 

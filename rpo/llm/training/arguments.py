@@ -21,7 +21,7 @@ from rpo.core import checks
 from rpo.core.errors import InvalidArgument, MissingDependency, RPOError
 from rpo.core.fields import hold
 from rpo.core.synonyms import own_name
-from rpo.methods.foreign import refuse
+from rpo.methods.foreign import OPTIONS, refusal
 
 # Argument -> (the one value it may have, why no other).
 REFUSED: dict[str, tuple[Any, str]] = {
@@ -40,6 +40,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "label_names": (None, "Batches hold tokens and weights, no labels."),
     "length_column_name": ("length", "Lengths are counted after the tokenizer."),
 }
+# Names that some releases of transformers have -> what stands for them in all.
+RETIRED = {"warmup_ratio": "warmup_steps=0.1, a share below 1, is the same as warmup_ratio=0.1."}
 # What the optimizer and the schedule bring back from a checkpoint, whatever is asked for then.
 OPTIMIZER = (
     "optim", "optim_args", "optim_target_modules", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2",
@@ -63,19 +65,34 @@ def own_config(args: Any, kind: Any, folder: str) -> Any:
 
 
 def check_names(kind: Any, names: Iterable[str]) -> None:
-    """Refuse names that are no fields, other trainers' by what they are here. Raises InvalidArgument."""
-    known = set(kind.__dataclass_fields__)
-    unknown = [name for name in names if name not in known]
-    refuse(unknown, kind.__name__)
-    for name in unknown:
-        near = [own_name(name, known)] if own_name(name, known) != name else []
-        near += difflib.get_close_matches(name, known | kind._TRANSLATED, n=3 - len(near))
+    """Refuse names that are no fields, all in one error, other trainers' by what they are here.
+
+    Raises InvalidArgument.
+    """
+    refusals = [_unknown(name, kind) for name in names if name not in kind.__dataclass_fields__]
+    if len(refusals) > 1:
         raise InvalidArgument(
-            name,
-            expected=f"a field of {kind.__name__}" + (f", such as {', '.join(near)}" if near else ""),
-            got="an unknown name",
-            remedy="Check the spelling.",
+            ", ".join(one.name for one in refusals),
+            expected=f"fields of {kind.__name__}",
+            got="names that are none",
+            remedy=" ".join(f"[{one}]" for one in refusals),
         )
+    for one in refusals:
+        raise one
+
+
+def _unknown(name: str, kind: Any) -> InvalidArgument:
+    if name in OPTIONS:
+        return refusal(name, kind.__name__)
+    known = set(kind.__dataclass_fields__)
+    near = [own_name(name, known)] if own_name(name, known) != name else []
+    near += difflib.get_close_matches(name, known | kind._TRANSLATED, n=3 - len(near))
+    return InvalidArgument(
+        name,
+        expected=f"a field of {kind.__name__}" + (f", such as {', '.join(near)}" if near else ""),
+        got="an unknown name",
+        remedy=RETIRED.get(name, "Check the spelling."),
+    )
 
 
 def check_objects(model: Any, tokenizer: Any, peft_config: Any, callbacks: Any) -> None:
@@ -161,7 +178,7 @@ def check_arguments(args: Any) -> None:
                 "report_to",
                 expected="trackers that are installed, or none",
                 got=repr(name),
-                remedy=f"transformers knows {', '.join(sorted(INTEGRATION_TO_CALLBACK))}.",
+                remedy=_tracker_remedy(name),
             )
 
 
@@ -175,6 +192,12 @@ def check_loading(config: Any) -> None:
                 got=True,
                 remedy="Every process reads batches of its own; per_device_train_batch_size is their size.",
             )
+
+
+def _tracker_remedy(name: str) -> str:
+    known = sorted(INTEGRATION_TO_CALLBACK)
+    install = f"Install its package (pip install {name})" if name in known else f"Name one of {', '.join(known)}"
+    return f"{install}, or set report_to to none."
 
 
 def _check_length(args: Any) -> None:

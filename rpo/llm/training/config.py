@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from transformers import TrainingArguments
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument
@@ -93,17 +94,22 @@ class TrainerConfig(TrainingArguments):
     checkpoint_checksums: bool = field(default=True, metadata=_help("Checksum every checkpoint file."))
 
     _TRANSLATED: ClassVar[frozenset[str]] = frozenset()  # names of TRL's that the class reads
+    _UNSET: ClassVar[frozenset[str]] = frozenset()  # other names that it takes as None
     # Objects in config files and on the command line may be JSON strings.
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
 
     def __new__(cls, *_: Any, **fields: Any) -> Any:
         """Refuse unknown names by a sentence, TRL's by the method's, where the dataclass would call them unexpected."""
-        check_names(cls, fields.keys() - cls._TRANSLATED)
+        unset = {name for name in cls._UNSET if fields.get(name) is None}
+        check_names(cls, [name for name in fields if name not in cls._TRANSLATED | unset])
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
         if self.fp16 and not torch.cuda.is_available():
             raise InvalidArgument("fp16", expected="a CUDA device", got="none", remedy="Use bf16=True, or neither.")
+        if self.bf16 and not (self.use_cpu or is_torch_bf16_gpu_available() or is_torch_xla_available()):
+            remedy = "Set use_cpu=True to train on the CPU in bfloat16, or leave bf16 out."
+            raise InvalidArgument("bf16", expected="a GPU that has bfloat16", got="none", remedy=remedy)
         # transformers >= 5.18 deprecates the name that everyone, 5.17 included, knows: pass its value on quietly.
         given: Any = self
         for old, new in (
@@ -193,6 +199,7 @@ class RPOConfig(TrainerConfig):
     )
     displacement_patience: int = field(default=3, metadata=_help("... for so many logs in a row."))
     _TRANSLATED: ClassVar[frozenset[str]] = trl_fields.NAMES
+    _UNSET: ClassVar[frozenset[str]] = trl_fields.UNSET
     given_objective: ClassVar[Any] = None  # of an instance, where loss_type named one
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainerConfig._VALID_DICT_FIELDS, "base_weights"]
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from rpo.core import checks
 from rpo.core.errors import InvalidArgument, shown
+from rpo.methods.foreign import OPTIONS
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ UNUSED_DEFAULTS = {
     "ref_model_sync_steps": (512,),
 }
 NAMES = frozenset((*LOSS, *SAME, *WITHOUT_EFFECT, "precompute_ref_batch_size"))
+# Options of other trainers, earlier releases of TRL among them, whose None asks for nothing.
+UNSET = OPTIONS.keys() - NAMES
 
 
 # Arguments of DPOTrainer that may only be None -> what there is instead.
@@ -67,6 +70,7 @@ def takes_trl_fields(kind: Any) -> Any:
 
     @functools.wraps(made)
     def __init__(self: Any, *args: Any, **fields: Any) -> None:
+        fields = {name: value for name, value in fields.items() if value is not None or name not in UNSET}
         if NAMES & fields.keys():
             fields, objective = translated(fields)
             self.__dict__["given_objective"] = objective
