@@ -248,6 +248,9 @@ def test_nothing_leaves_the_canvas_on_any_sheet(small: Any, name: str, sheet: st
     canvas.draw()
     drawn, (width, height) = figure.get_tightbbox(canvas.get_renderer()), figure.get_size_inches()
     assert min(drawn.x0, drawn.y0, width - drawn.x1, height - drawn.y1) > -0.01
+    if name == "simplex":
+        corners = [text.get_window_extent() for text in figure.axes[0].texts]
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(corners, 2))
     for axis in figure.axes:
         boxes = [label.get_window_extent() for label in axis.get_xticklabels() if label.get_text() and axis.axison]
         shown = [box for box in boxes if axis.bbox.x0 - 1 <= (box.x0 + box.x1) / 2 <= axis.bbox.x1 + 1]

@@ -11,6 +11,7 @@ from typing import Any
 import nbformat
 import pytest
 
+from rpo.compare.atlas import entrants
 from rpo.core.errors import InvalidArgument
 from rpo.teaching import exercises, sliders
 
@@ -104,6 +105,11 @@ def test_exercises_are_asked_where_they_are_checked(path: Path) -> None:
     assert sorted(asked) == sorted(exercises(number)) and len(asked) >= 3
     text = "\n".join(cell.source for cell in load(path).cells if cell.cell_type == "markdown")
     assert all(f"**Exercise {name}" in text for name in asked)
+
+
+def test_lesson_08_counts_the_losses_it_lists() -> None:
+    counted = re.search(r"one of (\d+) losses, listed below", load(TEACHING[7]).cells[0].source)
+    assert counted and int(counted[1]) == len({one.name.partition(",")[0] for one in entrants(steps=2)})
 
 
 def test_every_link_leads_somewhere() -> None:

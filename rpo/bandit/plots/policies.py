@@ -166,14 +166,21 @@ def draw_triangle(
     shade = axis.tricontourf(triangle, reward, levels=levels, cmap="Greys", alpha=0.45)
     figure.colorbar(shade, ax=axis, shrink=0.7, label="gold E[r*], log-odds", format="%.2f")
     axis.plot(*CORNERS[[0, 1, 2, 0]].T, color="#555555", linewidth=1)
+    narrow = figure.get_figwidth() < NARROW
+    head, between = ("\n", "\n") if narrow else (": ", ", ")
     for index, (ha, va, shift) in enumerate(
         (("left", "top", -0.04), ("right", "top", -0.04), ("center", "bottom", 0.03))
     ):
-        record = f"won {wins[index].sum():g}, lost {wins[:, index].sum():g}"
-        if figure.get_figwidth() < NARROW:
-            record = record.replace(", ", "\n")
-        note = f"{labels[index]}: r* = {reward[index]:.{decimals}f}\n{record}"
-        axis.text(CORNERS[index, 0], CORNERS[index, 1] + shift, note, ha=ha, va=va, fontsize=letters(9))
+        name, record = labels[index], (f"won {wins[index].sum():g}", f"lost {wins[:, index].sum():g}")
+        note = f"{name}{head}r* = {reward[index]:.{decimals}f}\n{between.join(record)}"
+        axis.text(
+            CORNERS[index, 0],
+            CORNERS[index, 1] + shift,
+            note,
+            ha="center" if narrow else ha,
+            va=va,
+            fontsize=letters(9),
+        )
 
 
 def simplex(
