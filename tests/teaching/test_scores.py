@@ -87,16 +87,16 @@ def test_one_file_takes_lessons_and_sessions(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_of_two_files_of_a_student_the_newer_counts(tmp_path: Path) -> None:
-    """As a browser names a second download, whose answers are the later ones; file names say nothing of time."""
-    for name, given, when in (("bob.json", 4, "2026-11-02"), ("bob (1).json", 5, "2026-11-01")):
+    """As a browser names a second download, though its name sorts first; the time of saving is in the file."""
+    for name, given, when in (("bob (1).json", 4, "2026-11-02"), ("bob.json", 5, "2026-11-01")):
         new_kernel()
         teaching.check("04.2", given)
         teaching.save(tmp_path / name, "Bob" if given == 4 else "bob")
         record = json.loads((tmp_path / name).read_text()) | {"saved": when}
         (tmp_path / name).write_text(json.dumps(record))
     table = teaching.gather(tmp_path)
-    assert table["file"].tolist() == ["bob.json", ""] and table["04.2"].tolist() == [1, 1.0]
-    assert table["problem"].tolist() == ["older and not counted: bob (1).json", ""]
+    assert table["file"].tolist() == ["bob (1).json", ""] and table["04.2"].tolist() == [1, 1.0]
+    assert table["problem"].tolist() == ["older and not counted: bob.json", ""]
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
