@@ -145,8 +145,21 @@ def test_a_recipe_of_llama_factory() -> None:
     }  # fmt: skip
     assert options["lora"] == {"r": 8, "alpha": 16, "target_modules": "all-linear"}
     assert (options["quantization"], options["attn_implementation"]) == ("4bit", "flash_attention_2")
-    assert options["training"]["max_length"] == 2048 and options["dataset"] == "dpo_en_demo"
-    assert "dataset_info.json" in notes["dataset"] and "cut the file" in notes["max_samples"]
+    assert options["training"]["max_length"] == 2048 and "dataset" not in options
+    assert "cut the file" in notes["max_samples"] and "training.learning_rate" not in notes
+    for line, value in (("", True), ("disable_gradient_checkpointing: true", False)):
+        options, notes = converted(FACTORY + line)
+        assert options["training"]["gradient_checkpointing"] is value and "disable_gradient_checkpointing" not in notes
+        assert "LLaMA-Factory's" in notes["training.gradient_checkpointing"]
+    given, said = converted(FACTORY + "gradient_checkpointing: false")
+    assert given["training"]["gradient_checkpointing"] is False and "training.gradient_checkpointing" not in said
+
+
+def test_data_that_only_llama_factory_knows_are_left_to_fill_in(tmp_path: Path) -> None:
+    (tmp_path / "f.yaml").write_text(FACTORY + "eval_dataset: held_out")
+    code, out, _ = run("convert-config", str(tmp_path / "f.yaml"))
+    assert code == 0 and "\n# dataset: dpo_en_demo\n" in out and "\n# eval_dataset: held_out\n" in out
+    assert "dataset" not in yaml.safe_load(out)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from test_cli_train import QUIET, SMALL, here, refusals, rpo, tiny  # noqa: F401 (fixtures)
 
-from rpo.commands.sweep import cells
+from rpo.commands.sweep import cells, sweep_table
 from rpo.core.errors import InvalidArgument
 
 RECIPE: dict[str, Any] = {
@@ -44,7 +44,7 @@ def test_every_combination_is_a_run_and_finished_ones_are_skipped(here: Path) ->
     assert frame["loss"][1] == pytest.approx(last["loss"])
     mean = (frame["rewards/margins"][0] + frame["rewards/margins"][1]) / 2
     rows = [line.split("|") for line in (base / "sweep.md").read_text().splitlines()]
-    assert [row[1].strip() for row in rows[2:]] == ["DPO", "SimPO-1.0"] and "training.seed" not in rows[0]
+    assert [row[1].strip() for row in rows[2:4]] == ["DPO", "SimPO-1.0"] and "training.seed" not in rows[0]
     shown = rows[2][[name.strip() for name in rows[0]].index("rewards/margins")].split()[0]
     assert float(shown) == pytest.approx(mean, rel=0.1)
     weights = (base / NAMES[1] / "model.safetensors").read_bytes()
@@ -132,6 +132,21 @@ def test_the_grid_may_stand_on_the_line(here: Path) -> None:  # noqa: F811
 def test_what_is_no_grid_is_refused(grid: Any, words: str) -> None:
     with pytest.raises(InvalidArgument, match=words):
         cells(grid)
+
+
+def test_the_table_has_held_out_numbers_and_no_total_losses_of_several_objectives() -> None:
+    """With eta 1 the total is larger by the SFT term, whatever was learned."""
+    held_out = {"eval_loss/preference": 0.5, "eval_rewards/margins": 0.2, "eval_displacement/share": 0.75}
+    rows = [{"loss": 3.0 + eta, "eval_loss": 4.0 + eta, "loss/preference": 0.4, **held_out} for eta in (0, 1)]
+    ends = {"status": ["completed"] * 2}
+    for key, dropped in (("objective.eta", True), ("training.learning_rate", False)):
+        table = sweep_table(pandas.DataFrame(rows).assign(**{key: ["0", "1"], **ends}), [key])
+        names = [name.strip() for name in table.splitlines()[0].split("|")]
+        assert {"loss/preference", *held_out} <= set(names)
+        assert {"loss", "eval_loss"}.isdisjoint(names) is dropped
+        assert ("Not shown: loss, eval_loss" in table) is dropped
+    bare = sweep_table(pandas.DataFrame([{"loss": 3.0}] * 2).assign(objective=["SFT", "DPO"], **ends), ["objective"])
+    assert "| loss |" in bare
 
 
 def test_names_are_distinct_and_say_the_key_where_its_end_is_not_enough() -> None:

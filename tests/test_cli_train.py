@@ -285,7 +285,7 @@ def test_data_check_prints_and_writes_its_report(here: Path) -> None:
     rows = [pair(0) | {"question": "w9"}, pair(1) | {"images": [[0]]}, pair(2) | {"chosen": float("nan")}]
     (here / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     shown = rpo("data", "check", "odd.jsonl", "--model", "./model").stdout
-    assert "3 rows, 1 pairs\n  refused: 1 (media)\n  refused: 1 (none)" in shown
+    assert "3 rows, 1 pairs\n  refused: 1 (images, audio or video)\n  refused: 1 (an empty cell)" in shown
     assert "columns that nothing reads: question (1)" in shown and "nothing reads 'question'" in shown
     assert "row 1 (odd.jsonl, line 2), images" in shown
     assert "source: expected an existing file" in refusals("data", "check", "none.jsonl", "--model", "./model")[-1]

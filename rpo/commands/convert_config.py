@@ -31,7 +31,10 @@ def convert_config_command(recipe: str, resolved: str = "") -> None:
     made = convert(given, RPOConfig.__dataclass_fields__, {name: why for name, (_, why) in REFUSED.items()})
     print(f"# Converted from {Path(recipe).name}.")
     if made.notes:
-        print("# What is not below, and why:")
+        print("# What is not below, or only below, and why:")
     for key, value, why in made.notes:
         print(f"#   {key}: {shown(value)} ({why})")
+    if made.blanks:
+        print("# Fill in a file or hub data set, with prompt, chosen and rejected, for each name of dataset_info.json:")
+        print("# " + yaml.safe_dump(made.blanks, sort_keys=False, allow_unicode=True).strip().replace("\n", "\n# "))
     print(yaml.safe_dump(made.options, sort_keys=False, allow_unicode=True), end="")

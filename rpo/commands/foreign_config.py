@@ -107,10 +107,15 @@ ATTENTION = {"fa2": "flash_attention_2", "fa3": "flash_attention_3", "sdpa": "sd
 
 @dataclass
 class Converted:
-    """Options of `rpo train`, nested; and for each key that is not among them, why: (key, its value, sentence)."""
+    """Options of `rpo train`, nested; and what is said beside them.
+
+    notes: on keys that are not among the options, or are though the recipe has them not: (key, value, sentence).
+    blanks: options to fill in, and what their recipe says there.
+    """
 
     options: dict[str, Any] = field(default_factory=dict)
     notes: list[tuple[str, Any, str]] = field(default_factory=list)
+    blanks: dict[str, Any] = field(default_factory=dict)
 
     def put(self, key: str, value: Any) -> None:
         """Set the option of a dotted key."""
@@ -132,6 +137,7 @@ def convert(recipe: Mapping[str, Any], training: Collection[str], refused: Mappi
         remedy = "rpo train --objective SFT and BradleyTerry train those stages; write them by hand."
         raise InvalidArgument("stage", expected="dpo", got=shown(rest["stage"]), remedy=remedy)
     _datasets(rest, made, factory)
+    unchecked = factory and rest.pop("disable_gradient_checkpointing", False)
     loss = {key: rest.pop(key) for key in (LLAMA_FACTORY_LOSS if factory else LOSS) if key in rest}
     made.options["objective"] = (_llama_factory if factory else _trl)(loss).to_dict()
     _model(rest, made, factory)
@@ -155,8 +161,11 @@ def convert(recipe: Mapping[str, Any], training: Collection[str], refused: Mappi
         if not {key, "fp16" if key == "bf16" else key} & recipe.keys():
             made.notes.append((key, None, "on in TRL where it is not set, off here"))
     if factory:
-        for key, theirs in (("learning_rate", 5e-5), ("max_length", 2048)):
-            made.options.setdefault("training", {}).setdefault(key, theirs)  # their defaults, which ours are not
+        training_options = made.options.setdefault("training", {})
+        for key, theirs in (("learning_rate", 5e-5), ("max_length", 2048), ("gradient_checkpointing", not unchecked)):
+            if key not in training_options:
+                training_options[key] = theirs
+                made.notes.append((f"training.{key}", theirs, "LLaMA-Factory's where it is not set, and so below"))
     made.options.setdefault("training", {}).setdefault("output_dir", "runs/converted")
     made.options = {key: made.options[key] for key in ("model", *made.options) if key in made.options}
     return made
@@ -269,12 +278,10 @@ def _datasets(rest: dict[str, Any], made: Converted, factory: bool) -> None:
     options = {"name": rest.pop("dataset_config", None), "streaming": rest.pop("dataset_streaming", None)}
     train = rest.pop("dataset_train_split", mixture.get("dataset_train_split", "train"))
     test = rest.pop("dataset_test_split", mixture.get("dataset_test_split", "test"))
-    if factory and isinstance(rest.get("dataset"), str):
-        made.options["dataset"] = rest.pop("dataset")
-        why = "a name of its dataset_info.json: write the file or hub data set, with prompt, chosen and rejected"
-        made.notes.append(("dataset", made.options["dataset"], why))
-        if (given := rest.pop("eval_dataset", None)) is not None:
-            made.options["eval_dataset"] = given
+    if factory:
+        for part in ("dataset", "eval_dataset"):
+            if (given := rest.pop(part, None)) is not None:
+                made.blanks[part] = given
         return
     if listed:
         made.options["dataset"] = [_listed(one, made) for one in listed]

@@ -31,8 +31,10 @@ MOST_RUNS = 1000
 # What the table shows of each run, where it was logged.
 METRICS = (
     "loss", "loss/preference", "loss/sft", "rewards/margins", "rewards/accuracies", "displacement/share", "eval_loss",
-    "eval_rewards/accuracies", "eval_win_rate",
+    "eval_loss/preference", "eval_rewards/margins", "eval_rewards/accuracies", "eval_displacement/share",
+    "eval_displacement/chosen_change", "eval_win_rate",
 )  # fmt: skip
+TOTALS = ("loss", "eval_loss")  # of the whole objective, so that those of two objectives do not compare
 
 
 @dataclass(frozen=True)
@@ -140,11 +142,19 @@ def sweep_frame(found: Sequence[Cell], folders: Sequence[Path]) -> pandas.DataFr
 
 
 def sweep_table(frame: pandas.DataFrame, keys: Sequence[str]) -> str:
-    """Return the runs' last numbers as Markdown; with several seeds their means (standard errors)."""
+    """Return the runs' last numbers as Markdown; with several seeds their means (standard errors).
+
+    Where the objective varies and the preference loss was logged, total losses are left out, and a line says so.
+    """
     from rpo.plotting.tables import mean_table
 
     by = [key for key in keys if key != SEED or len(keys) == 1]
-    return mean_table(frame, [name for name in METRICS if name in frame], by=[*by, "status"])
+    shown = [name for name in METRICS if name in frame]
+    left = [name for name in TOTALS if name in shown and f"{name}/preference" in shown]
+    if not any(key.partition(".")[0] == "objective" for key in by):
+        left = []
+    table = mean_table(frame, [name for name in shown if name not in left], by=[*by, "status"])
+    return table + (f"\nNot shown: {', '.join(left)}, which differ by the objective; see {TABLE}.\n" if left else "")
 
 
 def runs_of(folder: str) -> list[str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import textwrap
 from array import array
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +24,15 @@ SHOWN_CHARACTERS = 600
 LABELS = {True: b"desirable", False: b"undesirable"}
 CONTRARY = {
     "rows": "occur with both labels", "pairs": "occur both ways round", "lists": "occur in several orders"
+}  # fmt: skip
+# Reasons of refusals whose key, its underscores aside, does not say it.
+REASONS = {
+    "none": "an empty cell", "label": "no label that can be read", "media": "images, audio or video",
+    "wrong_type": "a value of another type", "roles": "roles out of order", "scores": "scores that do not compare",
+    "mixed": "of another kind than the first", "printed": "a list printed as text", "no_prompt": "without a prompt",
+    "prompt_merged": "a prompt whose every token merges with a response", "weight": "no weight above 0",
+    "boundary": "prompt and response do not split", "template": "what the chat template does not take",
+    "base_count": "another number of base responses", "vocabulary": "ids outside the vocabulary",
 }  # fmt: skip
 Z95 = 1.959963984540054
 
@@ -98,7 +108,7 @@ class DataCheck:
             sized = ", ".join(f"{count} of {size}" for size, count in self.sizes.items())
             found += f" of {responses} responses ({sized})"
         rows = [f"{report['rows']} rows, {found}"]
-        rows += [f"  refused: {count} ({reason})" for reason, count in report["refused"].items()]
+        rows += [f"  refused: {n} ({REASONS.get(key, key.replace('_', ' '))})" for key, n in report["refused"].items()]
         if report["dropped_too_long"]:
             rows.append(f"  dropped as too long: {report['dropped_too_long']}")
         rows += ["", "tokens     " + "".join(f"{name:>8}" for name in QUANTILES)]
@@ -120,7 +130,7 @@ class DataCheck:
             counts["tied, in the order of the row"] = report["ties"]
         if kind == "rows":
             counts = {name.replace("chosen ", ""): n for name, n in counts.items() if "rejected" not in name}
-        rows += ["", kind] + [f"  {name:<30}{n:>8}  {_percent(n, self.pairs)}" for name, n in counts.items()]
+        rows += ["", kind, *_counted(counts, self.pairs)]
         counts = {
             "empty": self.empty_responses,
             "without an end token": self.missing_ends,
@@ -132,7 +142,7 @@ class DataCheck:
         if report["unscored"]:
             counts["left out without a score"] = report["unscored"]
         rows += ["", "responses" + (" (two a pair)" if kind == "pairs" else "")]
-        rows += [f"  {name:<30}{n:>8}  {_percent(n, responses)}" for name, n in counts.items()]
+        rows += _counted(counts, responses)
         often = f"the most frequent in {self.most_repeated_prompt} {kind}"
         rows += ["", f"prompts: {self.distinct_prompts} distinct, {often}"]
         rows += (
@@ -254,6 +264,13 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     p, z2 = successes / trials, Z95**2
     centre, spread = p + z2 / (2 * trials), Z95 * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials**2))
     return max(0.0, (centre - spread) / (1 + z2 / trials)), min(1.0, (centre + spread) / (1 + z2 / trials))
+
+
+def _counted(counts: Mapping[str, int], total: int) -> list[str]:
+    """Return a line for each count that is not zero, and one that names what was counted and not found."""
+    rows = [f"  {name:<30}{n:>8}  {_percent(n, total)}" for name, n in counts.items() if n]
+    none = ", ".join(name for name, n in counts.items() if not n and not name.startswith(" "))
+    return rows + (textwrap.wrap(f"none: {none}", 98, initial_indent="  ", subsequent_indent="    ") if none else [])
 
 
 def _warnings(found: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None) -> list[str]:

@@ -212,6 +212,14 @@ class PairEncoder:
             self._refuse_boundary(record, prompt, full, shared)
         opening = () if record.kind == "chat" or prompt[: len(self._opening)] == self._opening else self._opening
         start, responses, ends = opening + prompt[:shared], [ids[shared:] for ids in full], []
+        if not start and prompt:
+            body = next(ids for ids in full if common_length(prompt, ids) == shared)
+            merged = self._tokenizer.convert_ids_to_tokens(list(body[:1]))  # type: ignore[union-attr]
+            raise RefusedRow(
+                record.row, "prompt", reason="prompt_merged", expected="a token of the prompt that no response changes",
+                got=f"a prompt whose every token merges with a response's beginning, as {merged}",
+                remedy="Write more before it, or end it where the tokenizer splits, for example before a space.",
+            )  # fmt: skip
         if not start:
             remedy = "Write at least one token of prompt; this tokenizer adds no BOS that could stand for it."
             raise RefusedRow(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -159,9 +160,10 @@ def test_the_report_in_words_and_in_json() -> None:
     check = check_pairs(prepared, tokenizer, samples=2)
     assert json.loads(json.dumps(check.to_dict()))["length_bias"]["equal"] == check.length_bias.equal
     words = check.render()
-    assert words.startswith("8 rows, 7 pairs\n  refused: 1 (empty_response)\n")
+    assert words.startswith("8 rows, 7 pairs\n  refused: 1 (empty response)\n")
     assert "  occur both ways round                3  42.9%" in words
     assert "refusal: row 7, chosen" in words
+    assert "  none: truncated," in words and not re.search(r"^  [a-z ]+ 0 +0\.0%$", words, flags=re.MULTILINE)
     assert len(check.samples) == 2 and check.samples[-1].startswith("row 6")
 
 

@@ -172,7 +172,7 @@ def test_the_report_and_the_check_count_what_lists_are(tmp_path: Any) -> None:
     assert check.length_bias is not None and (check.length_bias.chosen_longer, check.length_bias.equal) == (1, 1)
     text = check.render()
     assert "5 rows, 4 lists of 11 responses (1 of 2, 3 of 3)" in text
-    assert "refused: 1 (too_few_scores)" in text
+    assert "refused: 1 (too few scores)" in text
     assert "tied, in the order of the row        1  25.0%" in text
     assert "left out without a score             2" in text
     assert "2 lists occur in several orders" in text

@@ -372,6 +372,15 @@ def test_a_merge_moves_the_boundary_for_both() -> None:
     assert prepare_pairs([{"prompt": "ab", "chosen": "aa", "rejected": "b"}], tokenizer).report.boundary_merges == 0
 
 
+def test_a_prompt_that_merges_away_is_said_and_counted_by_its_own_name() -> None:
+    """b and c read bc, so that no token is the prompt's; an empty prompt is another case."""
+    tokenizer = bpe(MERGING, [("b", "c")], eos_token="</s>")
+    rows = [{"prompt": "b", "chosen": "c", "rejected": "a"}, {"prompt": "ab", "chosen": "c", "rejected": "a"}]
+    with pytest.raises(RefusedRow, match="row 0, prompt: .* merges with a response's beginning, as \\['bc'\\]"):
+        prepare_pairs(rows, tokenizer)
+    assert prepare_pairs(rows, tokenizer, on_refused="drop").report.refused == {"prompt_merged": 1}
+
+
 def test_a_base_response_moves_the_boundary_too() -> None:
     tokenizer = bpe(MERGING, [("b", "c")], eos_token="</s>")
     row = {"prompt": "ab", "chosen": "a", "rejected": "b", "more": ["c"]}
