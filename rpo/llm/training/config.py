@@ -199,7 +199,7 @@ class RPOConfig(TrainerConfig):
     )
     displacement_patience: int = field(default=3, metadata=_help("... for so many logs in a row."))
     _TRANSLATED: ClassVar[frozenset[str]] = trl_fields.NAMES
-    _UNSET: ClassVar[frozenset[str]] = trl_fields.UNSET
+    _UNSET: ClassVar[frozenset[str]] = frozenset(trl_fields.UNSET)
     given_objective: ClassVar[Any] = None  # of an instance, where loss_type named one
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainerConfig._VALID_DICT_FIELDS, "base_weights"]
 
