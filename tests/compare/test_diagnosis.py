@@ -72,6 +72,18 @@ def test_every_number_is_the_tables(small: Small, trained: EnumerableLM) -> None
     assert abs(found.numbers["displacement/chosen_change"] - weights @ (now - means)[data.prompt, data.chosen]) > 0.1
 
 
+def test_the_report_in_words() -> None:
+    """Shares in percent, other numbers as they are, and no error of a mean of equal numbers."""
+    numbers = {"ranking/accuracy": 0.625, "ranking/accuracy_se": 0.05, "ranking/accuracy_per_token": 0.5}
+    numbers |= {"ranking/reference": 1.0, "ranking/reference_se": 6.94e-17, "ranking/wrong": 0.0}
+    numbers |= {"gradients/pair_cosine": 0.25, "gradients/pair_cosine_se": 0.125}
+    nothing: Any = np.zeros((0, 2))
+    given = {"eta": None, "untrained": False, "policy": nothing, "reference": nothing}
+    rows = Diagnosis(pairs=8, beta=0.1, chosen_rate=0.999, numbers=numbers, **given).rows()
+    assert [number for _, number, _ in rows] == ["62.5% +- 5.0%", "100.0%", "0.250 +- 0.125"]
+    assert rows[0][2].endswith("by the mean over tokens 50.0%")
+
+
 def test_gradients_are_those_of_the_table(small: Small, trained: EnumerableLM) -> None:
     """Inner products by autograd through the enumerated table; shares of cases and the least eta by the one formula."""
     _, _, data = small

@@ -30,6 +30,12 @@ from rpo.llm.reference.cache import CacheKey, LogpCache, precompute
 from rpo.llm.sampling import stop_token_ids
 
 ERROR = "_se"
+ROUNDING = 1e-9  # of a mean of equal numbers, whose error is zero but for it
+NOT_SHARES = frozenset((
+    "ranking/threshold", "rewards/margins", "loss/preference", "displacement/chosen_change",
+    "displacement/rejected_change", "gradients/pair_cosine", "gradients/least_eta", "gradients/least_eta_median",
+    "kl/reference",
+))  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -58,58 +64,69 @@ class Diagnosis:
         """Return what is printed: name, number, and what the number means."""
         given, rows = self.numbers, []
 
+        def of(key: str) -> str:
+            return _shown(key, given[key]) if key in given else "none"
+
         def add(name: str, key: str, meaning: str) -> None:
             if key in given:
                 error = given.get(key + ERROR, 0.0)
-                rows.append((name, _number(given[key]) + (f" +- {_number(error)}" if error > 0 else ""), meaning))
+                more = f" +- {_shown(key, error)}" if error > ROUNDING * max(1.0, abs(given[key])) else ""
+                rows.append((name, of(key) + more, meaning))
 
-        def of(key: str) -> str:
-            return _number(given[key]) if key in given else "none"
-
-        rate, beta = f"{self.chosen_rate:g}", f"{self.beta:g}"
         add(
             "ranking accuracy",
             "ranking/accuracy",
-            f"share with log pi(chosen) >= log pi(rejected); {of('ranking/accuracy_per_token')} by means over tokens",
+            "of the pairs have a chosen response at least as likely as the rejected one; by the mean over tokens "
+            f"{of('ranking/accuracy_per_token')}",
         )
         if not self.untrained:
-            add("  of the reference", "ranking/reference", "the same share where training began")
+            add("  of the reference", "ranking/reference", "the same before training")
         add(
-            "  idealised", "ranking/idealised", f"what a perfect optimum of DPO would rank right, beta {beta}, a {rate}"
+            "  idealised",
+            "ranking/idealised",
+            f"the same at the optimum of DPO, at beta {self.beta:g} and with chosen responses that would be preferred "
+            f"again {100 * self.chosen_rate:g}% of the time",
         )
         add(
             "  threshold",
             "ranking/threshold",
-            f"median DPO loss below which the {of('ranking/wrong')} that the reference ranks wrong are ranked right",
+            "DPO's loss below which a pair is ranked right, median of the "
+            f"{of('ranking/wrong')} that the reference ranks wrong",
         )
         add(
             "  turned",
             "ranking/turned",
-            f"share of those that are ranked right by now; of {of('ranking/moved')} the margin has grown",
+            "of the pairs that the reference ranks wrong are ranked right by the model; in "
+            f"{of('ranking/moved')} of them the chosen response has gained on the rejected one",
         )
         add(
             "implicit reward",
             "rewards/accuracies",
-            f"share with h(chosen) > h(rejected); beta times the difference is {of('rewards/margins')} on average",
+            "of the pairs have a chosen response that gained on the rejected one since the reference; the reward "
+            f"margin is {of('rewards/margins')} on average",
         )
-        add("  DPO's loss", "loss/preference", "mean; log 2 = 0.693 at the reference")
+        add("  DPO's loss", "loss/preference", "mean over the pairs; log 2 = 0.693 before training")
         add(
             "displacement",
             "displacement/share",
-            "share whose chosen response lost probability; chosen changed by "
+            "of the pairs have a chosen response less likely than under the reference; chosen ones changed by "
             f"{of('displacement/chosen_change')}, rejected by {of('displacement/rejected_change')} nats on average",
         )
         add(
             "gradients",
             "gradients/ideal",
-            "share of pairs where a step on the margin lifts the chosen response and lowers the rejected; both fall in "
-            f"{of('gradients/both_fall')}, both rise in {of('gradients/both_rise')}",
+            "of the pairs: a step on the preference makes the chosen response likelier and the rejected one less; "
+            f"both fall in {of('gradients/both_fall')}, both rise in {of('gradients/both_rise')}",
         )
-        add("  cosine", "gradients/pair_cosine", "of the gradients of log pi of the two responses; 1: the same words")
+        add(
+            "  cosine",
+            "gradients/pair_cosine",
+            "between the gradients of the two responses' log-probabilities; near 1 a step moves both together",
+        )
         add(
             "  least eta",
             "gradients/least_eta",
-            "of RPO, that lifts the chosen response of every pair where both fall; median of them "
+            "eta of RPO above which the chosen response rises in every pair where both would fall; median of them "
             f"{of('gradients/least_eta_median')}"
             + ("" if self.eta is None else f"; eta {self.eta:g} lifts {of('gradients/lifted')} of them"),
         )
@@ -122,12 +139,21 @@ class Diagnosis:
             add(
                 where,
                 f"{prefix}explicit/accuracies",
-                f"share that the reward model ranks right; implicit {of(f'{prefix}implicit/accuracies')}, lead "
-                f"{of(f'{prefix}explicit/lead')} +- {of(f'{prefix}explicit/lead{ERROR}')}, "
-                f"the two agree on {of(f'{prefix}explicit/agreement')}",
+                "of the pairs are ranked right by the reward model"
+                + (
+                    f", {of(f'{prefix}implicit/accuracies')} by the implicit reward, a lead of "
+                    f"{of(f'{prefix}explicit/lead')} +- {of(f'{prefix}explicit/lead{ERROR}')}; the two agree on "
+                    f"{of(f'{prefix}explicit/agreement')}"
+                    if f"{prefix}explicit/lead" in given
+                    else ""
+                ),
             )
         if "explicit/accuracies" not in given:
-            add("  on shifted data", "shifted/implicit/accuracies", "share with h(chosen) > h(rejected) on other pairs")
+            add(
+                "  on shifted data",
+                "shifted/implicit/accuracies",
+                "of the other pairs have a chosen response that gained on the rejected one",
+            )
         return rows
 
 
@@ -325,6 +351,13 @@ def _require_pairs(name: str, groups: Sequence[TokenizedGroup]) -> Sequence[Toke
             remedy="Make pairs of lists (binarize), and leave out base columns.",
         )
     return groups
+
+
+def _shown(key: str, value: float) -> str:
+    """Return the number of a name, or its error, as text: a share in percent."""
+    if key.removesuffix(ERROR) in NOT_SHARES:
+        return _number(value)
+    return f"{100 * value:.1f}%"
 
 
 def _number(value: float) -> str:

@@ -32,11 +32,15 @@ def write_diagnosis(result: Diagnosis, folder: str | Path, *, model: str, refere
 def _draw(result: Diagnosis, path: Path) -> None:
     """Draw every pair's log pi(chosen) / pi(rejected), in nats, against the same of the reference."""
     margins = {name: getattr(result, name) @ [1.0, -1.0] for name in ("reference", "policy")}
+    title = f"{100 * result.numbers['ranking/accuracy']:.0f}% of the pairs are ranked right"
+    if not result.untrained:
+        title += f", {100 * result.numbers['ranking/reference']:.0f}% under the reference"
     with style():
         figure, ((axes,),) = new_figure(1, 1, width=5.2, height=4.8)
         for line in (axes.axhline, axes.axvline):
             line(0.0, color="#777777", linewidth=0.8)
         axes.axline((0.0, 0.0), slope=1.0, color="#777777", linewidth=0.8, linestyle=":")
         axes.plot(margins["reference"], margins["policy"], "o", markersize=3, alpha=0.6, color=COLORS["transformer"])
+        axes.set_title(title)
         axes.set(xlabel="reference: log-probability of chosen less rejected, nats", ylabel="model: the same, nats")
     save(figure, path, pandas.DataFrame(margins))

@@ -84,6 +84,9 @@ def check_names(kind: Any, names: Iterable[str]) -> None:
 def _unknown(name: str, kind: Any) -> InvalidArgument:
     if name in OPTIONS:
         return refusal(name, kind.__name__)
+    if name in RETIRED:
+        expected = f"a field of {kind.__name__}"
+        return InvalidArgument(name, expected=expected, got="a name of other releases", remedy=RETIRED[name])
     known = set(kind.__dataclass_fields__)
     near = [own_name(name, known)] if own_name(name, known) != name else []
     near += difflib.get_close_matches(name, known | kind._TRANSLATED, n=3 - len(near))
@@ -91,7 +94,7 @@ def _unknown(name: str, kind: Any) -> InvalidArgument:
         name,
         expected=f"a field of {kind.__name__}" + (f", such as {', '.join(near)}" if near else ""),
         got="an unknown name",
-        remedy=RETIRED.get(name, "Check the spelling."),
+        remedy="Check the spelling.",
     )
 
 

@@ -45,7 +45,7 @@ UNUSED_DEFAULTS = {
 }
 NAMES = frozenset((*LOSS, *SAME, *WITHOUT_EFFECT, "precompute_ref_batch_size"))
 # Options of other trainers, earlier releases of TRL among them, whose None asks for nothing.
-UNSET = OPTIONS.keys() - NAMES
+UNSET = frozenset(OPTIONS) - NAMES
 
 
 # Arguments of DPOTrainer that may only be None -> what there is instead.
