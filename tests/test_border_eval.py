@@ -90,7 +90,7 @@ CALLS = {
     "Function": call(scorers.Function, "function", "name", function=LENGTH, name="f"),
     "Function()": call(scorers.Function(LENGTH), "responses", **TEXTS),
     "load_scorer": call(scorers.load_scorer, "name", name="length"),
-    "load": call(load, "name", name="scorer:length"),
+    "load": call(load, "judge", judge="scorer:length"),
     "Endpoint": call(
         Endpoint, "model", "base_url", "api_key_env", "timeout", model="m", base_url="http://localhost:1/v1",
         api_key_env="KEY", temperature=0.5, max_tokens=9, timeout=1.0, options={"seed": 1},
