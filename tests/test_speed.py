@@ -19,7 +19,7 @@ from rpo.bandit.batched import sample_wins, solve_batch
 
 pytestmark = pytest.mark.slow
 
-EXPECTED = {"solve_batch": 11.5, "solve": 1.2, "training step": 2.5, "head": 1.3, "simulate": 2.5}
+EXPECTED = {"solve_batch": 11.5, "solve": 1.2, "training step": 2.5, "head": 1.3, "simulate": 18.0}
 OBJECTIVE = rpo.RPO(beta=0.1, eta=0.05, base="reference")
 
 
