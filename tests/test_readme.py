@@ -28,7 +28,7 @@ def test_the_examples_print_what_the_readme_says() -> None:
 
 
 def test_the_solve_command_prints_what_the_readme_says() -> None:
-    (command,) = (block for block in blocks("bash") if block.startswith("rpo solve"))
+    (command,) = (block for block in blocks("bash") if block.startswith("rpo solve rpo/"))
     arguments = command.split()[1:]
     result = subprocess.run(
         [sys.executable, "-m", "rpo.cli", *arguments], capture_output=True, text=True, cwd=ROOT, check=True

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from rpo.core.objectives import RPO, Objective
 
 
@@ -44,8 +42,6 @@ def compare_command(
     from rpo.compare.equivalence import compare
     from rpo.compare.report import agreement_rows, verdict, write_report
 
-    if not sys.stderr.isatty():  # where bars are drawn there
-        print("Solving, fitting a table, training two transformers: about a minute on two cores.", file=sys.stderr)
     result = compare(
         objective,
         prompts=prompts,

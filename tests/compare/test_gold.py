@@ -230,7 +230,7 @@ def test_the_folder_holds_page_record_figure_and_tables(result: GoldExperiment, 
     assert names == {
         *("gold.html", "gold.json", "gold.png", "gold.csv", "outcomes.csv", "sampled_kl.csv", "config.yaml")
     }
-    assert verdict(result).split(" (exact")[0] in page and "http" not in page
+    assert verdict(result).split(" (exact")[0] in page and "http:" not in page and "https:" not in page
     record = json.loads((tmp_path / "out" / "gold.json").read_text())
     assert record["config"]["label_smoothing"] == 0.05 and record["environment"]["commit"]
     assert record["evidence"]["agreement"]["DPO"]["within"] is True
